@@ -1,0 +1,1 @@
+"""Decisions as pure functions over what nodes and processes report; imports no other part."""

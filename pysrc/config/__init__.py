@@ -1,0 +1,1 @@
+"""The files under /etc/mosix as dataclasses."""

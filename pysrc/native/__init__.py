@@ -1,0 +1,1 @@
+"""C behind cffi: injection, pages, redirector, agent; and the two C programs."""

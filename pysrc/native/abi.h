@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What two processes of mosix agree on in C: the call socket (redirector at the
+ * guest, agent in the ghost), the agent's control socket and the layout of the
+ * agent's blob.  Included by redirect.c, agent.c and (through cffi) by Python.
+ * All integers are little-endian and naturally aligned: x86-64 only.
+ *
+ * Increment MX_ABI_VERSION whenever a struct or the meaning of a field changes;
+ * nodes with different versions refuse each other in the handshake.
+ */
+#ifndef MOSIX_ABI_H
+#define MOSIX_ABI_H
+
+#include <stdint.h>
+
+#define MX_ABI_VERSION 1
+
+/* ---- call socket: one request, one reply, never two in flight per thread ---- */
+
+#define MX_MAX_AREA (64u << 20) /* bytes of argument data of one call */
+#define MX_MAX_RELOCS 64        /* msghdr + iovec + name + control at the most */
+
+/*
+ * A request is this header, n_relocs relocations, data_size bytes.  The agent
+ * has an area of area_size bytes; the data are placed at its offset 0, what
+ * lies behind them is undefined.  Each relocation stores the address of
+ * area[to] into the 8 bytes at area[at], or into an argument.
+ * After the call the agent returns area[out_offset ...]: out_fixed bytes, and
+ * when the result is positive min(result * out_unit, out_var) more.  When the
+ * result is negative nothing is returned, unless MX_REQ_OUT_ON_ERROR.
+ */
+struct mx_request {
+	uint32_t size;       /* bytes that follow this header */
+	uint16_t nr;         /* x86-64 system call number */
+	uint16_t flags;      /* MX_REQ_* */
+	uint64_t id;         /* sequence number, from 1, +1 per request of a thread */
+	uint64_t args[6];
+	uint32_t data_size;
+	uint32_t area_size;
+	uint32_t out_offset;
+	uint32_t out_fixed;
+	uint32_t out_var;
+	uint16_t out_unit;
+	uint8_t n_relocs;
+	uint8_t fd_mask;     /* bit i: args[i] is a descriptor number; the agent's own give EBADF */
+};
+
+struct mx_reloc {
+	uint32_t at;         /* offset in the area, or MX_RELOC_ARG + index of an argument */
+	uint32_t to;         /* offset in the area */
+};
+#define MX_RELOC_ARG 0x80000000u
+
+#define MX_REQ_OUT_ON_ERROR 1 /* select, ppoll: out bytes also when interrupted */
+
+struct mx_reply {
+	uint32_t size;       /* out bytes that follow */
+	uint32_t flags;      /* MX_REP_* */
+	uint64_t id;         /* of the request */
+	int64_t result;      /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
+};
+
+/* The call was interrupted before it did anything; result is the kernel's own
+ * restart code (-512, -513, -514, -516) or -EINTR.  A signal or a freeze is on
+ * its way over the control connection. */
+#define MX_REP_CANCELLED 1
+
+/* ---- the agent's blob: position independent, mapped rwx in one piece ---- */
+
+#define MX_AGENT_MAGIC 0x746e6761786f6dULL
+
+/* At offset 0 of the blob; offsets are from the blob's first byte. */
+struct mx_agent_header {
+	uint64_t magic;
+	uint32_t version;        /* MX_ABI_VERSION */
+	uint32_t blob_size;      /* code and data, a multiple of the page size, stack included */
+	uint32_t serve_entry;    /* serves the call socket until it is closed */
+	uint32_t obey_entry;     /* obeys the control socket until MX_OP_LEAVE */
+	uint32_t call_return;    /* address behind the `syscall` that makes a redirected call */
+	uint32_t state_offset;   /* struct mx_agent_state */
+	uint32_t stack_top;      /* initial rsp for either entry */
+	uint32_t trap_offset;    /* an int3: where obey ends; never a syscall in between */
+};
+
+/* Written by the deputy or remote while the process is stopped, else by the agent. */
+struct mx_agent_state {
+	int32_t call_fd;         /* -1: none */
+	int32_t control_fd;      /* -1: none */
+	uint64_t current_id;     /* request being executed, 0: waiting for one */
+	uint32_t cancelled;      /* set by the deputy at a stop at call_return: the reply gets MX_REP_CANCELLED */
+	uint32_t pad;
+	uint64_t guest_mask;     /* signal mask of the guest's thread */
+	uint64_t ignored;        /* signals the guest ignores; the ghost blocks guest_mask | ignored */
+	uint64_t area;           /* scratch of area_size bytes, mapped by the agent */
+	uint64_t area_size;
+	uint64_t calls;          /* redirected calls executed */
+	uint64_t cure;           /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
+};
+
+/* ---- control socket of the agent: SOCK_STREAM pair, one order at a time ---- */
+
+enum mx_op {
+	MX_OP_CALLS = 1, /* count * struct mx_call follow; executed in order, stops at the first failure
+	                  * unless MX_CALL_MAY_FAIL; answer: struct mx_done, then count int64 results */
+	MX_OP_FILL = 2,  /* count * struct mx_run follow; receives every run from descriptor fd straight into
+	                  * memory; answer: struct mx_done, result = bytes or -errno (-EPIPE: ended early) */
+	MX_OP_FD = 3,    /* one SCM_RIGHTS descriptor rides on this header; answer: result = number it got,
+	                  * close-on-exec, as high under RLIMIT_NOFILE as is free */
+	MX_OP_LEAVE = 4, /* answer: result = 0, then jumps to trap_offset */
+};
+
+struct mx_order {
+	uint32_t op;
+	uint32_t count;
+	int32_t fd;
+	uint32_t pad;
+};
+
+struct mx_call {
+	uint64_t nr;
+	uint64_t args[6];
+	uint64_t flags;      /* MX_CALL_* */
+};
+#define MX_CALL_MAY_FAIL 1
+
+struct mx_run {
+	uint64_t start;      /* address, page aligned */
+	uint64_t size;       /* bytes, a multiple of the page size */
+};
+
+struct mx_done {
+	int64_t result;      /* MX_OP_CALLS: how many calls were made */
+	uint32_t count;      /* results that follow */
+	uint32_t pad;
+};
+
+#endif

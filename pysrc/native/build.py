@@ -1,0 +1,54 @@
+"""Describes the cffi extension `mosix.native._native`: which C files, which declarations.
+
+Each C file has a .h of the same name whose part between ``/* cffi: begin */`` and
+``/* cffi: end */`` is what Python may call; that is the only list of declarations.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+UNITS = tuple(
+    name for name in ("tracee", "inject", "pages", "redirect") if (HERE / f"{name}.c").exists()
+)
+
+
+def _declarations(header: Path) -> str:
+    text = header.read_text(encoding="utf-8")
+    parts = re.findall(r"/\* cffi: begin \*/(.*?)/\* cffi: end \*/", text, re.S)
+    return "\n".join(parts)
+
+
+def _abi() -> str:
+    """abi.h in the subset of C that cffi parses."""
+    text = (HERE / "abi.h").read_text(encoding="utf-8")
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    text = re.sub(r"^#(ifndef|endif|include).*$", "", text, flags=re.M)
+    return re.sub(r"^#define (\w+).*$", r"#define \1 ...", text, flags=re.M).replace(
+        "#define MOSIX_ABI_H ...", ""
+    )
+
+
+ffi = FFI()
+ffi.cdef(_abi() + "\n".join(_declarations(HERE / f"{unit}.h") for unit in UNITS))
+ffi.set_source(
+    "mosix.native._native",
+    '#include "abi.h"\n' + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
+    sources=[str((HERE / f"{unit}.c").relative_to(HERE.parent.parent)) for unit in UNITS],
+    include_dirs=["pysrc/native"],
+    extra_compile_args=[
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-D_GNU_SOURCE",
+        "-pthread",
+        "-Wno-error=unused-parameter",
+        "-Wno-missing-field-initializers",
+    ],
+    py_limited_api=False,
+)

@@ -1,0 +1,1 @@
+"""mosd: control socket, spawner, registry, peers."""

@@ -1,0 +1,1 @@
+"""The one table of system calls and what is generated from it."""

@@ -1,0 +1,136 @@
+"""Message channels over sockets, for asyncio: whole messages in, whole messages out.
+
+`Packets`: a unix SOCK_SEQPACKET socket between mosd and its workers; descriptors ride along.
+`Frames`: a stream socket between nodes, with a 4-byte length before each message.
+Both check every message on arrival (`mosix.wire.messages.decode`) and raise `ProtocolError`;
+`EOFError` when the other side is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from mosix.errors import ProtocolError
+from mosix.wire.messages import decode, encode
+
+T = TypeVar("T")
+
+#: No control message is larger; a length above it is an attack or a bug.
+MAX_FRAME = 4 << 20
+_MAX_PACKET = 160 << 10
+_MAX_FDS = 8
+_LENGTH = struct.Struct("<I")
+
+
+class Packets(Generic[T]):
+    """One end of a SOCK_SEQPACKET pair. `kind` is what may arrive."""
+
+    def __init__(self, sock: socket.socket, kind: type[T] | Any) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._kind = kind
+
+    async def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
+        data = encode(message)
+        while True:
+            try:
+                socket.send_fds(self.sock, [data], list(fds))
+                return
+            except BlockingIOError:
+                await _writable(self.sock)
+
+    async def receive(self) -> tuple[T, list[int]]:
+        """Next message and the descriptors that came with it (the caller closes them)."""
+        while True:
+            try:
+                data, fds, flags, _ = socket.recv_fds(
+                    self.sock, _MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                )
+                break
+            except BlockingIOError:
+                await _readable(self.sock)
+        if not data:
+            raise EOFError("the other process is gone")
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            _close_all(fds)
+            raise ProtocolError("oversized message")
+        try:
+            return decode(data, self._kind), fds
+        except ProtocolError:
+            _close_all(fds)
+            raise
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Frames(Generic[T]):
+    """One end of a stream connection. `kind` is what may arrive.
+
+    Reads never go beyond the message asked for, so that a socket can be handed on."""
+
+    def __init__(self, sock: socket.socket, kind: type[T] | Any) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._kind = kind
+        self._sending = asyncio.Lock()
+
+    async def send(self, message: msgspec.Struct) -> None:
+        data = encode(message)
+        async with self._sending:
+            await asyncio.get_running_loop().sock_sendall(self.sock, _LENGTH.pack(len(data)) + data)
+
+    async def receive(self) -> T:
+        (size,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
+        if not 0 < size <= MAX_FRAME:
+            raise ProtocolError(f"frame of {size} bytes")
+        message: T = decode(await self._exactly(size), self._kind)
+        return message
+
+    async def _exactly(self, size: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        parts = bytearray()
+        while len(parts) < size:
+            data = await loop.sock_recv(self.sock, size - len(parts))
+            if not data:
+                raise EOFError("connection closed")
+            parts += data
+        return bytes(parts)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        socket.close(fd)
+
+
+def _finish(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock.fileno(), _finish, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock.fileno(), _finish, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock.fileno())

@@ -1,0 +1,418 @@
+"""Every message between the processes of mosix, as msgspec records.
+
+Three conversations, each a tagged union: `ToRemote`/`ToDeputy` (deputy ↔ remote, the control
+connection between two nodes), `NodeToWorker`/`WorkerToNode` (mosd ↔ its deputies and remotes, a
+unix socket that also carries descriptors), `PeerHello`/`PeerAnswer` (after the handshake between
+two mosds). What a field may hold is checked on decoding (`decode`), so that nothing unchecked
+from the network reaches the code behind it. Times in nanoseconds, sizes in bytes.
+This module only describes; it never sends.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from mosix.errors import ProtocolError
+
+#: Peers whose numbers differ refuse each other, naming both.
+PROTOCOL_VERSION = 1
+
+Pid = Annotated[int, msgspec.Meta(ge=1, le=2**22)]
+Uid = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)]
+Ns = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+SigInfo = Annotated[bytes, msgspec.Meta(min_length=128, max_length=128)]
+
+
+class _Tagged(msgspec.Struct, tag_field="t", frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+# ---- what a node can run: published by the probe, compared before anything is stopped ----
+
+
+class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes a node eligible; compared by `mosix.balancer.eligibility.why_not`."""
+
+    kernel: Text
+    vdso: Text  # hex digest of the vdso's code: equal digests need no patching
+    page_size: int
+    cpu_features: tuple[Text, ...]
+    xsave_size: int
+    cpus: int
+    tier: Text = "portable"
+
+
+# ---- deputy → remote ----
+
+
+class Prepare(_Tagged, frozen=True, kw_only=True):
+    """Make an empty guest. `needs`: bytes of memory the body will take; `prefault`: ranges of
+    anonymous memory to populate before the freeze. The guest's clocks must not be behind
+    `monotonic_ns`/`boottime_ns` (read at home, `rtt_ns` already added)."""
+
+    pid: Pid
+    comm: Text
+    epoch: Epoch
+    needs: Size
+    prefault: list[tuple[int, int]] = []
+    monotonic_ns: Ns
+    boottime_ns: Ns
+    features: NodeFeatures
+    rlimits: dict[int, tuple[int, int]] = {}
+
+
+class Run(_Tagged, frozen=True, kw_only=True):
+    """The commit: the guest may run as `epoch`. `held`: it is stopped (SIGSTOP)."""
+
+    epoch: Epoch
+    held: bool = False
+
+
+class Signal(_Tagged, frozen=True, kw_only=True):
+    """A signal that the ghost was given and whose disposition is a handler in the guest."""
+
+    seq: int
+    siginfo: SigInfo
+
+
+class Hold(_Tagged, frozen=True, kw_only=True):
+    """Stop (True) or continue (False) the guest: job control happened at home."""
+
+    held: bool
+
+
+class Freeze(_Tagged, frozen=True, kw_only=True):
+    """Stop the guest for a move. With `target` the image goes straight there over a bulk
+    connection that the remote's mosd dials with `token`; without, over the bulk connection
+    that home attaches."""
+
+    epoch: Epoch
+    target: Ip | None = None
+    token: Token | None = None
+
+
+class Resume(_Tagged, frozen=True, kw_only=True):
+    """The move failed: the source goes on, as `epoch`."""
+
+    epoch: Epoch
+    held: bool = False
+
+
+class Drop(_Tagged, frozen=True, kw_only=True):
+    """The body is elsewhere, or its process ended: kill the guest and exit."""
+
+
+class Cancelled(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Cancel` when the agent no longer executed that call (its reply is on its way)."""
+
+    id: int
+
+
+class Ping(_Tagged, frozen=True, kw_only=True):
+    sent_ns: Ns
+
+
+ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping
+
+
+# ---- remote → deputy ----
+
+
+class Prepared(_Tagged, frozen=True, kw_only=True):
+    pass
+
+
+class Refused(_Tagged, frozen=True, kw_only=True):
+    reason: Text
+    hint: Text = ""
+
+
+class Ready(_Tagged, frozen=True, kw_only=True):
+    """The image is complete and restored; nothing runs yet."""
+
+    epoch: Epoch
+    received: Size
+
+
+class Running(_Tagged, frozen=True, kw_only=True):
+    """First frame of the new epoch."""
+
+    epoch: Epoch
+
+
+class Frozen(_Tagged, frozen=True, kw_only=True):
+    """The guest stands still; the image follows on the bulk connection."""
+
+    epoch: Epoch
+    page_bytes: Size
+    stopped_ns: Ns  # CLOCK_MONOTONIC of the guest at the stop
+
+
+class Sent(_Tagged, frozen=True, kw_only=True):
+    """All of the image left this node."""
+
+    epoch: Epoch
+
+
+class Failed(_Tagged, frozen=True, kw_only=True):
+    """Receiving, restoring or sending failed; the guest (if there was one) stands still."""
+
+    epoch: Epoch
+    reason: Text
+
+
+class Cancel(_Tagged, frozen=True, kw_only=True):
+    """Interrupt request `id` in the ghost: a signal or a freeze waits behind it."""
+
+    id: int
+
+
+class NeedHome(_Tagged, frozen=True, kw_only=True):
+    """The guest made a call that only home can do; it stands before it, rewound."""
+
+    reason: Text
+    nr: int
+
+
+class GuestDied(_Tagged, frozen=True, kw_only=True):
+    """The guest is gone without an exit call. `status` as of waitpid."""
+
+    status: int
+
+
+class Pong(_Tagged, frozen=True, kw_only=True):
+    sent_ns: Ns
+
+
+class Stats(_Tagged, frozen=True, kw_only=True):
+    calls: int
+    bytes_moved: int
+    user_ns: Ns
+
+
+ToDeputy = (
+    Prepared
+    | Refused
+    | Ready
+    | Running
+    | Frozen
+    | Sent
+    | Failed
+    | Cancel
+    | NeedHome
+    | GuestDied
+    | Pong
+    | Stats
+)
+
+
+# ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
+
+
+class Launch(_Tagged, frozen=True, kw_only=True):
+    """First message to a deputy; rides with the launching process's pidfd and its stderr.
+    `node`: where to send the program at its first instruction."""
+
+    job: JobId
+    pid: Pid
+    uid: Uid
+    gid: Uid
+    node: Ip | None = None
+    fallback: bool = False  # -F
+    lock: bool = False  # -L
+    cgroup: str
+    #: this node's own IP, and its features
+    home: Ip
+    features: NodeFeatures
+
+
+class Move(_Tagged, frozen=True, kw_only=True):
+    """Move process `pid` of the job; `target` None: home. Answered by `Moved`."""
+
+    request: int
+    pid: Pid
+    target: Ip | None
+    #: ordered by a person: -L does not forbid it
+    manual: bool = True
+
+
+class ComeHome(_Tagged, frozen=True, kw_only=True):
+    """mosd stops: bring every process home. Answered by `Moved` with pid 0."""
+
+    request: int
+
+
+class Dialed(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Dial`; without error the connected sockets ride along, in order of purposes."""
+
+    request: int
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
+    token: Token | None = None
+
+
+class Welcome(_Tagged, frozen=True, kw_only=True):
+    """First message to a remote; rides with the connected control socket."""
+
+    job: JobId
+    uid: Uid
+    gid: Uid
+    pid: Pid
+    epoch: Epoch
+    home: Ip
+    here: Ip
+    cgroup: str
+    outer_uid: Uid  # G
+    features: NodeFeatures
+    memory_limit: Size
+
+
+class Attach(_Tagged, frozen=True, kw_only=True):
+    """A connection with this remote's token arrived; the socket rides along."""
+
+    purpose: Text  # "call" or "bulk"
+
+
+class Mapped(_Tagged, frozen=True, kw_only=True):
+    """Answer to `MapIds`."""
+
+    error: Text = ""
+
+
+class Leave(_Tagged, frozen=True, kw_only=True):
+    """mosd of a guest's node stops: ask the deputy to take the guest home."""
+
+
+NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | Leave
+
+
+# ---- deputy or remote → mosd ----
+
+
+class Started(_Tagged, frozen=True, kw_only=True):
+    """The deputy is ready, the program may be executed."""
+
+
+class Moved(_Tagged, frozen=True, kw_only=True):
+    request: int
+    pid: int
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
+    freeze_ns: Ns = 0
+    page_bytes: Size = 0
+
+
+class Dial(_Tagged, frozen=True, kw_only=True):
+    """Connect to `ip` and prove ourselves; purposes of one guest: any of guest, call, bulk.
+    `token` names the guest for call and bulk when guest is not among the purposes."""
+
+    request: int
+    ip: Ip
+    purposes: tuple[Text, ...]
+    pid: Pid
+    epoch: Epoch
+    token: Token | None = None
+
+
+class ProcessState(_Tagged, frozen=True, kw_only=True):
+    """For mosps and the registry: where a process is and why."""
+
+    pid: Pid
+    where: Text  # "home", an IP, or "moving"
+    nmigs: int
+    why: Text  # "home: REASON", or how the last order ended
+    epoch: Epoch
+    stats: dict[str, int] = {}
+    ended: bool = False
+
+
+class MapIds(_Tagged, frozen=True, kw_only=True):
+    """Write uid_map and gid_map of `carrier` (a child of the sender) and put it into the
+    guest's cgroup."""
+
+    carrier: Pid
+
+
+class GuestState(_Tagged, frozen=True, kw_only=True):
+    """For mosps and the registry of the guest's node: its PID here."""
+
+    outer_pid: Pid
+    pid: Pid
+    frozen: bool = False
+
+
+WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState
+
+
+# ---- mosd ↔ mosd, behind the handshake (mosix.wire.handshake) ----
+
+
+class PeerHello(_Tagged, frozen=True, kw_only=True):
+    """What a connection is for. The handshake's proof covers all of it.
+
+    `purpose`: guest (a new guest; becomes the control connection), call, bulk (`token`),
+    status (answer with `PeerStatus`, then closed)."""
+
+    version: int
+    sender: Ip
+    receiver: Ip
+    purpose: Text
+    uid: Uid = 0
+    gid: Uid = 0
+    job: JobId | None = None
+    pid: Pid | None = None
+    epoch: Epoch = 0
+    token: Token | None = None
+    features: NodeFeatures | None = None
+
+
+class PeerAccept(_Tagged, frozen=True, kw_only=True):
+    token: Token | None = None
+    features: NodeFeatures | None = None
+
+
+class PeerRefuse(_Tagged, frozen=True, kw_only=True):
+    reason: Text
+    hint: Text = ""
+    code: int = 8
+
+
+class PeerStatus(_Tagged, frozen=True, kw_only=True):
+    """What `mosctl rstatus` and `mosctl status` show of another node."""
+
+    features: NodeFeatures
+    guests: int
+    jobs: int
+    memory_free: Size
+    version: Text
+
+
+PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(data: bytes | memoryview, kind: type[T] | Any) -> T:
+    """The message in `data`; ProtocolError unless it is exactly one of `kind`."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        return decoder.decode(data)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ProtocolError(f"malformed message: {error}") from error
