@@ -1,7 +1,7 @@
 """Putting a body into a process: into an empty guest, or back into its own ghost.
 
-Called by `mosix.remote` (guest) and `mosix.deputy` (ghost) with an `Agent` that obeys inside
-that process. What has to be done is planned by pure functions, as lists of `Call`; the drivers
+Called by `mosix.remote` (guest) and `mosix.deputy` (ghost) with an `Agent` that obeys inside it.
+What has to be done is planned by pure functions, as lists of `Call`; the drivers
 `empty_ghost`, `prefault`, `fill_guest`, `fill_ghost` only carry the plans out. They use the
 agent's socket and process_vm_*, never ptrace, and block: run them in an executor thread.
 They must never leave a ghost without its arguments and environment (ps shows them) or its vdso
@@ -14,30 +14,31 @@ import errno
 import os
 import resource
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from mosix.errors import MoveFailedError
-from mosix.image.model import PAGE_SIZE, Image, MemoryMap, PageRun, Process, Rseq, Thread, Vma
+from mosix.image.model import PAGE_SIZE, Image, MemoryMap, PendingCall, Process, Rseq, Thread, Vma
+from mosix.native.agent import Agent, Argument, Mapped, mapped
+from mosix.native.tracee import Registers, Tracee
 
 Range = tuple[int, int]  # start, end
-
-#: An argument of a call: a number; bytes that the agent places in its scratch memory; or a
-#: function that is told their address and returns them (for structures that point into themselves).
-Argument = int | bytes | Callable[[int], bytes]
 
 # x86-64 system call numbers (asm/unistd_64.h)
 _MMAP, _MPROTECT, _MUNMAP, _RT_SIGACTION = 9, 10, 11, 13
 _MREMAP, _MADVISE, _SETITIMER, _RT_SIGQUEUEINFO = 25, 28, 38, 129
-_SIGALTSTACK, _PERSONALITY, _MLOCK, _PRCTL = 131, 135, 149, 157
+_SIGALTSTACK, _PERSONALITY, _PRCTL, _MLOCK2 = 131, 135, 157, 325
 _SET_TID_ADDRESS, _SET_ROBUST_LIST, _RT_TGSIGQUEUEINFO = 218, 273, 297
-_PRLIMIT64, _RSEQ, _CLOSE, _GETPID, _GETTID = 302, 334, 3, 39, 186
+_PRLIMIT64, _RSEQ, _GETPID, _GETTID = 302, 334, 39, 186
 
 # mman.h
 _PROT_WRITE, _PROT_RW = 2, 3
-_MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x02, 0x10, 0x20, 0x100
+_MAP_PRIVATE, _MAP_DROPPABLE, _MAP_FIXED, _MAP_ANONYMOUS = 0x02, 0x08, 0x10, 0x20
+_MAP_GROWSDOWN = 0x100
 _MAP_NORESERVE, _MAP_POPULATE, _MAP_FIXED_NOREPLACE = 0x4000, 0x8000, 0x100000
 _MREMAP_MAYMOVE_FIXED = 3
+_MLOCK_ONFAULT = 1
 _NO_FD = 2**64 - 1
 
 #: VmFlags of smaps → madvise (mman-common.h); the hints may be refused by a kernel built without.
@@ -74,23 +75,6 @@ class Call(NamedTuple):
     args: tuple[Argument, ...]
     what: str
     may_fail: bool = False
-
-
-class FillingAgent(Protocol):
-    """What restoring needs of `mosix.native.agent.Agent`."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def blob(self) -> Range: ...
-    def calls(self, calls: Sequence[tuple[int, Sequence[Argument], bool]]) -> list[int]: ...
-    def fill(self, fd: int, runs: Sequence[PageRun]) -> int: ...
-    def give_fd(self, fd: int) -> int: ...
-    def close_fd(self, number: int) -> None: ...
-    def relocate(self, avoid: Sequence[Range]) -> None: ...
-    def forget_area(self) -> None: ...
-    def read(self, address: int, size: int) -> bytes: ...
-    def write(self, address: int, data: bytes) -> None: ...
 
 
 # ---- ranges ----
@@ -145,9 +129,21 @@ def arguments_range(mm: MemoryMap) -> Range:
     return _page_range(mm.arg_start, max(mm.arg_end, mm.env_end))
 
 
-def _kernel_made(vmas: Iterable[Vma]) -> list[Vma]:
+def _is_kernel_made(at: Mapped) -> bool:
+    return at.name in ("[vdso]", "[vsyscall]") or at.name.startswith("[vvar")
+
+
+def _vdso_of_process(current: Iterable[Mapped]) -> list[Mapped]:
     """vdso and its data pages (vsyscall is at the same place everywhere), by address."""
-    return sorted((v for v in vmas if v.kind in ("vdso", "vvar")), key=lambda v: v.start)
+    return sorted(at for at in current if _is_kernel_made(at) and at.name != "[vsyscall]")
+
+
+def _vdso_of_image(image: Image) -> list[Mapped]:
+    return sorted(
+        Mapped(v.start, v.end, "[vdso]" if v.kind == "vdso" else "[vvar]")
+        for v in image.vmas
+        if v.kind in ("vdso", "vvar")
+    )
 
 
 def body_ranges(image: Image) -> list[Range]:
@@ -158,13 +154,13 @@ def body_ranges(image: Image) -> list[Range]:
 # ---- plans: memory ----
 
 
-def plan_removal(current: Iterable[Vma], keep: Iterable[Range]) -> list[Call]:
+def plan_removal(current: Iterable[Mapped], keep: Iterable[Range]) -> list[Call]:
     """munmap of everything in `current` except `keep` and what the kernel made.
 
-    One call spans as many VMAs as lie between two kept ones."""
-    vmas = list(current)
-    kept = sorted([*keep, *((v.start, v.end) for v in vmas if v.kind in _KERNEL_KINDS)])
-    pieces = subtract(((v.start, v.end) for v in vmas if v.kind not in _KERNEL_KINDS), kept)
+    One call spans all that lies between two kept ones."""
+    ranges = list(current)
+    kept = sorted([*keep, *((at.start, at.end) for at in ranges if _is_kernel_made(at))])
+    pieces = subtract(((at.start, at.end) for at in ranges), kept)
     joined: list[Range] = []
     for start, end in pieces:
         if joined and not intersect([(joined[-1][1], start)], kept):
@@ -177,16 +173,15 @@ def plan_removal(current: Iterable[Vma], keep: Iterable[Range]) -> list[Call]:
     ]
 
 
-def plan_vdso(current: Iterable[Vma], image: Image, taken: Iterable[Range]) -> list[Call]:
+def plan_vdso(current: Sequence[Mapped], image: Image) -> list[Call]:
     """mremap of the process's vdso and its data pages to where the image has them.
 
-    The vdso finds its data by their distance from its code: all VMAs move by the same
-    distance. MoveFailedError when the two kernels lay them out differently. `taken`: ranges
-    that are in use besides."""
-    here, there = _kernel_made(current), _kernel_made(image.vmas)
+    The vdso finds its data by their distance from its code: all move by the same distance.
+    MoveFailedError when the two kernels lay them out differently."""
+    here, there = _vdso_of_process(current), _vdso_of_image(image)
 
-    def layout(vmas: list[Vma]) -> list[tuple[str, int, int]]:
-        return [(v.kind, v.start - vmas[0].start, v.size) for v in vmas]
+    def layout(group: list[Mapped]) -> list[tuple[bool, int, int]]:
+        return [(at.name == "[vdso]", at.start - group[0].start, at.end - at.start) for at in group]
 
     if layout(here) != layout(there):
         raise MoveFailedError(
@@ -198,24 +193,20 @@ def plan_vdso(current: Iterable[Vma], image: Image, taken: Iterable[Range]) -> l
     steps = [there[0].start]
     if intersect([source], [goal]):
         # mremap refuses an overlap, and one VMA would land on the next: by way of a hole
-        steps.insert(0, find_hole(source[1] - source[0], [*taken, *body_ranges(image), source]))
+        taken = [*((at.start, at.end) for at in current), *body_ranges(image)]
+        steps.insert(0, find_hole(source[1] - source[0], taken))
     calls: list[Call] = []
-    base = here[0].start
+    base = source[0]
     for step in steps:
-        calls += [
-            Call(
-                _MREMAP,
-                (
-                    base + v.start - here[0].start,
-                    v.size,
-                    v.size,
-                    _MREMAP_MAYMOVE_FIXED,
-                    step + v.start - here[0].start,
-                ),
-                f"mremap of {v.path or v.kind} to {step:#x}",
+        for at in here:
+            distance, size = at.start - source[0], at.end - at.start
+            calls.append(
+                Call(
+                    _MREMAP,
+                    (base + distance, size, size, _MREMAP_MAYMOVE_FIXED, step + distance),
+                    f"mremap of {at.name} to {step + distance:#x}",
+                )
             )
-            for v in here
-        ]
         base = step
     return calls
 
@@ -259,6 +250,8 @@ def plan_mapping(
         filled = bool(ready) or replaces or bool(intersect(whole, runs))
         prot = _mapped_prot(vma, filled)
         flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (_MAP_FIXED if replaces else _MAP_FIXED_NOREPLACE)
+        if "dp" in vma.vm_flags:
+            flags += _MAP_DROPPABLE - _MAP_PRIVATE
         if "gd" in vma.vm_flags:
             flags |= _MAP_GROWSDOWN
         if "nr" in vma.vm_flags:
@@ -279,19 +272,17 @@ def plan_mapping(
             if flag in vma.vm_flags
         ]
         if prot != vma.prot:
-            after.append(
-                Call(_MPROTECT, (vma.start, vma.size, vma.prot), f"mprotect of {name}")
-            )
+            after.append(Call(_MPROTECT, (vma.start, vma.size, vma.prot), f"mprotect of {name}"))
         if "lo" in vma.vm_flags:
-            after.append(
-                Call(_MLOCK, (vma.start, vma.size), f"mlock of {name}", may_fail=locks_may_fail)
-            )
+            on_fault = _MLOCK_ONFAULT if "lf" in vma.vm_flags else 0
+            lock = (vma.start, vma.size, on_fault)
+            after.append(Call(_MLOCK2, lock, f"mlock of {name}", may_fail=locks_may_fail))
     return Mapping(before, after)
 
 
 def _can_premap(vma: Vma) -> bool:
     """These flags exist only from mmap on."""
-    return "gd" not in vma.vm_flags and "nr" not in vma.vm_flags
+    return not {"gd", "nr", "dp"} & set(vma.vm_flags)
 
 
 def usable_prefault(image: Image, prefaulted: Iterable[Range]) -> list[Range]:
@@ -438,8 +429,187 @@ def _signal_of(siginfo: bytes) -> int:
     return int.from_bytes(siginfo[:4], "little")
 
 
-def final_state(image: Image) -> tuple[bytes, bytes, int]:
-    """Registers, XSTATE and signal mask for `Agent.leave`. An interrupted call (`Thread.call`)
-    is not in them: at home `Tracee.finish_call` after that, in a guest the redirector."""
+# ---- carrying plans out ----
+
+
+def _run(agent: Agent, calls: Sequence[Call]) -> list[int]:
+    """All of `calls`; MoveFailedError names the one that failed."""
+    results = agent.calls([(call.nr, call.args, call.may_fail) for call in calls])
+    for call, result in zip(calls, results, strict=False):
+        if -4095 <= result < 0 and not call.may_fail:
+            raise MoveFailedError(f"{call.what}: {os.strerror(-result).lower()}", _hint(-result))
+    return results
+
+
+def _hint(number: int) -> str:
+    if number == errno.ENOMEM:
+        return "the node, its cgroup or RLIMIT_AS is short of memory"
+    return ""
+
+
+def _remove(agent: Agent, keep: Iterable[Range]) -> None:
+    _run(agent, plan_removal(mapped(agent.pid), [agent.blob, *keep]))
+    agent.forget_area()
+
+
+def empty_ghost(agent: Agent, image: Image) -> None:
+    """The body is elsewhere: gives its memory back, all but arguments, environment and vdso.
+
+    Also after a `fill_ghost` that failed. `image` is the body that was here or came."""
+    _run(agent, plan_unregister(image))
+    _remove(agent, [arguments_range(image.process.mm)])
+
+
+def prefault(agent: Agent, ranges: Iterable[Range]) -> list[Range]:
+    """Populates memory of the empty guest that a body will need, while that still runs
+    elsewhere: page faults are most of the time of a fill. `ranges` is a guess; what does not
+    fit is left out. Returns what was mapped, for `fill_guest`."""
+    wanted = sorted(_page_range(*range_) for range_ in ranges)
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE | _MAP_POPULATE
+    results = _run(
+        agent,
+        [
+            Call(_MMAP, (start, end - start, _PROT_RW, flags, _NO_FD, 0), "prefault", True)
+            for start, end in wanted
+        ],
+    )
+    return [range_ for range_, got in zip(wanted, results, strict=True) if got == range_[0]]
+
+
+def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range] = ()) -> None:
+    """Puts the body into the confined, empty process in which `agent` obeys.
+
+    `bulk`: number in that process of the descriptor from which the pages come, in the order of
+    ``image.runs``. MoveFailedError; the guest is then good for nothing but killing."""
+    process, thread = image.process, image.threads[0]
+    ready = usable_prefault(image, prefaulted)
+    agent.relocate(body_ranges(image))
+    # 1. The guest's own program goes. It has no rseq area and no robust list: the kernel would
+    #    write into memory that is gone.
+    _remove(agent, ready)
+    # 2. vdso and data pages, before anything is mapped where they have to go.
+    _run(agent, plan_vdso(mapped(agent.pid), image))
+    # 3. All of the memory, then what the kernel knows about it.
+    _fill(agent, image, bulk, plan_mapping(image, premapped=ready, locks_may_fail=True))
+    _run(
+        agent,
+        [
+            plan_mm(process),
+            *plan_thread(thread),
+            *plan_sigactions(process.sigactions),
+            *plan_itimers(process),
+        ],
+    )
+    # 4. Last what would have been in the way: limits of memory, READ_IMPLIES_EXEC.
+    _run(agent, [Call(_PERSONALITY, (process.personality,), "personality")])
+    _run(agent, plan_rlimits(process, _current_limits(agent.pid, process.rlimits)))
+    _requeue(agent, image)
+
+
+def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
+    """Puts the body back into its emptied ghost, in which `agent` obeys.
+
+    MoveFailedError: `empty_ghost` makes it a ghost again. Dispositions, limits, personality are
+    the ghost's own: it executed the calls that set them."""
+    agent.relocate(body_ranges(image))
+    kept = arguments_range(image.process.mm)
+    arguments = agent.read(kept[0], kept[1] - kept[0])
+    _remove(agent, [kept])
+    plan = plan_mapping(image, replace=[kept])
+    _run(agent, plan.before)
+    # The stack has to be one mapping that grows, so the kept pages were mapped over; ps and a
+    # second emptying need what was in them, whatever becomes of the fill.
+    agent.write(kept[0], arguments)
+    _fill(agent, image, bulk, Mapping([], plan.after))
+    _run(
+        agent,
+        [plan_mm(image.process), *plan_thread(image.threads[0]), *plan_itimers(image.process)],
+    )
+    _requeue(agent, image)
+
+
+def _fill(agent: Agent, image: Image, bulk: int, plan: Mapping) -> None:
+    _run(agent, plan.before)
+    got = agent.fill(bulk, image.runs)
+    if got != image.page_bytes:
+        raise MoveFailedError(f"{got} of {image.page_bytes} bytes of memory arrived")
+    agent.close_fd(bulk)
+    _run(agent, plan.after)
+
+
+def _requeue(agent: Agent, image: Image) -> None:
+    if image.process.pending or image.threads[0].pending:
+        _run(agent, plan_pending(image, agent.call(_GETPID), agent.call(_GETTID)))
+
+
+def _current_limits(pid: int, which: Iterable[int]) -> dict[int, tuple[int, int]]:
+    return {limit: resource.prlimit(pid, limit) for limit in which}
+
+
+# ---- the last step: registers, and a call that is not finished ----
+
+
+def guest_state(image: Image) -> tuple[bytes, bytes, int]:
+    """Registers, XSTATE and signal mask of a guest, for `Agent.leave`. An interrupted call
+    (`Thread.call`) is finished by the redirector: the registers stand before it."""
     thread = image.threads[0]
     return thread.registers, thread.xstate, thread.signal_mask
+
+
+def final_state(tracee: Tracee, image: Image) -> tuple[bytes, bytes, int]:
+    """The same for a body at home, where nobody stands in for an interrupted call: a stub in
+    the vdso makes the rest of it (`Tracee.finish_call`). The process stands still."""
+    registers, xstate, mask = guest_state(image)
+    call = image.threads[0].call
+    if call is not None:
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        rest = rest_of_call(call, now_ns)
+        tracee.finish_call(
+            Registers.unpack(registers),
+            rest.nr,
+            rest.args,
+            rest.add,
+            data=rest.data,
+            data_arg=rest.data_arg,
+        )
+        registers = tracee.registers
+    return registers, xstate, mask
+
+
+class Rest(NamedTuple):
+    """What is still to be done of a call; see `Tracee.finish_call`."""
+
+    nr: int
+    args: tuple[int, ...]
+    add: int = 0
+    data: bytes = b""
+    data_arg: int = -1
+
+
+#: call with buffer and size as arguments 1 and 2 → argument with the file position, or -1
+_TRANSFERS = {0: -1, 1: -1, 17: 3, 18: 3, 44: -1, 45: -1}  # read write pread pwrite sendto recvfrom
+#: call → argument with a relative timeout in milliseconds
+_MILLISECONDS = {7: 2, 232: 3, 281: 3}  # poll, epoll_wait, epoll_pwait
+#: call → argument that points to a relative timeout as struct timespec, only read
+_TIMESPECS = {35: 0, 202: 3, 128: 2, 220: 3, 230: 2, 441: 3}
+# nanosleep, futex, rt_sigtimedwait, semtimedop, clock_nanosleep, epoll_pwait2
+
+
+def rest_of_call(call: PendingCall, now_ns: int) -> Rest:
+    """The call to be made instead of `call`, of which `done` bytes are transferred and whose
+    timeout ends at `deadline_ns` of CLOCK_MONOTONIC (`now_ns`)."""
+    args = list(call.args)
+    if call.done and call.nr in _TRANSFERS:
+        args[1] += call.done
+        args[2] -= call.done
+        position = _TRANSFERS[call.nr]
+        if position >= 0:
+            args[position] += call.done
+        return Rest(call.nr, tuple(args), call.done)
+    left_ns = max(call.deadline_ns - now_ns, 0)
+    if call.deadline_ns and call.nr in _MILLISECONDS:
+        args[_MILLISECONDS[call.nr]] = -(-left_ns // 10**6)
+    elif call.deadline_ns and call.nr in _TIMESPECS:
+        data = struct.pack("<qq", *divmod(left_ns, 10**9))
+        return Rest(call.nr, tuple(args), call.done, data, _TIMESPECS[call.nr])
+    return Rest(call.nr, tuple(args), call.done)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mosix.errors import KernelError, MoveFailedError
 from mosix.native._native import ffi, lib
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.tracee import Registers, Stop, Tracee
 
 Range = tuple[int, int]  # start, end
 
@@ -70,6 +70,14 @@ class Run(Protocol):
     def start(self) -> int: ...
     @property
     def size(self) -> int: ...
+
+
+class Mapped(NamedTuple):
+    """A line of /proc/PID/maps; `name` is a path or something like ``[vdso]``."""
+
+    start: int
+    end: int
+    name: str
 
 
 class State(NamedTuple):
@@ -134,7 +142,7 @@ class Agent:
         Only self-curing injected calls: whenever we die, the process goes on as it was (it may
         keep a mapping or a descriptor). MoveFailedError when it has no room."""
         blob = _blob()
-        base = _find_hole(blob.size, [*_mapped(tracee.pid), *avoid])
+        base = _find_hole(blob.size, [*_ranges(tracee.pid), *avoid])
         got = tracee.inject(
             _NR_MMAP, base, blob.size, _PROT_RWX, _MAP_PRIVATE_ANONYMOUS_NOREPLACE, _NO_FD, 0
         )
@@ -178,7 +186,7 @@ class Agent:
         registers = self._tracee.get_registers()
         stack = self._base + header.stack_top
         if self._paused is not None and not self._restart_serve:
-            stack = registers.rsp - 256  # below what serve keeps there
+            stack = Registers.unpack(self._paused[0]).rsp - 256  # below what serve keeps there
         elif not self._serving and self._cure is None:
             self._prepare_cure()
         registers.rip = self._base + header.obey_entry
@@ -226,7 +234,9 @@ class Agent:
         """One system call; its result."""
         return self.calls([(nr, args, True)])[0]
 
-    def _place(self, calls: Sequence[tuple[int, Sequence[Argument], bool]]) -> tuple[int, bytes, Any]:
+    def _place(
+        self, calls: Sequence[tuple[int, Sequence[Argument], bool]]
+    ) -> tuple[int, bytes, Any]:
         """As many of `calls` as fit into one order: how many, scratch memory, struct mx_call[]."""
         start, end = (self._base + offset for offset in _blob().scratch)
         data = bytearray()
@@ -427,7 +437,7 @@ class Agent:
         if not any(low < end and start < high for low, high in wanted):
             return
         size = end - start
-        base = _find_hole(size, [*_mapped(self.pid), *wanted])
+        base = _find_hole(size, [*_ranges(self.pid), *wanted])
         got = self._call_anyhow(
             _NR_MMAP, base, size, _PROT_RWX, _MAP_PRIVATE_ANONYMOUS_NOREPLACE, _NO_FD, 0
         )
@@ -576,7 +586,9 @@ class Agent:
 
     def _lost(self, error: OSError | None) -> MoveFailedError:
         why = f": {error.strerror}" if error else ""
-        return MoveFailedError(f"process {self.pid} no longer obeys{why}", "it may have been killed")
+        return MoveFailedError(
+            f"process {self.pid} no longer obeys{why}", "it may have been killed"
+        )
 
     def _read_state(self) -> Any:
         state = ffi.new("struct mx_agent_state *")
@@ -652,14 +664,20 @@ def _take_fd(pid: int, number: int) -> int:
         os.close(pidfd)
 
 
-def _mapped(pid: int) -> list[Range]:
-    """All that is mapped in process `pid`."""
-    ranges: list[Range] = []
-    with open(f"/proc/{pid}/maps", "rb") as maps:
+def mapped(pid: int) -> list[Mapped]:
+    """All that is mapped in process `pid`, by address."""
+    ranges: list[Mapped] = []
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
-            start, end = line.split(b" ", 1)[0].split(b"-")
-            ranges.append((int(start, 16), int(end, 16)))
+            fields = line.rstrip("\n").split(None, 5)
+            start, end = fields[0].split("-")
+            name = fields[5] if len(fields) > 5 else ""
+            ranges.append(Mapped(int(start, 16), int(end, 16), name))
     return ranges
+
+
+def _ranges(pid: int) -> list[Range]:
+    return [(at.start, at.end) for at in mapped(pid)]
 
 
 def _find_hole(size: int, taken: Iterable[Range]) -> int:
@@ -678,4 +696,4 @@ def _strerror(result: int) -> str:
     return os.strerror(-result) if result < 0 else f"unexpected result {result:#x}"
 
 
-__all__ = ["SECCOMP_FILTER_FLAG_NEW_LISTENER", "Agent", "Argument", "State"]
+__all__ = ["SECCOMP_FILTER_FLAG_NEW_LISTENER", "Agent", "Argument", "Mapped", "State", "mapped"]
