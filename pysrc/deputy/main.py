@@ -237,7 +237,7 @@ class Deputy:
 
     def _before_exec(self, root: JobProcess, tracee: Tracee, stop: Stop) -> None:
         """Launch with -{node}: the program leaves at its first instruction."""
-        if stop.kind in ("exited", "killed"):
+        if stop.ended:
             root.end()
         elif stop.kind == "event" and stop.event == _PTRACE_EVENT_EXEC:
             self.watch.remove(tracee)

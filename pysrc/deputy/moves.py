@@ -29,6 +29,7 @@ from mosix.wire.messages import (
     Drop,
     Freeze,
     Frozen,
+    Hold,
     Ping,
     Pong,
     Prepare,
@@ -91,7 +92,7 @@ async def _leave_prepared(
     try:
         if seized is None:
             stop = tracee.stop()
-            if stop.kind in ("exited", "killed"):
+            if stop.ended:
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
@@ -101,7 +102,7 @@ async def _leave_prepared(
         image = capture.describe(tracee, epoch)
         image.process.stopped = process.held
         image.runs = capture.page_runs(process.pid, image.vmas)
-        agent = Agent.inject(tracee, [(vma.start, vma.end) for vma in image.vmas])
+        agent = Agent.inject(tracee, restore.body_ranges(image))
         sending = asyncio.create_task(_send(process.pid, bulk, image))
         try:
             agent.obey()
@@ -128,9 +129,13 @@ async def _leave_prepared(
     tracee.set_options(_PTRACE_O_TRACESYSGOOD | _PTRACE_O_EXITKILL)
     restore.empty_ghost(agent, image)
     agent.finish()
+    stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
     thread = image.threads[0]
     agent.serve(call_number, thread.signal_mask, image.process.ignored)
     process.place = Place.AWAY
+    if stopped_meanwhile and not process.held:
+        process.held = True
+        link.post(Hold(held=True))
     process.why = ""
     process.home.watch.add(tracee, process.on_stop)
     process.report()
@@ -164,11 +169,10 @@ async def come_home(process: JobProcess) -> None:
         paused = False
         try:
             await link.expect(Frozen, epoch, timeout=STALL)
-            image = await _blocking(stream.read_image, bulk.fileno())
             _check_alive(process)
             agent.pause()
             paused = True
-            agent.relocate([(vma.start, vma.end) for vma in image.vmas])
+            image = await _blocking(stream.read_image, bulk.fileno())
             agent.obey()
             number = agent.give_fd(bulk.fileno())
             await _blocking(restore.fill_ghost, agent, image, number)
@@ -177,7 +181,7 @@ async def come_home(process: JobProcess) -> None:
             agent.finish()
         except BaseException:
             _shut(bulk)
-            await _back_to_guest(process, epoch + 1, image if paused else None)
+            _back_to_guest(process, epoch + 1, paused=paused, filled=image)
             raise
         # Committed: home has the body.
         process.epoch = epoch
@@ -187,11 +191,10 @@ async def come_home(process: JobProcess) -> None:
         process.home.watch.remove(tracee)
         await _until_clock(image.header.monotonic_ns)
         agent.leave(*restore.final_state(tracee, image))
-        for siginfo in (*image.process.pending, *image.threads[0].pending):
+        for siginfo in (*process.postponed, *process.at_home):
             _queue(tracee, process.pid, siginfo)
-        if process.raise_at_home is not None:
-            _queue(tracee, process.pid, process.raise_at_home)
-            process.raise_at_home = None
+        process.postponed.clear()
+        process.at_home.clear()
         tracee.set_options(_PTRACE_O_TRACESYSGOOD)
         process.link = process.tracee = process.agent = None
         process.place = Place.HOME
@@ -221,13 +224,14 @@ async def move_on(process: JobProcess, ip: str) -> None:
             begin = time.monotonic_ns()
             old.post(Freeze(epoch=epoch, target=ip, token=token))
             frozen = await old.expect(Frozen, epoch, timeout=STALL)
+            _check_alive(process)
+            agent.pause()
+            paused = True
             await _first_failure(
                 old.expect(Sent, epoch, timeout=STALL + 600),
                 new.expect(Ready, epoch, timeout=STALL + 600),
             )
             _check_alive(process)
-            agent.pause()
-            paused = True
             agent.obey()
             number = agent.give_fd(call.fileno())
             agent.finish()
@@ -236,7 +240,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         except BaseException:
             new.post(Drop())
             await new.close()
-            await _back_to_guest(process, epoch + 1, None, paused=paused)
+            _back_to_guest(process, epoch + 1, paused=paused, filled=None)
             raise
     # Committed.
     process.freeze_ns = time.monotonic_ns() - begin
@@ -246,6 +250,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     process.link = new
     agent.serve_on(number)
     process.place = Place.AWAY
+    process.forward_postponed()
     process.report()
     old.post(Drop())
     await old.close()
@@ -253,10 +258,10 @@ async def move_on(process: JobProcess, ip: str) -> None:
         process.on_lost(new)
 
 
-async def _back_to_guest(
-    process: JobProcess, epoch: int, filled: Image | None, *, paused: bool = False
-) -> None:
-    """A move away from a node failed: its guest goes on as `epoch`, the ghost serves again."""
+def _back_to_guest(process: JobProcess, epoch: int, *, paused: bool, filled: Image | None) -> None:
+    """A move away from a node failed: its guest goes on as `epoch`, the ghost serves again.
+
+    `filled`: the body that was, perhaps in part, put back into the ghost."""
     link, agent = process.link, process.agent
     if process.place is Place.ENDED or link is None or agent is None:
         return
@@ -265,12 +270,12 @@ async def _back_to_guest(
     if link.lost:
         process.on_lost(link)
         return
-    if filled is not None:
+    if filled is not None and agent.obeying:
         restore.empty_ghost(agent, filled)
-        agent.finish()
-    if filled is not None or paused:
+    if paused:
         agent.unpause()
     link.post(Resume(epoch=epoch, held=process.held))
+    process.forward_postponed()
 
 
 async def _prepare(

@@ -97,8 +97,9 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
-        #: a signal to be raised again once the body is at home
-        self.raise_at_home: bytes | None = None
+        #: siginfo of signals that wait for the next guest, and of those that wait for home
+        self.postponed: list[bytes] = []
+        self.at_home: list[bytes] = []
 
     # ---- what others see ----
 
@@ -136,12 +137,12 @@ class JobProcess:
     def on_stop(self, stop: Stop) -> None:
         """A stop of the ghost that no move was waiting for."""
         tracee = self.tracee
-        if stop.kind in ("exited", "killed"):
+        if stop.ended:
             self.end()
         elif tracee is None:
             return
         elif stop.kind == "signal":
-            self.take_signal(stop)
+            tracee.cont(self.take_signal(stop))
         elif stop.kind == "group":
             self.held = True
             if self.place is Place.AWAY and self.link is not None:
@@ -158,36 +159,46 @@ class JobProcess:
         else:
             tracee.cont()
 
-    def take_signal(self, stop: Stop) -> None:
-        """The ghost is about to take `stop.signal`: its fate is decided here."""
+    def take_signal(self, stop: Stop) -> int:
+        """The ghost is about to take `stop.signal`: what it is given instead (0: nothing)."""
         tracee, agent, link = self.tracee, self.agent, self.link
         assert tracee is not None
         caught, ignored = signals.dispositions(self.pid)
         fate = signals.decide(
             stop.signal, caught=caught, ignored=ignored, core_limit=signals.core_limit(self.pid)
         )
-        if fate is Fate.TAKE or link is None or agent is None or self.place is not Place.AWAY:
-            tracee.cont(stop.signal if fate is not Fate.DROP else 0)
-            return
+        if fate is Fate.TAKE or link is None or agent is None:
+            return stop.signal
         if fate is Fate.FORWARD:
-            self._signals += 1
-            link.post(Signal(seq=self._signals, siginfo=tracee.siginfo))
+            # Behind a freeze order the guest's queue has been read already: the signal goes to
+            # whoever runs the body next.
+            self.postponed.append(tracee.siginfo)
+            if self.place is Place.AWAY:
+                self.forward_postponed()
             self._interrupted(tracee, agent)
         elif fate is Fate.HOME_FIRST:
-            self.raise_at_home = tracee.siginfo
+            self.at_home.append(tracee.siginfo)
             self.why = f"home: dies by {signal.Signals(stop.signal).name}"
             self.spawn(self._come_home())
-        tracee.cont()
+        return 0
+
+    def forward_postponed(self) -> None:
+        """Sends what waits for a guest that can take it."""
+        assert self.link is not None
+        for siginfo in self.postponed:
+            self._signals += 1
+            self.link.post(Signal(seq=self._signals, siginfo=siginfo))
+        self.postponed.clear()
 
     def _interrupted(self, tracee: Tracee, agent: Agent) -> None:
         """If the ghost stands behind a redirected call that did nothing, the agent shall say so."""
-        registers = tracee.registers
+        registers = tracee.get_registers()
         if (
             registers.rip == agent.call_return
-            and registers.orig_rax >= 0
-            and registers.rax in _RESTART_CODES
+            and registers.in_syscall
+            and registers.result in _RESTART_CODES
         ):
-            agent.mark_cancelled(registers.rax)
+            agent.mark_cancelled(registers.result)
 
     def cancel(self, identity: int) -> None:
         """The remote waits for request `identity` to be interrupted."""
@@ -197,16 +208,16 @@ class JobProcess:
         if self.place is Place.MOVING and agent.obeying:
             return
         stop = tracee.stop(on_signal=self.take_signal)
-        if stop.kind in ("exited", "killed"):
+        if stop.ended:
             self.end()
             return
         if agent.state().current_id != identity:
             link.post(Cancelled(id=identity))
         else:
-            registers = tracee.registers
+            registers = tracee.get_registers()
             if registers.rip == agent.call_return:
                 self._interrupted(tracee, agent)
-            elif registers.rip == agent.call_return - 2 and registers.orig_rax < 0:
+            elif registers.rip == agent.call_return - 2 and not registers.in_syscall:
                 agent.mark_cancelled(_ERESTARTSYS)
             else:  # between receiving the request and making the call, or behind it
                 asyncio.get_running_loop().call_later(_CANCEL_RETRY, self.cancel, identity)

@@ -38,9 +38,10 @@ class Watch:
         """Hands every new stop to its handler; SIGCHLD coalesces, so all are looked at."""
         for pid, (tracee, handler) in list(self._handlers.items()):
             while pid in self._handlers:
+                known = tracee.current
                 stop = tracee.wait(block=False)
-                if stop is None:
-                    break
-                if stop.kind in ("exited", "killed"):
+                if stop is None or (known is not None and not stop.ended):
+                    break  # runs, or stands where somebody has left it on purpose
+                if stop.ended:
                     self._handlers.pop(pid, None)
                 handler(stop)
