@@ -122,22 +122,32 @@ async def _leave_prepared(
         raise
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
+    _become_ghost(process, link, tracee, agent, image, call_number)
+
+
+def _become_ghost(
+    process: JobProcess,
+    link: RemoteLink,
+    tracee: Tracee,
+    agent: Agent,
+    image: Image,
+    call_number: int,
+) -> None:
     process.page_bytes = image.page_bytes
-    process.epoch = epoch
+    process.epoch = image.header.epoch
     process.nmigs += 1
     process.link, process.tracee, process.agent = link, tracee, agent
     tracee.set_options(_PTRACE_O_TRACESYSGOOD | _PTRACE_O_EXITKILL)
     restore.empty_ghost(agent, image)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
-    thread = image.threads[0]
-    agent.serve(call_number, thread.signal_mask, image.process.ignored)
+    agent.serve(call_number, image.threads[0].signal_mask, image.process.ignored)
     process.place = Place.AWAY
+    process.why = ""
+    process.home.watch.add(tracee, process.on_stop)
     if stopped_meanwhile and not process.held:
         process.held = True
         link.post(Hold(held=True))
-    process.why = ""
-    process.home.watch.add(tracee, process.on_stop)
     process.report()
     if link.lost:
         process.on_lost(link)
