@@ -101,7 +101,6 @@ async def _leave_prepared(
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch)
         image.process.stopped = process.held
-        image.runs = capture.page_runs(process.pid, image.vmas)
         agent = Agent.inject(tracee, restore.body_ranges(image))
         sending = asyncio.create_task(_send(process.pid, bulk, image))
         try:
@@ -313,7 +312,7 @@ async def _prepare(
 def _expected_runs(pid: int) -> list[PageRun]:
     """What would travel if the process were stopped now."""
     try:
-        return capture.page_runs(pid, maps.read_vmas(pid))
+        return capture.page_runs(pid, [mapping.vma for mapping in maps.read_mappings(pid)])
     except OSError as error:
         raise CannotMoveError(
             f"process {pid} cannot move: its memory cannot be read ({error.strerror})"

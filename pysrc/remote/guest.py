@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from mosix.errors import CannotMoveError, KernelError, MosixError, MoveFailedError
 from mosix.image import capture, restore, stream
+from mosix.image.capture import ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native.agent import Agent
 from mosix.native.tracee import Stop, Tracee
@@ -185,11 +186,13 @@ class Guest:
     async def describe(self, epoch: int) -> Image:
         """Halts and describes the guest; it stands still until `resume` or `destroy`."""
         await self.halt()
-        with contextlib.ExitStack() as stack:
-            pagemap = self.shell.open_proc("pagemap")
-            stack.callback(os.close, pagemap)
-            image = capture.describe(self.tracee, epoch, home_pid=self.home_pid)
-            image.runs = capture.page_runs(self.tracee.pid, image.vmas, pagemap_fd=pagemap)
+        pagemap, mem = self.shell.open_all(("pagemap", "mem"))
+        try:
+            image = capture.describe(self.tracee, epoch, ProcFiles(pagemap=pagemap, mem=mem))
+        finally:
+            os.close(pagemap)
+            os.close(mem)
+        image.process.pid = self.home_pid
         if self._pending is not None:
             image.threads[0].call = self._pending
         image.process.stopped = self.held
