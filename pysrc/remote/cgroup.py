@@ -57,7 +57,7 @@ class Hierarchy:
         """`directory` and its visible ancestors, from below."""
         while True:
             yield directory
-            if directory == self.top or directory == directory.parent:
+            if directory in (self.top, directory.parent):
                 return
             directory = directory.parent
 
@@ -86,8 +86,10 @@ class Cgroup:
         return _processes(next(iter(self._parts)))
 
     def memory_usage(self) -> int:
-        """Memory charged to it, page cache included."""
+        """Memory charged to it, page cache included; for version 2's root what is in use."""
         hierarchy, directory = self._with("memory")
+        if hierarchy.version == 2 and not (directory / "memory.current").exists():
+            return _meminfo("MemTotal") - _meminfo("MemAvailable")
         return _usage(hierarchy, directory)
 
     def memory_limit(self) -> int | None:
@@ -240,11 +242,11 @@ class Cgroups:
             found[given] = Hierarchy(1 if kind == "cgroup" else 2, controllers, mount, given)
         if not found:
             raise KernelError("no cgroup hierarchy is mounted here", "mount one on /sys/fs/cgroup")
-        # A controller belongs to one hierarchy; version 1 has it if it is mounted there.
+        # A controller belongs to one hierarchy: to version 1 if it is mounted there.
         result = [
             h
             if h.version == 1
-            else Hierarchy(2, frozenset(h.controllers - version_1), h.top, h.given)
+            else Hierarchy(2, h.controllers - (version_1 - _CORE_V2), h.top, h.given)
             for h in found.values()
         ]
         return cls(sorted(result, key=lambda h: (h.version, sorted(h.controllers))))
@@ -334,8 +336,8 @@ class Cgroups:
         for hierarchy in chosen:
             if hierarchy.version == 2:
                 _subdivide(hierarchy)
-        # The unified hierarchy beside version 1 controllers has nothing to offer but cpu.stat.
-        return [h for h in chosen if h.controllers.intersection(_LIMITING) - _CORE_V2] or chosen
+        # A unified hierarchy beside version 1's controllers has nothing to offer but cpu.stat.
+        return [h for h in chosen if h.version == 1 or h.controllers - _CORE_V2]
 
     @staticmethod
     def _set(group: Cgroup, controller: str, v1: str, v2: str, value: int) -> None:

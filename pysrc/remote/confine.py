@@ -17,6 +17,7 @@ import re
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -183,10 +184,10 @@ class GuestShell:
             opened: list[int] = []
             try:
                 for _ in names:
-                    data, fds, _, _ = socket.recv_fds(ours, 300, 1, socket.MSG_CMSG_CLOEXEC)
-                    opened += fds
-                    if not fds:
+                    data, fd = _receive_fd(ours)
+                    if fd is None:
                         _raise_report(data, self.home_pid)
+                    opened.append(fd)
             except BaseException:
                 for fd in opened:
                     os.close(fd)
@@ -254,7 +255,13 @@ class _Birth:
         return sender
 
     def _receive(self) -> tuple[bytes, int]:
-        data, control, _, _ = self._ours.recvmsg(300, socket.CMSG_SPACE(_UCRED.size))
+        while True:
+            try:
+                data, control, _, _ = self._ours.recvmsg(300, socket.CMSG_SPACE(_UCRED.size))
+                break
+            except ConnectionResetError:
+                # The other end went with an order unread: said once, before what it had sent.
+                continue
         for level, kind, value in control:
             if (level, kind) == (socket.SOL_SOCKET, _SCM_CREDENTIALS):
                 return data, int(_UCRED.unpack(value[: _UCRED.size])[0])
@@ -307,6 +314,15 @@ def _spawn(helper: str, arguments: Sequence[str | bytes], channel: socket.socket
             f"cannot run {HELPER.name}: {error.strerror}",
             f"uid {os.geteuid()} must be able to execute {HELPER}",
         ) from error
+
+
+def _receive_fd(sock: socket.socket) -> tuple[bytes, int | None]:
+    # Not socket.recv_fds: that of Python 3.11 ignores its flags, so no MSG_CMSG_CLOEXEC.
+    data, control, _, _ = sock.recvmsg(300, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, value in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return data, int.from_bytes(value[:4], sys.byteorder)
+    return data, None
 
 
 def _raise_report(data: bytes, home_pid: int) -> NoReturn:
