@@ -222,32 +222,29 @@ class Cgroups:
             _, names, path = line.split(":", 2)
             for name in names.split(","):  # "" is the unified one
                 paths[name] = path
-        found: dict[Path, Hierarchy] = {}
-        version_1: set[str] = set()
+        found: list[Hierarchy] = []
+        seen: set[str] = set()
         for root, mount, kind, options in _mounts(mountinfo):
-            names = _USED & set(options) if kind == "cgroup" else {""}
-            name = next(iter(sorted(names)), None)
-            if name is None or name not in paths or names & version_1:
+            mounted = _USED.intersection(options) if kind == "cgroup" else frozenset({""})
+            # Any of its controllers names the hierarchy; one mount of each is enough.
+            named = min(mounted, default=None)
+            if named is None or named not in paths or named in seen:
                 continue
-            given = _below(mount, root, paths[name])
+            given = _below(mount, root, paths[named])
             if given is None:
                 continue
-            if kind == "cgroup":
-                version_1 |= names
-                controllers = frozenset(names)
-            else:
-                version_1.add("")
-                controllers = frozenset((_read_or_empty(given / "cgroup.controllers")).split())
-                controllers = (controllers & _USED) | _CORE_V2
-            found[given] = Hierarchy(1 if kind == "cgroup" else 2, controllers, mount, given)
+            seen |= mounted
+            version = 1 if kind == "cgroup" else 2
+            if version == 2:
+                offered = _read_or_empty(given / "cgroup.controllers").split()
+                mounted = _USED.intersection(offered) | _CORE_V2
+            found.append(Hierarchy(version, mounted, mount, given))
         if not found:
             raise KernelError("no cgroup hierarchy is mounted here", "mount one on /sys/fs/cgroup")
         # A controller belongs to one hierarchy: to version 1 if it is mounted there.
         result = [
-            h
-            if h.version == 1
-            else Hierarchy(2, h.controllers - (version_1 - _CORE_V2), h.top, h.given)
-            for h in found.values()
+            h if h.version == 1 else Hierarchy(2, h.controllers - (seen - _CORE_V2), h.top, h.given)
+            for h in found
         ]
         return cls(sorted(result, key=lambda h: (h.version, sorted(h.controllers))))
 
