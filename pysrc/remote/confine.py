@@ -95,7 +95,7 @@ class GuestShell:
         self.carrier_pid = carrier_pid
         self.home_pid = home_pid
         self._helper = helper
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = _pidfd_of(pid, stub_pid)
         self._gone = False
 
     @classmethod
@@ -209,8 +209,9 @@ class GuestShell:
         os.kill(self.stub_pid, signal.SIGKILL)  # our child, unreaped: cannot be anyone else
         try:
             await _readable(self._pidfd)
-            _reap_tracee(self.pid)
         finally:
+            # Also when cancelled: nobody else can reap a tracee of ours.
+            _reap_tracee(self.pid)
             os.close(self._pidfd)
             stub_pidfd = os.pidfd_open(self.stub_pid)
             try:
@@ -314,6 +315,22 @@ def _spawn(helper: str, arguments: Sequence[str | bytes], channel: socket.socket
             f"cannot run {HELPER.name}: {error.strerror}",
             f"uid {os.geteuid()} must be able to execute {HELPER}",
         ) from error
+
+
+def _pidfd_of(guest: int, stub: int) -> int:
+    """A pidfd of the guest. Its number may be somebody else's if it was killed just now."""
+    try:
+        pidfd = os.pidfd_open(guest)
+    except ProcessLookupError:
+        raise RefusedError("the new guest was killed", "out of memory?") from None
+    try:
+        status = Path(f"/proc/{guest}/status").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        status = ""
+    if re.search(rf"^PPid:\s+{stub}$", status, re.M):
+        return pidfd
+    os.close(pidfd)
+    raise RefusedError("the new guest was killed", "out of memory?")
 
 
 def _receive_fd(sock: socket.socket) -> tuple[bytes, int | None]:
