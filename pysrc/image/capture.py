@@ -35,7 +35,7 @@ from mosix.image.model import (
 from mosix.image.pending import resolve
 from mosix.native._native import ffi, lib
 from mosix.native.cpu import cpu_features
-from mosix.native.tracee import Registers, TraceError, Tracee
+from mosix.native.tracee import Registers, Tracee, TraceError
 
 SYS_MMAP, SYS_MUNMAP, SYS_BRK, SYS_RT_SIGACTION = 9, 11, 12, 13
 SYS_GETITIMER, SYS_SIGALTSTACK, SYS_PERSONALITY, SYS_PRCTL = 36, 131, 135, 157

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from mosix.errors import CannotMoveError
@@ -133,7 +134,7 @@ class Registers:
         return cls(*_REGISTERS.unpack(data))
 
     def pack(self) -> bytes:
-        return _REGISTERS.pack(*(value & _M64 for value in astuple(self)))
+        return _REGISTERS.pack(*(value & _M64 for value in _register_values(self)))
 
     @property
     def result(self) -> int:
@@ -151,7 +152,7 @@ class Registers:
 
 
 _REGISTERS = struct.Struct("<27Q")
-assert len(fields(Registers)) == 27
+_register_values = operator.attrgetter(*(field.name for field in fields(Registers)))
 
 OnSignal = Callable[[Stop], int]
 
