@@ -271,7 +271,7 @@ def plan_mapping(
             for flag, advice in _ADVICE.items()
             if flag in vma.vm_flags
         ]
-        if prot != vma.prot:
+        if prot != vma.prot or (ready and vma.prot != _PROT_RW):
             after.append(Call(_MPROTECT, (vma.start, vma.size, vma.prot), f"mprotect of {name}"))
         if "lo" in vma.vm_flags:
             on_fault = _MLOCK_ONFAULT if "lf" in vma.vm_flags else 0
