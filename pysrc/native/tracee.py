@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from mosix.errors import CannotMoveError
@@ -133,7 +134,7 @@ class Registers:
         return cls(*_REGISTERS.unpack(data))
 
     def pack(self) -> bytes:
-        return _REGISTERS.pack(*(value & _M64 for value in astuple(self)))
+        return _REGISTERS.pack(*(value & _M64 for value in _register_values(self)))
 
     @property
     def result(self) -> int:
@@ -151,7 +152,7 @@ class Registers:
 
 
 _REGISTERS = struct.Struct("<27Q")
-assert len(fields(Registers)) == 27
+_register_values = operator.attrgetter(*(field.name for field in fields(Registers)))
 
 OnSignal = Callable[[Stop], int]
 
@@ -167,6 +168,16 @@ class Reissue:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class SleepEvidence:
+    """/proc/PID/sched and stat before an interrupt, sched right after the stop; empty where the
+    kernel has no such file."""
+
+    sched: bytes
+    stat: bytes
+    sched_after: bytes
+
+
 class Tracee:
     """A process that this thread has seized. Not created directly: `Tracee.seize`."""
 
@@ -177,8 +188,9 @@ class Tracee:
         self.current: Stop | None = None
         #: set once it is known to have ended
         self.end: Stop | None = None
+        #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
+        self.sleep: SleepEvidence | None = None
         self._site: Any = None
-        self._attached = True
 
     @classmethod
     def seize(cls, pid: int, options: int = 0) -> Tracee:
@@ -237,12 +249,17 @@ class Tracee:
         stop = self.current
         if stop is not None and stop.quiet:
             return stop
+        asleep = _schedule(self.pid) if stop is None else None
         self.interrupt()
         while True:
             stop = self.wait()
             assert stop is not None
             if stop.ended or stop.quiet:
+                self.sleep = (
+                    SleepEvidence(*asleep, _read_proc(self.pid, "sched")) if asleep else None
+                )
                 return stop
+            asleep = None
             deliver = 0
             if stop.kind == "signal":
                 deliver = on_signal(stop) if on_signal else stop.signal
@@ -264,7 +281,6 @@ class Tracee:
         """Let go of it; it runs on, or stays stopped if a job control stop is in effect."""
         self.current = None
         self._ptrace(PTRACE_DETACH, 0, signal)
-        self._attached = False
 
     def set_options(self, options: int) -> None:
         self.options = options | PTRACE_O_TRACESYSGOOD
@@ -498,6 +514,24 @@ def _decode_stop(code: int, status: int) -> Stop:
     if number == signal.SIGTRAP | 0x80:
         return Stop("syscall", number, 0, status)
     return Stop("signal", number, 0, status)
+
+
+def _read_proc(pid: int, name: str) -> bytes:
+    try:
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 8192)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _schedule(pid: int) -> tuple[bytes, bytes] | None:
+    sched = _read_proc(pid, "sched")
+    return (sched, _read_proc(pid, "stat")) if sched else None
 
 
 def _find_vdso(pid: int) -> tuple[int, int]:
