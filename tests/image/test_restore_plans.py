@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mosix.errors import MoveFailedError
 from mosix.image import restore
-from mosix.image.model import Header, Image, MemoryMap, PageRun, PendingCall, Process, Thread, Vma
+from mosix.image.model import Header, Image, MemoryMap, PageRun, Process, Thread, Vma
 from mosix.native.agent import Mapped
 
 PAGE = 4096
@@ -206,19 +206,3 @@ def test_altstack_is_registered_as_it_was_before_it_was_used() -> None:
     assert struct.unpack("<QiIQ", restore.altstack_to_set(in_use)) == (0x1000, 0, 0, 8192)
     disarmed = struct.pack("<QiIQ", 0, 2, 0, 0)
     assert restore.altstack_to_set(disarmed) == disarmed
-
-
-def test_rest_of_a_write_is_what_was_not_written() -> None:
-    call = PendingCall(1, (5, 0x1000, 100, 0, 0, 0), done=30)
-    assert restore.rest_of_call(call, 0) == restore.Rest(1, (5, 0x101E, 70, 0, 0, 0), 30)
-    call = PendingCall(18, (5, 0x1000, 100, 7, 0, 0), done=30)
-    assert restore.rest_of_call(call, 0).args == (5, 0x101E, 70, 37, 0, 0)
-
-
-def test_rest_of_a_sleep_ends_when_the_sleep_would_have() -> None:
-    call = PendingCall(35, (0x1000, 0, 0, 0, 0, 0), deadline_ns=5_000_000_000)
-    rest = restore.rest_of_call(call, 3_499_999_999)
-    assert (rest.nr, rest.data_arg, rest.data) == (35, 0, struct.pack("<qq", 1, 500_000_001))
-    assert restore.rest_of_call(call, 6_000_000_000).data == bytes(16)
-    poll = PendingCall(7, (0x1000, 1, 9999, 0, 0, 0), deadline_ns=5_000_000_000)
-    assert restore.rest_of_call(poll, 4_999_999_999).args == (0x1000, 1, 1, 0, 0, 0)
