@@ -10,16 +10,18 @@ They must never leave a ghost without its arguments and environment (ps shows th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mosix.errors import MoveFailedError
-from mosix.image.model import PAGE_SIZE, Image, MemoryMap, PendingCall, Process, Rseq, Thread, Vma
+from mosix.image.model import PAGE_SIZE, Image, MemoryMap, Process, Rseq, Thread, Vma
+from mosix.image.pending import reissue
 from mosix.native.agent import Agent, Argument, Mapped, mapped
 from mosix.native.tracee import Registers, Tracee
 
@@ -31,6 +33,7 @@ _MREMAP, _MADVISE, _SETITIMER, _RT_SIGQUEUEINFO = 25, 28, 38, 129
 _SIGALTSTACK, _PERSONALITY, _PRCTL, _MLOCK2 = 131, 135, 157, 325
 _SET_TID_ADDRESS, _SET_ROBUST_LIST, _RT_TGSIGQUEUEINFO = 218, 273, 297
 _PRLIMIT64, _RSEQ, _GETPID, _GETTID = 302, 334, 39, 186
+_CLOSE, _MEMFD_CREATE = 3, 319
 
 # mman.h
 _PROT_WRITE, _PROT_RW = 2, 3
@@ -230,13 +233,16 @@ def plan_mapping(
     *,
     premapped: Sequence[Range] = (),
     replace: Sequence[Range] = (),
+    empty_file: int = -1,
     locks_may_fail: bool = False,
 ) -> Mapping:
     """mmap, madvise (before the pages come), mprotect and mlock (after) for all VMAs.
 
     `premapped`: writable anonymous memory that is there already (`usable_prefault`).
     `replace`: ranges that are mapped and may be mapped over, all else must be free.
-    File mappings become anonymous: the file is at home, its bytes are among the pages."""
+    `empty_file`: a descriptor of one; needed for VMAs of kind ``eof``, where touching a page
+    has to raise SIGBUS as behind the end of the file that was mapped there.
+    Other file mappings become anonymous: the file is at home, its bytes are among the pages."""
     runs = [(run.start, run.start + run.size) for run in image.runs]
     before: list[Call] = []
     after: list[Call] = []
@@ -249,6 +255,10 @@ def plan_mapping(
         replaces = bool(intersect(whole, replace))
         filled = bool(ready) or replaces or bool(intersect(whole, runs))
         prot = _mapped_prot(vma, filled)
+        if vma.kind == "eof":
+            args = (vma.start, vma.size, prot, _MAP_PRIVATE | _MAP_FIXED_NOREPLACE, empty_file, 0)
+            before.append(Call(_MMAP, args, f"mmap of {name}"))
+            continue
         flags = _MAP_PRIVATE | _MAP_ANONYMOUS | (_MAP_FIXED if replaces else _MAP_FIXED_NOREPLACE)
         if "dp" in vma.vm_flags:
             flags += _MAP_DROPPABLE - _MAP_PRIVATE
@@ -271,7 +281,7 @@ def plan_mapping(
             for flag, advice in _ADVICE.items()
             if flag in vma.vm_flags
         ]
-        if prot != vma.prot:
+        if prot != vma.prot or (ready and vma.prot != _PROT_RW):
             after.append(Call(_MPROTECT, (vma.start, vma.size, vma.prot), f"mprotect of {name}"))
         if "lo" in vma.vm_flags:
             on_fault = _MLOCK_ONFAULT if "lf" in vma.vm_flags else 0
@@ -282,7 +292,7 @@ def plan_mapping(
 
 def _can_premap(vma: Vma) -> bool:
     """These flags exist only from mmap on."""
-    return not {"gd", "nr", "dp"} & set(vma.vm_flags)
+    return vma.kind != "eof" and not {"gd", "nr", "dp"} & set(vma.vm_flags)
 
 
 def usable_prefault(image: Image, prefaulted: Iterable[Range]) -> list[Range]:
@@ -490,7 +500,10 @@ def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range
     # 2. vdso and data pages, before anything is mapped where they have to go.
     _run(agent, plan_vdso(mapped(agent.pid), image))
     # 3. All of the memory, then what the kernel knows about it.
-    _fill(agent, image, bulk, plan_mapping(image, premapped=ready, locks_may_fail=True))
+    with _empty_file(agent, image) as empty:
+        plan = plan_mapping(image, premapped=ready, empty_file=empty, locks_may_fail=True)
+        _run(agent, plan.before)
+    _fill(agent, image, bulk, plan)
     _run(
         agent,
         [
@@ -515,12 +528,13 @@ def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
     kept = arguments_range(image.process.mm)
     arguments = agent.read(kept[0], kept[1] - kept[0])
     _remove(agent, [kept])
-    plan = plan_mapping(image, replace=[kept])
-    _run(agent, plan.before)
+    with _empty_file(agent, image) as empty:
+        plan = plan_mapping(image, replace=[kept], empty_file=empty)
+        _run(agent, plan.before)
     # The stack has to be one mapping that grows, so the kept pages were mapped over; ps and a
     # second emptying need what was in them, whatever becomes of the fill.
     agent.write(kept[0], arguments)
-    _fill(agent, image, bulk, Mapping([], plan.after))
+    _fill(agent, image, bulk, plan)
     _run(
         agent,
         [plan_mm(image.process), *plan_thread(image.threads[0]), *plan_itimers(image.process)],
@@ -529,12 +543,22 @@ def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
 
 
 def _fill(agent: Agent, image: Image, bulk: int, plan: Mapping) -> None:
-    _run(agent, plan.before)
     got = agent.fill(bulk, image.runs)
     if got != image.page_bytes:
         raise MoveFailedError(f"{got} of {image.page_bytes} bytes of memory arrived")
     agent.close_fd(bulk)
     _run(agent, plan.after)
+
+
+@contextlib.contextmanager
+def _empty_file(agent: Agent, image: Image) -> Iterator[int]:
+    """Number of an empty file in the process, if the image needs one (else -1)."""
+    if all(vma.kind != "eof" for vma in image.vmas):
+        yield -1
+        return
+    (number,) = _run(agent, [Call(_MEMFD_CREATE, (b"eof\0", 0), "memfd_create")])
+    yield number
+    _run(agent, [Call(_CLOSE, (number,), "close")])
 
 
 def _requeue(agent: Agent, image: Image) -> None:
@@ -558,58 +582,11 @@ def guest_state(image: Image) -> tuple[bytes, bytes, int]:
 
 def final_state(tracee: Tracee, image: Image) -> tuple[bytes, bytes, int]:
     """The same for a body at home, where nobody stands in for an interrupted call: a stub in
-    the vdso makes the rest of it (`Tracee.finish_call`). The process stands still."""
+    the vdso makes the rest of it (`mosix.image.pending.reissue`). The process stands still."""
     registers, xstate, mask = guest_state(image)
     call = image.threads[0].call
     if call is not None:
         now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        rest = rest_of_call(call, now_ns)
-        tracee.finish_call(
-            Registers.unpack(registers),
-            rest.nr,
-            rest.args,
-            rest.add,
-            data=rest.data,
-            data_arg=rest.data_arg,
-        )
+        reissue(tracee, Registers.unpack(registers), call, now_ns)
         registers = tracee.registers
     return registers, xstate, mask
-
-
-class Rest(NamedTuple):
-    """What is still to be done of a call; see `Tracee.finish_call`."""
-
-    nr: int
-    args: tuple[int, ...]
-    add: int = 0
-    data: bytes = b""
-    data_arg: int = -1
-
-
-#: call with buffer and size as arguments 1 and 2 → argument with the file position, or -1
-_TRANSFERS = {0: -1, 1: -1, 17: 3, 18: 3, 44: -1, 45: -1}  # read write pread pwrite sendto recvfrom
-#: call → argument with a relative timeout in milliseconds
-_MILLISECONDS = {7: 2, 232: 3, 281: 3}  # poll, epoll_wait, epoll_pwait
-#: call → argument that points to a relative timeout as struct timespec, only read
-_TIMESPECS = {35: 0, 202: 3, 128: 2, 220: 3, 230: 2, 441: 3}
-# nanosleep, futex, rt_sigtimedwait, semtimedop, clock_nanosleep, epoll_pwait2
-
-
-def rest_of_call(call: PendingCall, now_ns: int) -> Rest:
-    """The call to be made instead of `call`, of which `done` bytes are transferred and whose
-    timeout ends at `deadline_ns` of CLOCK_MONOTONIC (`now_ns`)."""
-    args = list(call.args)
-    if call.done and call.nr in _TRANSFERS:
-        args[1] += call.done
-        args[2] -= call.done
-        position = _TRANSFERS[call.nr]
-        if position >= 0:
-            args[position] += call.done
-        return Rest(call.nr, tuple(args), call.done)
-    left_ns = max(call.deadline_ns - now_ns, 0)
-    if call.deadline_ns and call.nr in _MILLISECONDS:
-        args[_MILLISECONDS[call.nr]] = -(-left_ns // 10**6)
-    elif call.deadline_ns and call.nr in _TIMESPECS:
-        data = struct.pack("<qq", *divmod(left_ns, 10**9))
-        return Rest(call.nr, tuple(args), call.done, data, _TIMESPECS[call.nr])
-    return Rest(call.nr, tuple(args), call.done)

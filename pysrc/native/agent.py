@@ -511,7 +511,7 @@ class Agent:
     def _go_out(self, registers: bytes, mask: int) -> None:
         area, area_size = self.state()[2:]
         start, end = self.blob
-        calls = [(_NR_MUNMAP, (start, end - start))]
+        calls: list[tuple[int, Sequence[int]]] = [(_NR_MUNMAP, (start, end - start))]
         if area:
             calls.append((_NR_MUNMAP, (area, area_size)))
         calls += [(_NR_CLOSE, (number,)) for number in (self._number, *sorted(self._fds))]

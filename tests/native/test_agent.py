@@ -293,7 +293,7 @@ def test_signal_waits_until_the_agent_is_gone(programs: dict[str, Path]) -> None
         assert agent.call(39) == job.pid
         agent.abandon()
         tracee.detach()
-        right, wrong = map(int, job.line().split())
+        _, wrong = map(int, job.line().split())
         assert wrong == 0
 
 
