@@ -415,6 +415,7 @@ class PeerMoved(_Tagged, frozen=True, kw_only=True):
     freeze_ns: Ns = 0
     page_bytes: Size = 0
 
+
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
