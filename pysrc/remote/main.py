@@ -16,7 +16,7 @@ import socket
 from mosix.errors import MosixError, MoveFailedError, ProtocolError
 from mosix.image.model import Image
 from mosix.native.watch import Watch
-from mosix.remote.cgroup import memory_available
+from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
 from mosix.wire.channel import Frames, Packets
@@ -187,8 +187,8 @@ class Remote:
                 map_ids=self._map_ids,
                 comm=order.comm,
             )
-            self._guest = Guest(shell, welcome.pid, self._watch, self._say)
-            self._guest.prepare(order.prefault)
+            self._guest = Guest(shell, self._watch, self._say)
+            self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
         except MosixError as error:
             self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
@@ -199,7 +199,7 @@ class Remote:
 
     def _room(self) -> int:
         """Bytes a guest may take: the node's free memory, and its cgroup's limit."""
-        return min(memory_available(), self.welcome.memory_limit)
+        return min(Cgroups.detect().own.available(), self.welcome.memory_limit)
 
     async def _receive(self, epoch: int) -> None:
         """Waits for the image and fills the guest with it."""
@@ -211,8 +211,8 @@ class Remote:
                 image = await asyncio.to_thread(self.guest.restore, bulk, self._room())
             finally:
                 bulk.close()
-            await self.guest.confine(image, call)
-            behind = image.header.monotonic_ns - self.guest.monotonic_ns()
+            self.guest.confine(image, call)
+            behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
                 await asyncio.sleep(behind / 1e9)
             self._say(Ready(epoch=epoch, received=image.page_bytes))
