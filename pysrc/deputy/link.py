@@ -89,6 +89,7 @@ class RemoteLink:
                         await self._frames.send(self._outbox.get_nowait())
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._frames.close()
 
     def _checked(self, message: ToDeputy, kind: type[M]) -> M:

@@ -104,6 +104,7 @@ class Deputy:
                 await asyncio.wait_for(self._outbox.join(), 5)
             for worker in workers:
                 worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
             self._node.close()
 
     # ---- mosd ----

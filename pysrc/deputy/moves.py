@@ -23,7 +23,7 @@ from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownE
 from mosix.image import capture, eligibility, maps, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent
-from mosix.native.tracee import Tracee
+from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Drop,
@@ -48,8 +48,6 @@ _PREFAULT_FROM = 1 << 20
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
 _NR_RT_TGSIGQUEUEINFO = 297
-_PTRACE_O_EXITKILL = 1 << 20
-_PTRACE_O_TRACESYSGOOD = 1
 
 
 async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -> None:
@@ -136,7 +134,9 @@ def _become_ghost(
     process.epoch = image.header.epoch
     process.nmigs += 1
     process.link, process.tracee, process.agent = link, tracee, agent
-    tracee.set_options(_PTRACE_O_TRACESYSGOOD | _PTRACE_O_EXITKILL)
+    agent.finish()
+    tracee.set_options(PTRACE_O_EXITKILL)
+    agent.obey()
     restore.empty_ghost(agent, image)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
@@ -204,7 +204,7 @@ async def come_home(process: JobProcess) -> None:
             _queue(tracee, process.pid, siginfo)
         process.postponed.clear()
         process.at_home.clear()
-        tracee.set_options(_PTRACE_O_TRACESYSGOOD)
+        tracee.set_options(0)
         process.link = process.tracee = process.agent = None
         process.place = Place.HOME
         tracee.detach()
