@@ -2,7 +2,7 @@
 
 A program must never see that it was stopped for a move. `resolve` turns the registers of a
 stopped process into the context that the program would see, and says what remains of the call it
-was in (`PendingCall`); `reissue` arranges at home that the rest is made.
+was in (`PendingCall`); `restore_context` and `keep_in_place` let it go on, there or here.
 
 Cases, all provoked by PTRACE_INTERRUPT alone (signal(7), restart_syscall(2)):
 * the kernel's restart codes: -512, -513, -514: the call is simply made again (rip back on its
@@ -26,7 +26,7 @@ import stat
 import struct
 import time
 
-from mosix.image.model import PendingCall
+from mosix.image.model import PendingCall, Thread
 from mosix.native.tracee import (
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
@@ -65,6 +65,7 @@ _REMADE_ON_EINTR = frozenset(
         *(SYS_EPOLL_WAIT, SYS_EPOLL_PWAIT, SYS_EPOLL_PWAIT2),
     )
 )
+_RESTART_CODES = frozenset((ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK))
 #: call → index of a relative struct timespec argument
 _TIMESPEC_ARG = {
     SYS_NANOSLEEP: 0,
@@ -173,7 +174,7 @@ def _outcome(
     """How the call that the process came from ended: ("restart", 0), ("partial", bytes so far)
     or ("finished", result)."""
     result = registers.result
-    if result in (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
+    if result in _RESTART_CODES:
         interrupted = handler_flags is not None and (
             result in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK)
             or (result == ERESTARTSYS and not handler_flags & _SA_RESTART)
@@ -330,7 +331,26 @@ def _slept_ns(evidence: SleepEvidence | None) -> int:
     return int((ours - begin) * 1e6) if ours is not None else 0
 
 
-# ---- making the rest ----
+# ---- going on ----
+
+
+def restore_context(tracee: Tracee, thread: Thread, now_ns: int) -> None:
+    """Give a process that has just got its memory the context of `thread`; on resuming it makes
+    the rest of the call that the move interrupted. `now_ns`: the job's CLOCK_MONOTONIC."""
+    registers = Registers.unpack(thread.registers)
+    if thread.call is not None:
+        reissue(tracee, registers, thread.call, now_ns)
+    else:
+        tracee.set_registers(registers)
+
+
+def keep_in_place(tracee: Tracee, thread: Thread, now_ns: int) -> None:
+    """Prepare a process that was described and not moved for going on: without this it would
+    see the EINTR or the short count that the interrupt caused."""
+    registers = tracee.get_registers()
+    if registers.in_syscall and registers.result in _RESTART_CODES:
+        return  # the kernel itself knows best
+    restore_context(tracee, thread, now_ns)
 
 
 def reissue(tracee: Tracee, registers: Registers, call: PendingCall, now_ns: int) -> None:
