@@ -122,7 +122,9 @@ int main(int argc, char **argv) {
     sigqueue(getpid(), SIGUSR1, (union sigval){ .sival_int = 42 });
     for (int i = 0; i < 3; i++) sigqueue(getpid(), SIGRTMIN, (union sigval){ .sival_int = i });
     sbrk(5000);
-    dprintf(1, "%p %p %p %p\n", (void *)hidden, (void *)zero, (void *)data, sbrk(0));
+    char line[200]; /* stdio would allocate and move the break */
+    write(1, line, snprintf(line, 200, "%p %p %p %p\n", (void *)hidden, (void *)zero,
+                            (void *)data, sbrk(0)));
     for (;;) pause();
 }
 """

@@ -180,7 +180,7 @@ VMA, RUN = Vma(0x10000, 0x20000, 3, "anon"), PageRun(0x10000, 0x1000)
         lambda i: REPLACE(i, runs=[PageRun(0x20000, 0x1000)]),
         lambda i: REPLACE(i, runs=[PageRun(0x40000, 0x1000)]),
         lambda i: REPLACE(i, runs=[PageRun(0x10000, 0)]),
-        lambda i: REPLACE(i, runs=[PageRun(0x10000, -4096)]),
+        lambda i: REPLACE(i, runs=[PageRun(0x10000, -4096), PageRun(0x11000, 8192)]),
         lambda i: REPLACE(i, runs=[PageRun(0x10000, 12)]),
         lambda i: REPLACE(i, runs=[RUN, RUN]),
     ],
