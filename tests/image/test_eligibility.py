@@ -12,7 +12,7 @@ import pytest
 from mosix.balancer import eligibility as between_nodes
 from mosix.errors import NoSuchProcessError
 from mosix.image.eligibility import why_not, why_not_stopped
-from mosix.native.tracee import Tracee
+from mosix.native.tracee import Tracee, TraceError
 from mosix.node.features import probe
 from mosix.wire.messages import NodeFeatures
 from targets import build, running, state_of, watch
@@ -251,3 +251,29 @@ def test_this_node_can_run_what_it_started() -> None:
     here = probe()
     assert between_nodes.why_not(here, here) is None
     assert "sse2" in here.cpu_features and len(here.vdso) == 64 and here.xsave_size >= 512
+
+
+def test_32_bit_programs_stay_at_home() -> None:
+    program = build(
+        """
+        void _start(void) {
+            static const char text[] = "ready\\n";
+            __asm__ volatile("int $0x80" : : "a"(4), "b"(1), "c"(text), "d"(6) : "memory");
+            for (;;)
+                __asm__ volatile("int $0x80" : : "a"(29));
+        }
+        """,
+        "-m32", "-nostdlib", "-static", "-ffreestanding", "-w", "-fno-pic", "-no-pie",
+    )  # fmt: skip
+    try:
+        with running([program]) as process:
+            assert "32-bit" in (why_not(process.pid) or "")
+            tracee = Tracee.seize(process.pid)
+            tracee.stop()
+            assert "32-bit" in (why_not_stopped(tracee) or "")
+            with pytest.raises(TraceError, match="32-bit"):
+                tracee.inject(39)
+            tracee.detach()
+            assert process.poll() is None
+    except OSError as error:
+        pytest.skip(f"no 32-bit programs here: {error}")

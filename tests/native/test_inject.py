@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import random
 import signal
+import struct
 import subprocess
+import threading
 import time
 
 import pytest
@@ -316,3 +320,59 @@ def test_errors_say_why() -> None:
             end = first.wait()
         assert (end.kind, end.signal, end.wait_status) == ("killed", signal.SIGKILL, 9)
         assert not first.alive
+
+
+LISTENED = """
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+    struct sock_filter f[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getpid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog p = { 4, f };
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    int fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &p);
+    if (fd != 3 && dup2(fd, 3) < 0) return 1;
+    write(1, "ready\\n", 6);
+    for (;;) pause();
+}
+"""
+SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOCTL_NOTIF_SEND = 0xC0502100, 0xC0182101
+
+
+def test_a_call_that_its_own_filter_notifies_is_answered_by_another_thread() -> None:
+    with running([build(LISTENED, "-w")]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        libc = ctypes.CDLL(None, use_errno=True)
+        listener = libc.syscall(438, pidfd, 3, 0)  # pidfd_getfd
+        os.close(pidfd)
+        assert listener >= 0
+        answered = []
+
+        def answer() -> None:
+            for _ in range(2):
+                notification = bytearray(80)
+                fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, notification)
+                (number,) = struct.unpack_from("<Q", notification)
+                answered.append(struct.unpack_from("<i", notification, 16)[0])
+                reply = struct.pack("<QqiI", number, 0, 0, 1)  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+                fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        tracee = Tracee.seize(process.pid)
+        tracee.stop()
+        assert tracee.inject_many([(SYS_GETPID, ()), (SYS_GETPPID, ()), (SYS_GETPID, ())]) == [
+            process.pid, os.getpid(), process.pid,
+        ]  # fmt: skip
+        thread.join()
+        assert answered == [SYS_GETPID] * 2
+        os.close(listener)
+        tracee.detach()
