@@ -131,6 +131,7 @@ class Agent:
         self._registers = tracee.registers
         self._mask = tracee.signal_mask
         self._cure: int | None = None
+        self._vdso = 0  # where the vdso was then
         # where serve was left by `pause`
         self._paused: tuple[bytes, int] | None = None
         self._serving = False
@@ -207,6 +208,7 @@ class Agent:
     def _prepare_cure(self) -> None:
         """Tells the agent how to give the process back to its body if we die."""
         self._cure, self._registers = self._tracee.prepare_cure()
+        self._vdso = _vdso(self.pid)
         self._mask = self._tracee.signal_mask
         host = self._tracee.get_registers()
         saved = ffi.new("struct mx_agent_saved *")
@@ -530,9 +532,15 @@ class Agent:
         self._serving, self._paused = False, None
         self.close()
 
+    def forget_host(self) -> None:
+        """The host's own body is about to go: from now on the agent kills the process when its
+        control socket ends. Called before memory is removed; no ptrace."""
+        self._set_state(cure=0)
+
     def _forget_cure(self) -> None:
         if self._cure is not None:
-            self._tracee.forget_cure(self._cure)
+            # the stub has moved with the vdso if a guest was filled
+            self._tracee.forget_cure(self._cure - self._vdso + _vdso(self.pid))
             self._cure = None
 
     def close(self) -> None:
@@ -680,6 +688,10 @@ def mapped(pid: int) -> list[Mapped]:
             name = fields[5] if len(fields) > 5 else ""
             ranges.append(Mapped(int(start, 16), int(end, 16), name))
     return ranges
+
+
+def _vdso(pid: int) -> int:
+    return next(at.start for at in mapped(pid) if at.name == "[vdso]")
 
 
 def _ranges(pid: int) -> list[Range]:
