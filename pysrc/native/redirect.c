@@ -43,7 +43,7 @@
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
 #define MAX_MESSAGES ((MX_MAX_RELOCS - 1) / 4)
-#define MAX_SEGMENTS 80
+#define MAX_SEGMENTS 128
 #define MAX_CONTROL (64u << 10)
 #define MAX_FD_SET (1 << 20)
 #define HEAD (sizeof(struct mx_request) + MX_MAX_RELOCS * sizeof(struct mx_reloc))
@@ -1062,15 +1062,18 @@ static int build_receive(struct mx_redirect *r, int many)
 		struct message *m = &messages[i];
 		uint32_t base = head + i * step;
 		uint64_t address = args[1] + i * step;
-		int name_word, control_word;
+		int name_word, control_word, size_word = -1;
 
 		name_word = add_segment(in, address + 8, base + 8, 4, -1, i + 1);
 		control_word = add_segment(in, address + 40, base + 40, 8, -1, i + 1);
 		if (name_word < 0 || control_word < 0 ||
 		    add_segment(in, address + 48, base + 48, 4, -1, i + 1) < 0)
 			return -E2BIG;
-		if (many && add_segment(in, address + 56, base + 56, 4, -1, i + 1) < 0)
-			return -E2BIG;
+		if (many) {
+			size_word = add_segment(in, address + 56, base + 56, 4, -1, i + 1);
+			if (size_word < 0)
+				return -E2BIG;
+		}
 		if (m->name) {
 			at = place(in, m->name_size);
 			if (at < 0 || relocate(in, base, at) ||
@@ -1088,7 +1091,7 @@ static int build_receive(struct mx_redirect *r, int many)
 		at = place(in, totals[i]);
 		error = at < 0 ? -E2BIG : relocate(in, iov_at[i], at);
 		if (!error)
-			error = add_segment(in, 0, at, totals[i], -1, i + 1);
+			error = add_segment(in, 0, at, totals[i], size_word, i + 1);
 		if (error < 0)
 			return error;
 		in->segments[error].first = first[i];

@@ -65,3 +65,19 @@ async def test_a_tool_prints_what_it_prints_natively(
         out.seek(0)
         assert out.read() == expected
         assert pair.redirector.calls > 0
+
+
+@pytest.mark.parametrize("killable", [True, False], ids=["killable", "without"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
+async def test_calls_of_every_shape_return_what_they_return_natively(
+    kit: Kit, files: Path, tmp_path: Path, static: bool, killable: bool
+) -> None:
+    binary = kit.build("many_calls", static=static)
+    status, expected = native([binary], files)
+    with (tmp_path / "out").open("w+b") as out, served(
+        kit, [binary], files, stdout=out.fileno(), killable=killable
+    ) as pair:
+        assert await pair.serve() == status == 7
+        assert pair.homes == []
+        out.seek(0)
+        assert out.read().decode().splitlines() == expected.decode().splitlines()
