@@ -93,6 +93,7 @@ struct internal {
 
 	/* the call being made */
 	const struct mx_descriptor *call;
+	int cls;
 	enum purpose purpose;
 	int writes;          /* TRANSFER, iov: direction */
 	int all;             /* a short read is not an end */
@@ -1283,7 +1284,7 @@ static int finish_call(struct mx_redirect *r, int64_t result)
 {
 	const struct internal *in = r->internal;
 
-	if (result >= 0 && in->call->cls == MX_BOTH) {
+	if (result >= 0 && in->cls == MX_BOTH) {
 		if (in->call->special == MX_SPECIAL_NONE)
 			return send_answer(r, result, CONTINUE_YES);
 		mirror(r);
@@ -1871,12 +1872,6 @@ static int begin(struct mx_redirect *r)
 		r->reason = MX_REASON_UNKNOWN;
 		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
-	if (is_same(&in->undelivered, r) && in->undelivered.ip == r->ip) {
-		in->undelivered.valid = 0;
-		in->call = &in->descriptors[in->table->calls[r->nr].first];
-		finish_call(r, in->undelivered.result);
-		return 0;
-	}
 	d = &in->descriptors[in->table->calls[r->nr].first];
 	count = in->table->calls[r->nr].count;
 	cls = classify(r, d);
@@ -1886,6 +1881,12 @@ static int begin(struct mx_redirect *r)
 			cls = MX_AT_HOME;
 	}
 	in->call = d;
+	in->cls = cls;
+	if (is_same(&in->undelivered, r) && in->undelivered.ip == r->ip) {
+		in->undelivered.valid = 0;
+		send_answer(r, in->undelivered.result, CONTINUE_NO);
+		return 0;
+	}
 	if (is_same(&in->prime, r)) {
 		in->prime.valid = 0;
 		in->done = in->prime.result;
