@@ -78,7 +78,8 @@ struct mx_agent_header {
 	uint32_t obey_entry;     /* obeys the control socket until it ends or the process is stopped */
 	uint32_t call_return;    /* address behind the `syscall` that makes a redirected call */
 	uint32_t state_offset;   /* struct mx_agent_state */
-	uint32_t stack_top;      /* initial rsp for either entry */
+	uint32_t stack_top;      /* initial rsp for either entry; from here to blob_size lies
+				  * scratch memory for the arguments of MX_OP_CALLS */
 	uint32_t saved_offset;   /* struct mx_agent_saved */
 };
 

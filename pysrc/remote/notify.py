@@ -71,10 +71,11 @@ class NotifyRedirector(Redirector):
         self._traced_event = 0
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    def start(self, *, still: bool = False) -> None:
         self._thread = threading.Thread(target=self._serve, name="redirector", daemon=True)
         self._thread.start()
-        self.resume()
+        if not still:
+            self.resume()
 
     def attach(self, call_fd: int) -> None:
         self._must_stand_still()

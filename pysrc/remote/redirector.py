@@ -121,8 +121,8 @@ class Redirector(ABC):
     events: asyncio.Queue[Event]
 
     @abstractmethod
-    def start(self) -> None:
-        """Serve; the guest may run."""
+    def start(self, *, still: bool = False) -> None:
+        """Serve; the guest may run. `still`: not before `resume`."""
 
     @abstractmethod
     def attach(self, call_fd: int) -> None:
