@@ -33,6 +33,7 @@
 #define AUDIT_ARCH_X86_64_ 0xc000003e
 
 #define ERESTARTSYS_ 512
+#define ERESTARTNOINTR_ 513
 #define ERESTARTNOHAND_ 514
 #define ERESTART_RESTARTBLOCK_ 516
 
@@ -43,7 +44,7 @@
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
 #define MAX_MESSAGES ((MX_MAX_RELOCS - 1) / 4)
-#define MAX_SEGMENTS 80
+#define MAX_SEGMENTS 128
 #define MAX_CONTROL (64u << 10)
 #define MAX_FD_SET (1 << 20)
 #define HEAD (sizeof(struct mx_request) + MX_MAX_RELOCS * sizeof(struct mx_reloc))
@@ -93,6 +94,7 @@ struct internal {
 
 	/* the call being made */
 	const struct mx_descriptor *call;
+	int cls;
 	enum purpose purpose;
 	int writes;          /* TRANSFER, iov: direction */
 	int all;             /* a short read is not an end */
@@ -1062,15 +1064,18 @@ static int build_receive(struct mx_redirect *r, int many)
 		struct message *m = &messages[i];
 		uint32_t base = head + i * step;
 		uint64_t address = args[1] + i * step;
-		int name_word, control_word;
+		int name_word, control_word, size_word = -1;
 
 		name_word = add_segment(in, address + 8, base + 8, 4, -1, i + 1);
 		control_word = add_segment(in, address + 40, base + 40, 8, -1, i + 1);
 		if (name_word < 0 || control_word < 0 ||
 		    add_segment(in, address + 48, base + 48, 4, -1, i + 1) < 0)
 			return -E2BIG;
-		if (many && add_segment(in, address + 56, base + 56, 4, -1, i + 1) < 0)
-			return -E2BIG;
+		if (many) {
+			size_word = add_segment(in, address + 56, base + 56, 4, -1, i + 1);
+			if (size_word < 0)
+				return -E2BIG;
+		}
 		if (m->name) {
 			at = place(in, m->name_size);
 			if (at < 0 || relocate(in, base, at) ||
@@ -1088,7 +1093,7 @@ static int build_receive(struct mx_redirect *r, int many)
 		at = place(in, totals[i]);
 		error = at < 0 ? -E2BIG : relocate(in, iov_at[i], at);
 		if (!error)
-			error = add_segment(in, 0, at, totals[i], -1, i + 1);
+			error = add_segment(in, 0, at, totals[i], size_word, i + 1);
 		if (error < 0)
 			return error;
 		in->segments[error].first = first[i];
@@ -1280,7 +1285,7 @@ static int finish_call(struct mx_redirect *r, int64_t result)
 {
 	const struct internal *in = r->internal;
 
-	if (result >= 0 && in->call->cls == MX_BOTH) {
+	if (result >= 0 && in->cls == MX_BOTH) {
 		if (in->call->special == MX_SPECIAL_NONE)
 			return send_answer(r, result, CONTINUE_YES);
 		mirror(r);
@@ -1456,6 +1461,12 @@ static int is_pieces(const struct internal *in)
 	return 0;
 }
 
+/* Never waits for long, so that a stop can wait for it: what a read of a file has begun is ended. */
+static int is_swift(const struct internal *in)
+{
+	return in->purpose == FOR_MODE || in->regular == 1;
+}
+
 static int next_piece(struct mx_redirect *r)
 {
 	struct internal *in = r->internal;
@@ -1519,9 +1530,7 @@ static int take_reply(struct mx_redirect *r)
 			memcpy(&st, reply + 1, sizeof(st));
 		in->regular = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode);
 		in->purpose = FOR_GUEST;
-		if (!in->regular || was_cancelled || in->cancel_wanted)
-			return answered(r, in->done);
-		return next_piece(r);
+		return in->regular ? next_piece(r) : answered(r, in->done);
 	}
 	error = write_back(r, reply);
 	if (error && result >= 0)
@@ -1572,75 +1581,74 @@ static int broken(struct mx_redirect *r, int error)
 	return hold(r, HELD_HOME, MX_EV_LINK);
 }
 
-/* Sends what is left of the request and waits for the reply. */
+/* One step of input or output on the call socket; 0: try again, else as the system call. */
+static long step(struct mx_redirect *r, long nr, char *at, size_t size)
+{
+	struct internal *in = r->internal;
+	struct pollfd p = { r->call_fd, nr == SYS_read ? POLLIN : POLLOUT, 0 };
+	static volatile int never;
+	volatile int *stop = is_swift(in) ? &never : &in->stop;
+	long n = mx_interruptible(stop, nr, r->call_fd, (long)at, size, 0);
+
+	if (n == -EAGAIN) { /* somebody made it non-blocking */
+		n = mx_interruptible(stop, SYS_poll, (long)&p, 1, -1, 0);
+		return n == -EINTR ? n : 0;
+	}
+	return n ? n : -EPIPE;
+}
+
+static int cancel_wanted(struct internal *in)
+{
+	if (is_swift(in) || !take_stop(in))
+		return 0;
+	in->cancel_wanted = 1;
+	return MX_EV_CANCEL_WANTED;
+}
+
+/* Sends what is left of the request and waits for the reply.  Interrupted before the first byte
+ * left, the call is as if it had not been made yet. */
 static int call_agent(struct mx_redirect *r)
 {
 	struct internal *in = r->internal;
-	struct mx_counter *counter = &r->counters[r->nr < MX_TABLE_CALLS ? r->nr : 0];
+	struct mx_counter *counter = &r->counters[r->nr];
 	struct mx_reply *reply;
+	size_t wanted, most;
 	long n;
 
-	while (in->sent < in->to_send) {
-		n = mx_interruptible(&in->stop, SYS_write, r->call_fd,
-				     (long)in->request + in->sent, in->to_send - in->sent, 0);
-		if (n == -EAGAIN) { /* somebody made it non-blocking */
-			struct pollfd p = { r->call_fd, POLLOUT, 0 };
-
-			n = mx_interruptible(&in->stop, SYS_poll, (long)&p, 1, -1, 0);
-			if (n != -EINTR)
-				continue;
-		}
-		if (n == -EINTR) {
-			if (take_stop(in)) {
-				in->cancel_wanted = 1;
-				return MX_EV_CANCEL_WANTED;
-			}
-			continue;
-		}
-		if (n <= 0)
-			return broken(r, n ? -n : EPIPE);
+	if (!in->sent && !is_swift(in) && take_stop(in)) {
+		/* The agent never saw it, and would not know what to cancel. */
+		r->id--;
+		return cancelled(r, -ERESTARTNOINTR_, 0);
+	}
+	if (in->sent < in->to_send) {
+		n = step(r, SYS_write, (char *)in->request + in->sent, in->to_send - in->sent);
+		if (n == -EINTR)
+			return in->sent ? cancel_wanted(in) : 0;
+		if (n < 0)
+			return broken(r, -n);
 		in->sent += n;
 		counter->sent += n;
+		if (in->sent < in->to_send)
+			return 0;
 	}
-	for (;;) {
-		size_t wanted = sizeof(*reply), most;
-
-		most = sizeof(*reply) + in->request->out_fixed + in->request->out_var;
-		if (grow(&in->reply, &in->reply_room, most) < 0)
-			return broken(r, ENOMEM);
-		reply = (struct mx_reply *)in->reply;
-		if (in->received >= sizeof(*reply)) {
-			if (reply->id != in->request->id ||
-			    reply->size != expected_size(in->request, reply->result))
-				return broken(r, EPROTO);
-			wanted += reply->size;
-			if (in->received > wanted)
-				return broken(r, EPROTO);
-			if (in->received == wanted)
-				break;
-		}
-		n = mx_interruptible(&in->stop, SYS_read, r->call_fd,
-				     (long)in->reply + in->received, most - in->received, 0);
-		if (n == -EAGAIN) {
-			struct pollfd p = { r->call_fd, POLLIN, 0 };
-
-			n = mx_interruptible(&in->stop, SYS_poll, (long)&p, 1, -1, 0);
-			if (n != -EINTR)
-				continue;
-		}
-		if (n == -EINTR) {
-			if (take_stop(in)) {
-				in->cancel_wanted = 1;
-				return MX_EV_CANCEL_WANTED;
-			}
-			continue;
-		}
-		if (n <= 0)
-			return broken(r, n ? -n : EPIPE);
-		in->received += n;
-		counter->received += n;
-	}
-	return take_reply(r);
+	most = sizeof(*reply) + in->request->out_fixed + in->request->out_var;
+	if (grow(&in->reply, &in->reply_room, most) < 0)
+		return broken(r, ENOMEM);
+	n = step(r, SYS_read, in->reply + in->received, most - in->received);
+	if (n == -EINTR)
+		return cancel_wanted(in);
+	if (n < 0)
+		return broken(r, -n);
+	in->received += n;
+	counter->received += n;
+	if (in->received < sizeof(*reply))
+		return 0;
+	reply = (struct mx_reply *)in->reply;
+	wanted = sizeof(*reply) + reply->size;
+	if (reply->id != in->request->id || in->received > wanted ||
+	    reply->size != expected_size(in->request, reply->result))
+		return broken(r, EPROTO);
+	return in->received < wanted ? 0 : take_reply(r);
 }
 
 /* ---- sleeping ---- */
@@ -1868,12 +1876,6 @@ static int begin(struct mx_redirect *r)
 		r->reason = MX_REASON_UNKNOWN;
 		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
-	if (is_same(&in->undelivered, r) && in->undelivered.ip == r->ip) {
-		in->undelivered.valid = 0;
-		in->call = &in->descriptors[in->table->calls[r->nr].first];
-		finish_call(r, in->undelivered.result);
-		return 0;
-	}
 	d = &in->descriptors[in->table->calls[r->nr].first];
 	count = in->table->calls[r->nr].count;
 	cls = classify(r, d);
@@ -1883,6 +1885,12 @@ static int begin(struct mx_redirect *r)
 			cls = MX_AT_HOME;
 	}
 	in->call = d;
+	in->cls = cls;
+	if (is_same(&in->undelivered, r) && in->undelivered.ip == r->ip) {
+		in->undelivered.valid = 0;
+		send_answer(r, in->undelivered.result, CONTINUE_NO);
+		return 0;
+	}
 	if (is_same(&in->prime, r)) {
 		in->prime.valid = 0;
 		in->done = in->prime.result;

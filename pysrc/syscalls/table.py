@@ -588,7 +588,7 @@ TABLE: tuple[Row, ...] = (
     _local(201, "time"),
     _local(202, "futex"),
     # Which CPUs there are is home's affair: the mask is kept and asked there
-    _home(203, "sched_setaffinity", value, reads_n(1), value),
+    _home(203, "sched_setaffinity", value, value, reads_n(1)),
     _home(204, "sched_getaffinity", value, value, writes_result(1)),
     _at_home(205, "set_thread_area"),
     _at_home(206, "io_setup", "asynchronous input and output"),
