@@ -432,6 +432,5 @@ def decode(data: bytes | memoryview, kind: type[T] | Any) -> T:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         return decoder.decode(data)  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        # The latter two: names that are not UTF-8, and nesting without end.
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter: names, not values
         raise ProtocolError(f"malformed message: {error}") from error
