@@ -168,7 +168,8 @@ def _clean(name: str) -> None:
 def _free_subnet() -> int:
     """Labs cannot see each other's addresses; that they differ is for the reader of a log."""
     taken = {lab.subnet for name in state.labs() if (lab := state.load(name)) is not None}
-    return next(number for number in [*range(256), 0] if number not in taken or len(taken) > 255)
+    free = set(range(256)) - taken
+    return min(free) if free else 0
 
 
 def clock_offsets(number: int) -> tuple[int, int]:
@@ -243,10 +244,11 @@ def _start_node(lab: Lab, number: int, files: Files, limits: cgroups.Limits) -> 
         told = b"".join(iter(lambda: os.read(told_read, 4096), b"")).decode()
     finally:
         os.close(told_read)
-    first, _, error = told.partition("\n")
-    if error or not first.isdecimal():
+    first, _, failure = told.partition("\n")
+    if failure or not first.isdecimal():
         os.close(go_write)
-        raise KernelError(f"cannot make node {files.hostname}: {(error or first)[6:]}")
+        why = (failure or first).removeprefix("error ") or "it died"
+        raise KernelError(f"cannot make node {files.hostname}: {why}")
     return Node(number, files.own, Process.of(int(first)), *offsets), go_write
 
 
