@@ -9,11 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from mosix.lab import kernel
-from pyroute2 import IPRoute
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
 BRIDGE = "br0"
+
+
+def _route() -> IPRoute:
+    # Imported here: it takes longer than all the rest of `mosix-lab run`.
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    return IPRoute()
 
 
 @contextlib.contextmanager
@@ -41,7 +51,7 @@ def _set_up(route: IPRoute, name: str, **attributes: int) -> None:
 
 def make_switch() -> None:
     """The bridge, in the caller's (new) network namespace."""
-    with IPRoute() as route:
+    with _route() as route:
         _set_up(route, "lo")
         route.link("add", ifname=BRIDGE, kind="bridge")
         _set_up(route, BRIDGE)
@@ -49,11 +59,11 @@ def make_switch() -> None:
 
 def connect(pid: int, name: str, address: str, prefix: int = 24) -> None:
     """Wire the node whose init is `pid` to the switch; the caller is in the switch's namespace."""
-    with IPRoute() as route:
+    with _route() as route:
         peer = {"ifname": "eth0", "net_ns_pid": pid}
         route.link("add", ifname=name, kind="veth", peer=peer)
         _set_up(route, name, master=route.link_lookup(ifname=BRIDGE)[0])
-    with inside(pid), IPRoute() as route:
+    with inside(pid), _route() as route:
         _set_up(route, "lo")
         index = route.link_lookup(ifname="eth0")[0]
         route.addr("add", index=index, address=address, prefixlen=prefix)
@@ -62,12 +72,12 @@ def connect(pid: int, name: str, address: str, prefix: int = 24) -> None:
 
 def set_link(switch: int, name: str, up: bool) -> None:
     """Plug (or unplug) the cable of node `name`; `switch`: a process in the switch's namespace."""
-    with inside(switch), IPRoute() as route:
+    with inside(switch), _route() as route:
         index = route.link_lookup(ifname=name)[0]
         route.link("set", index=index, state="up" if up else "down")
 
 
 def link_is_up(switch: int, name: str) -> bool:
-    with inside(switch), IPRoute() as route:
+    with inside(switch), _route() as route:
         index = route.link_lookup(ifname=name)[0]
         return bool(route.get_links(index)[0]["flags"] & 1)  # IFF_UP
