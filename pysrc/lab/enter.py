@@ -46,11 +46,11 @@ def run(
     """
     try:
         pidfd = node.init.open()
+        kernel.setns(pidfd, kernel.CLONE_NEWPID)
     except ProcessLookupError as error:
         raise MosixError(f"node {node.name} is dead", hint="mosix-lab down, then up") from error
     here = _cwd()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON - _FAULTS | {signal.SIGCHLD})
-    kernel.setns(pidfd, kernel.CLONE_NEWPID)
     child = os.fork()
     if child == 0:
         try:
@@ -176,6 +176,8 @@ def _is_stopped(pid: int) -> bool:
 
 def _stop_as(number: int) -> None:
     if number != signal.SIGSTOP:
+        # ^Z sent us one as well: stopping twice would take two `fg`.
+        signal.sigtimedwait({number}, 0)
         signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)

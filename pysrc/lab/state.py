@@ -42,7 +42,7 @@ class Process(msgspec.Struct, frozen=True):
         """A pidfd of exactly this process; ProcessLookupError if it is gone."""
         fd = os.pidfd_open(self.pid)
         try:
-            if Process.of(self.pid) != self:
+            if not self.alive():
                 raise ProcessLookupError(self.pid)
         except OSError:
             os.close(fd)
