@@ -21,6 +21,8 @@ from mosix.errors import KernelError, MosixError
 
 TOP = "mosix-lab"
 _V1 = ("cpu", "cpuacct", "memory", "pids")
+#: mosd keeps its jobs' membership here; a node needs it only where it exists
+_V1_WELCOME = ("freezer",)
 _V2_NEEDED = "+cpu +memory +pids"
 
 
@@ -58,11 +60,11 @@ def hierarchies(mounts: Path = Path("/proc/self/mounts")) -> Hierarchies:
     for line in mounts.read_text().splitlines():
         _, where, kind, options, *_ = line.split()
         if kind == "cgroup":
-            for controller in set(options.split(",")) & set(_V1):
+            for controller in set(options.split(",")) & {*_V1, *_V1_WELCOME}:
                 v1.setdefault(controller, Path(where))
         elif kind == "cgroup2" and v2 is None:
             v2 = Path(where)
-    if len(v1) == len(_V1):
+    if v1.keys() >= set(_V1):
         return Hierarchies(v1, v2, unified=False)
     if v2 is not None:
         offered = set((v2 / "cgroup.controllers").read_text().split())
@@ -187,11 +189,19 @@ def _is_in(pid: int, lab: str) -> bool:
     return any(f"{line.split(':', 2)[2]}/".startswith(prefix) for line in lines)
 
 
+def _thaw(lab: str) -> None:
+    """What is frozen (v1) does not even die."""
+    for group in _trees(lab):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            (group / "freezer.state").write_text("THAWED")
+
+
 def kill_all(lab: str, deadline_s: float = 20.0) -> int:
     """SIGKILL everything in a lab and wait until it is gone; how many there were."""
     end = time.monotonic() + deadline_s
     killed: set[int] = set()
     while pids := processes(lab) - {os.getpid()}:
+        _thaw(lab)
         waiting: list[int] = []
         for pid in pids:
             try:

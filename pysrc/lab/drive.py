@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -158,15 +159,21 @@ class NodeHandle:
     def host_pid(self, pid: int) -> int:
         """The host's PID of the node's process `pid`; ProcessLookupError if there is none."""
         for outer in self.processes():
-            try:
-                status = Path(f"/proc/{outer}/status").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-            pids = line.split()[1:]
-            if len(pids) == 2 and int(pids[1]) == pid:
+            if _pids(outer)[1:] == [pid]:
                 return outer
         raise ProcessLookupError(pid)
+
+    def pid_of(self, process: subprocess.Popen[Any]) -> int:
+        """The node's PID of the command behind a `popen` (with mosrun in front: of the job)."""
+
+        def look() -> int | None:
+            for outer in _children(process.pid):
+                pids = _pids(outer)
+                if len(pids) == 2:
+                    return pids[1]
+            return None
+
+        return wait_for(f"{process.args} begins", look)
 
     def log(self) -> str:
         """What the node's mosd said."""
@@ -202,15 +209,30 @@ def down(name: str) -> None:
 
 def kill_command(process: subprocess.Popen[Any]) -> None:
     """SIGKILL the command behind a `mosix-lab run`, whose end then ends `process` as well."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    try:
-        pids = [int(pid) for pid in children.read_text().split()]
-    except FileNotFoundError:
-        return
+    pids = _children(process.pid)
     for pid in pids:
-        os.kill(pid, 9)
+        os.kill(pid, signal.SIGKILL)
     if not pids:
         process.kill()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def _pids(pid: int) -> list[int]:
+    """PIDs of a process in each of its namespaces, the host's first; empty if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+    return [int(word) for word in line.split()[1:]]
 
 
 def _command(*arguments: str) -> str:

@@ -123,6 +123,19 @@ def test_down_kills_what_ignores_every_signal_and_what_forks(name: str) -> None:
     assert traces(name) == []
 
 
+def test_down_kills_what_is_frozen(name: str) -> None:
+    roots = cgroups.hierarchies().v1
+    if "freezer" not in roots:
+        pytest.skip("no freezer hierarchy (cgroup v1) here")
+    lab = Cluster.up(name, 1, "--no-mosd")
+    with lab[1].popen(["sleep", "infinity"]):
+        drive.wait_for("sleep", lambda: "sleep infinity" in lab[1].processes().values())
+        group = roots["freezer"] / cgroups.TOP / name / "n1"
+        (group / "freezer.state").write_text("FROZEN")
+        lab.down()
+    assert traces(name) == []
+
+
 def test_two_labs_side_by_side_do_not_see_each_other(name: str) -> None:
     other = f"{name}-2"
     try:
