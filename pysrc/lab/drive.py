@@ -173,7 +173,7 @@ class NodeHandle:
                     return pids[1]
             return None
 
-        return wait_for(f"{process.args} begins", look)
+        return wait_for(f"{process.args!r} begins", look)
 
     def log(self) -> str:
         """What the node's mosd said."""
