@@ -18,7 +18,9 @@ class Vma(msgspec.Struct, array_like=True, frozen=True):
     """One line of /proc/PID/maps with the VmFlags of smaps.
 
     `kind`: ``anon``, ``file`` (private mapping of a file), ``shared-file`` (read-only shared
-    mapping that travels as a private copy), ``heap``, ``stack``, ``vdso``, ``vvar``, ``vsyscall``.
+    mapping that travels as a private copy), ``heap``, ``stack``, ``vdso``, ``vvar``, ``vsyscall``,
+    ``eof``: the part of a file mapping past the end of its file, where any access is SIGBUS (a
+    private mapping of an empty memfd behaves so).
     `prot` is PROT_READ|WRITE|EXEC; `vm_flags` the two-letter names of smaps that a restore must
     repeat by madvise, mmap or mlock (``gd`` grows down, ``dd`` don't dump, ``dc`` don't fork, …).
     """

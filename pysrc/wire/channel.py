@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from mosix.errors import ProtocolError
+from mosix.wire.frames import FrameDecoder, frame
 from mosix.wire.messages import decode, encode
 
 T = TypeVar("T")
@@ -24,7 +24,6 @@ T = TypeVar("T")
 MAX_FRAME = 4 << 20
 _MAX_PACKET = 160 << 10
 _MAX_FDS = 8
-_LENGTH = struct.Struct("<I")
 
 
 class Packets(Generic[T]):
@@ -78,29 +77,24 @@ class Frames(Generic[T]):
         sock.setblocking(False)
         self.sock = sock
         self._kind = kind
+        self._decoder = FrameDecoder(MAX_FRAME)
         self._sending = asyncio.Lock()
 
     async def send(self, message: msgspec.Struct) -> None:
-        data = encode(message)
+        data = frame(encode(message), MAX_FRAME)
         async with self._sending:
-            await asyncio.get_running_loop().sock_sendall(self.sock, _LENGTH.pack(len(data)) + data)
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def receive(self) -> T:
-        (size,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
-        if not 0 < size <= MAX_FRAME:
-            raise ProtocolError(f"frame of {size} bytes")
-        message: T = decode(await self._exactly(size), self._kind)
-        return message
-
-    async def _exactly(self, size: int) -> bytes:
         loop = asyncio.get_running_loop()
-        parts = bytearray()
-        while len(parts) < size:
-            data = await loop.sock_recv(self.sock, size - len(parts))
+        while True:
+            data = await loop.sock_recv(self.sock, self._decoder.wanted)
             if not data:
                 raise EOFError("connection closed")
-            parts += data
-        return bytes(parts)
+            complete = self._decoder.feed(data)
+            if complete is not None:
+                message: T = decode(complete, self._kind)
+                return message
 
     def close(self) -> None:
         self.sock.close()

@@ -1,0 +1,535 @@
+"""One traced process: stops, registers, signals, memory and system calls made in its name.
+
+Used by capture, restore, the agent, deputy and remote. A thin, typed layer over ptrace(2); the
+fiddly part (injection that cures itself when we die) is `inject.c`. It must never decide where a
+process belongs, and never leave a process worse off when the tracer is killed: options always
+hold PTRACE_O_TRACESYSGOOD, stops are looked at with WNOWAIT.
+All calls for one tracee must come from the thread that seized it (the kernel demands it); blocking
+ones release the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import operator
+import os
+import signal
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from mosix.errors import CannotMoveError
+from mosix.native._native import ffi, lib
+
+# <linux/ptrace.h>
+PTRACE_CONT = 7
+PTRACE_DETACH = 17
+PTRACE_SYSCALL = 24
+PTRACE_SETOPTIONS = 0x4200
+PTRACE_SEIZE = 0x4206
+PTRACE_INTERRUPT = 0x4207
+PTRACE_LISTEN = 0x4208
+PTRACE_O_TRACESYSGOOD = 1
+PTRACE_O_TRACEFORK = 1 << 1
+PTRACE_O_TRACEVFORK = 1 << 2
+PTRACE_O_TRACECLONE = 1 << 3
+PTRACE_O_TRACEEXEC = 1 << 4
+PTRACE_O_TRACEEXIT = 1 << 6
+PTRACE_O_EXITKILL = 1 << 20
+PTRACE_EVENT_FORK = 1
+PTRACE_EVENT_VFORK = 2
+PTRACE_EVENT_CLONE = 3
+PTRACE_EVENT_EXEC = 4
+PTRACE_EVENT_EXIT = 6
+PTRACE_EVENT_STOP = 128
+NT_X86_XSTATE = 0x202
+
+#: Result codes with which the kernel restarts a call, seen only by a tracer.
+ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = -512, -513, -514, -516
+
+_STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
+_CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
+_SIGINFO_SIZE = 128
+_MAX_PENDING = 4096
+_XSTATE_MAX = 16384
+_M64 = (1 << 64) - 1
+
+SYS_MMAP = 9
+SYS_MUNMAP = 11
+
+
+class TraceError(CannotMoveError):
+    """A ptrace operation failed. `errno` is the kernel's; ESRCH: the process is gone."""
+
+    def __init__(self, what: str, number: int, hint: str = "") -> None:
+        super().__init__(f"{what}: {os.strerror(number).lower()}", hint)
+        self.errno = number
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a tracee stands still, or how it ended.
+
+    ``event``: PTRACE_EVENT_* (`event`); ``group``: stopped by a job control signal; ``signal``:
+    about to be given `signal`; ``syscall``: entry or exit of a call; ``exited`` (`status` is the
+    exit code) and ``killed`` (`signal`) are ends.
+    """
+
+    kind: Literal["event", "group", "signal", "syscall", "exited", "killed"]
+    signal: int
+    event: int
+    status: int
+
+    @property
+    def ended(self) -> bool:
+        return self.kind in ("exited", "killed")
+
+    @property
+    def quiet(self) -> bool:
+        """In PTRACE_EVENT_STOP: the one kind of stop from which injecting and resuming is exact."""
+        return self.event == PTRACE_EVENT_STOP and not self.ended
+
+    @property
+    def wait_status(self) -> int:
+        """An end as waitpid(2) reports it (without the core flag)."""
+        return self.status << 8 if self.kind == "exited" else self.signal
+
+
+@dataclass(slots=True)
+class Registers:
+    """struct user_regs_struct of x86-64, all as unsigned 64-bit integers."""
+
+    r15: int
+    r14: int
+    r13: int
+    r12: int
+    rbp: int
+    rbx: int
+    r11: int
+    r10: int
+    r9: int
+    r8: int
+    rax: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    orig_rax: int
+    rip: int
+    cs: int
+    eflags: int
+    rsp: int
+    ss: int
+    fs_base: int
+    gs_base: int
+    ds: int
+    es: int
+    fs: int
+    gs: int
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Registers:
+        return cls(*_REGISTERS.unpack(data))
+
+    def pack(self) -> bytes:
+        return _REGISTERS.pack(*(value & _M64 for value in _register_values(self)))
+
+    @property
+    def result(self) -> int:
+        """rax as a system call's result: signed."""
+        return self.rax - (1 << 64) if self.rax >> 63 else self.rax
+
+    @property
+    def in_syscall(self) -> bool:
+        """The process came from a system call whose result is in rax (not yet seen by it)."""
+        return self.orig_rax < 1 << 63
+
+    @property
+    def args(self) -> tuple[int, int, int, int, int, int]:
+        return self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9
+
+
+_REGISTERS = struct.Struct("<27Q")
+_register_values = operator.attrgetter(*(field.name for field in fields(Registers)))
+
+OnSignal = Callable[[Stop], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reissue:
+    """A reissue stub in which a process stands: see `Tracee.finish_call`."""
+
+    nr: int
+    args: tuple[int, ...]
+    add: int
+    rip: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class SleepEvidence:
+    """/proc/PID/sched and stat before an interrupt, sched right after the stop; empty where the
+    kernel has no such file."""
+
+    sched: bytes
+    stat: bytes
+    sched_after: bytes
+
+
+class Tracee:
+    """A process that this thread has seized. Not created directly: `Tracee.seize`."""
+
+    def __init__(self, pid: int, options: int) -> None:
+        self.pid = pid
+        self.options = options
+        #: the stop it stands in, None while it runs
+        self.current: Stop | None = None
+        #: set once it is known to have ended
+        self.end: Stop | None = None
+        #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
+        self.sleep: SleepEvidence | None = None
+        self._site: Any = None
+
+    @classmethod
+    def seize(cls, pid: int, options: int = 0) -> Tracee:
+        """Attach without stopping. TraceError: EPERM (another tracer, other user, Yama, not
+        dumpable, or a zombie), ESRCH (gone)."""
+        options |= PTRACE_O_TRACESYSGOOD
+        error = lib.mx_ptrace(PTRACE_SEIZE, pid, 0, options)
+        if error == -errno.EPERM:
+            raise TraceError(
+                f"cannot trace process {pid}",
+                errno.EPERM,
+                "another debugger traces it, it belongs to another user, or it has just ended",
+            )
+        if error < 0:
+            raise TraceError(f"cannot trace process {pid}", -error)
+        return cls(pid, options)
+
+    @property
+    def alive(self) -> bool:
+        return self.end is None
+
+    # ---- stops ----
+
+    def interrupt(self) -> None:
+        """Ask for a PTRACE_EVENT_STOP; it is met by `wait`."""
+        self._ptrace(PTRACE_INTERRUPT)
+
+    def wait(self, block: bool = True) -> Stop | None:
+        """The stop or end it is in; None if it runs and `block` is false. Looking again at a
+        stop gives the same stop until the process is resumed."""
+        if self.end is not None:
+            return self.end
+        code, status = ffi.new("int *"), ffi.new("int *")
+        while True:
+            result = lib.mx_wait(self.pid, block, code, status)
+            if result != -errno.EINTR:
+                break
+        if result < 0:
+            self.end = Stop("killed", signal.SIGKILL, 0, 0)
+            raise TraceError(f"process {self.pid} is no longer traced", -result)
+        if result == 0:
+            return None
+        stop = _decode_stop(code[0], status[0])
+        if stop.ended:
+            self.end = stop
+            self.current = None
+        else:
+            self.current = stop
+        return stop
+
+    def stop(self, on_signal: OnSignal | None = None) -> Stop:
+        """Make it stand still in a PTRACE_EVENT_STOP (or tell its end).
+
+        Signals met on the way are passed on, or `on_signal` says what is delivered instead
+        (0: nothing). Other events met on the way (exec, fork) are passed."""
+        stop = self.current
+        if stop is not None and stop.quiet:
+            return stop
+        asleep = _schedule(self.pid) if stop is None else None
+        self.interrupt()
+        while True:
+            stop = self.wait()
+            assert stop is not None
+            if stop.ended or stop.quiet:
+                self.sleep = (
+                    SleepEvidence(*asleep, _read_proc(self.pid, "sched")) if asleep else None
+                )
+                return stop
+            asleep = None
+            deliver = 0
+            if stop.kind == "signal":
+                deliver = on_signal(stop) if on_signal else stop.signal
+            self.interrupt()  # any trap has cleared the one before
+            self.cont(deliver)
+
+    def cont(self, signal: int = 0) -> None:
+        """Resume; from a signal's stop `signal` is delivered, from others it is ignored.
+        A process in group stop runs: to leave it stopped use `listen`."""
+        self.current = None
+        self._ptrace(PTRACE_CONT, 0, signal)
+
+    def listen(self) -> None:
+        """Let a process in group stop stay stopped, and report when it is continued."""
+        self.current = None
+        self._ptrace(PTRACE_LISTEN)
+
+    def detach(self, signal: int = 0) -> None:
+        """Let go of it; it runs on, or stays stopped if a job control stop is in effect."""
+        self.current = None
+        self._ptrace(PTRACE_DETACH, 0, signal)
+
+    def set_options(self, options: int) -> None:
+        self.options = options | PTRACE_O_TRACESYSGOOD
+        self._ptrace(PTRACE_SETOPTIONS, 0, self.options)
+
+    def _ptrace(self, request: int, addr: int = 0, data: int = 0) -> int:
+        return self._check(lib.mx_ptrace(request, self.pid, addr, data), "ptrace")
+
+    def _check(self, result: int, what: str) -> int:
+        if result < 0:
+            raise TraceError(f"{what} of process {self.pid}", -result)
+        return result
+
+    # ---- registers and signals ----
+
+    @property
+    def registers(self) -> bytes:
+        buffer = ffi.new("char[]", _REGISTERS.size)
+        self._check(lib.mx_get_regs(self.pid, buffer), "registers")
+        return bytes(ffi.buffer(buffer))
+
+    @registers.setter
+    def registers(self, data: bytes) -> None:
+        if len(data) != _REGISTERS.size:
+            raise ValueError("registers have 216 bytes")
+        self._check(lib.mx_set_regs(self.pid, data), "registers")
+
+    def get_registers(self) -> Registers:
+        return Registers.unpack(self.registers)
+
+    def set_registers(self, registers: Registers) -> None:
+        self.registers = registers.pack()
+
+    @property
+    def xstate(self) -> bytes:
+        """The extended state (x87, SSE, AVX…) in XSAVE layout."""
+        buffer = ffi.new("char[]", _XSTATE_MAX)
+        size = lib.mx_get_regset(self.pid, NT_X86_XSTATE, buffer, _XSTATE_MAX)
+        return bytes(ffi.buffer(buffer, self._check(size, "xstate")))
+
+    @xstate.setter
+    def xstate(self, data: bytes) -> None:
+        self._check(lib.mx_set_regset(self.pid, NT_X86_XSTATE, data, len(data)), "xstate")
+
+    @property
+    def signal_mask(self) -> int:
+        """Blocked signals; inside sigsuspend and the like the mask that it will return to."""
+        mask = ffi.new("uint64_t *")
+        self._check(lib.mx_get_sigmask(self.pid, mask), "signal mask")
+        return int(mask[0])
+
+    @signal_mask.setter
+    def signal_mask(self, mask: int) -> None:
+        self._check(lib.mx_set_sigmask(self.pid, mask), "signal mask")
+
+    @property
+    def siginfo(self) -> bytes:
+        buffer = ffi.new("char[]", _SIGINFO_SIZE)
+        self._check(lib.mx_get_siginfo(self.pid, buffer), "siginfo")
+        return bytes(ffi.buffer(buffer))
+
+    def pending(self, shared: bool) -> list[bytes]:
+        """siginfo_t of what waits in the thread's own or the process's queue, in order."""
+        buffer = ffi.new("char[]", _MAX_PENDING * _SIGINFO_SIZE)
+        count = lib.mx_peek_siginfo(self.pid, shared, buffer, _MAX_PENDING)
+        self._check(count, "pending signals")
+        data = bytes(ffi.buffer(buffer, count * _SIGINFO_SIZE))
+        return [data[i : i + _SIGINFO_SIZE] for i in range(0, len(data), _SIGINFO_SIZE)]
+
+    def rseq(self) -> tuple[int, int, int] | None:
+        """(address, size, signature) of the registered rseq area."""
+        address, size, sig = ffi.new("uint64_t *"), ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        if self._check(lib.mx_get_rseq(self.pid, address, size, sig), "rseq") == 0:
+            return None
+        return address[0], size[0], sig[0]
+
+    # ---- memory ----
+
+    def read(self, addr: int, size: int) -> bytes:
+        """`size` bytes at `addr`. OSError EFAULT if not all of it can be read."""
+        buffer = bytearray(size)
+        done = lib.mx_read(self.pid, addr, ffi.from_buffer(buffer), size)
+        if done < 0:
+            raise OSError(-done, os.strerror(-done))
+        if done < size:
+            raise OSError(errno.EFAULT, f"memory of {self.pid} ends at {addr + done:#x}")
+        return bytes(buffer)
+
+    def write(self, addr: int, data: bytes) -> None:
+        """Write where the program itself could. OSError EFAULT otherwise."""
+        done = lib.mx_write(self.pid, addr, data, len(data))
+        if done < 0:
+            raise OSError(-done, os.strerror(-done))
+        if done < len(data):
+            raise OSError(errno.EFAULT, f"memory of {self.pid} ends at {addr + done:#x}")
+
+    def poke(self, addr: int, data: bytes) -> None:
+        """Write whatever the protection is (a private copy of the page is made)."""
+        mem = -1
+        if len(data) > 256:
+            with contextlib.suppress(OSError):
+                mem = os.open(f"/proc/{self.pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            self._check(lib.mx_poke(self.pid, mem, addr, data, len(data)), "memory")
+        finally:
+            if mem >= 0:
+                os.close(mem)
+
+    # ---- system calls in its name ----
+
+    def inject(self, nr: int, *args: int) -> int:
+        """Make one system call in the stopped process; its result (-errno on failure).
+
+        The process is left as it was, in a PTRACE_EVENT_STOP. The call must not block.
+        It passes the process's own seccomp filter: whoever listens there must answer."""
+        return self.inject_many([(nr, args)])[0]
+
+    def inject_many(self, calls: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
+        """Several calls in one go (about half the time of single ones); all are made, whatever
+        the ones before returned."""
+        batch = ffi.new("struct mx_injected[]", len(calls))
+        for slot, (nr, args) in zip(batch, calls, strict=True):
+            slot.nr = nr
+            for i, value in enumerate(args):
+                slot.args[i] = value & _M64
+        status = ffi.new("int *")
+        error = lib.mx_inject(self._stub_site(), self.pid, batch, len(calls), status)
+        if error == -errno.EBUSY:
+            raise TraceError(
+                f"cannot make a call in process {self.pid}",
+                errno.EBUSY,
+                "it is about to be given a signal; deliver it first",
+            )
+        if error == -errno.ENOSPC:
+            raise TraceError(f"vdso of process {self.pid} has no room", errno.ENOSPC)
+        if error == -errno.ENOEXEC:
+            raise TraceError(f"process {self.pid} runs 32-bit code", errno.ENOEXEC)
+        self._check(error, "injected call")
+        self.current = _decode_stop(4, status[0])
+        return [slot.result for slot in batch]
+
+    @contextlib.contextmanager
+    def scratch(self, size: int) -> Iterator[int]:
+        """Address of `size` fresh bytes in the process, unmapped on leaving."""
+        addr = self.inject(SYS_MMAP, 0, size, 3, 0x22, -1, 0)
+        if addr < 0:
+            raise TraceError(f"no memory in process {self.pid}", -addr)
+        try:
+            yield addr
+        finally:
+            if self.alive:
+                self.inject(SYS_MUNMAP, addr, size)
+
+    def finish_call(
+        self,
+        registers: Registers,
+        nr: int,
+        args: Sequence[int],
+        add: int = 0,
+        *,
+        data: bytes = b"",
+        data_arg: int = -1,
+    ) -> None:
+        """Arrange that on resuming the rest of an interrupted call is made.
+
+        `registers`: the program's context rewound to its ``syscall`` instruction. ``nr(args)``
+        is made instead; a result ≥ 0 is returned plus `add`, an error becomes `add` if that is
+        not 0. Signals find it as if the program itself were in the call. `data` (≤ 16 bytes,
+        read-only, for a timespec) is placed beside it and ``args[data_arg]`` points to it."""
+        six = [value & _M64 for value in args] + [0] * (6 - len(args))
+        block = ffi.new("char[16]", data) if data_arg >= 0 else ffi.NULL
+        error = lib.mx_finish_call(
+            self._stub_site(),
+            self.pid,
+            registers.pack(),
+            nr,
+            ffi.new("uint64_t[6]", six),
+            add,
+            block,
+            data_arg,
+        )
+        self._check(error, "reissued call")
+
+    def in_stub(self, registers: Registers) -> Reissue | Literal["injection"] | None:
+        """Does it stand in a stub: a reissued call, or what a dead tracer left?"""
+        out = ffi.new("struct mx_reissue *")
+        kind = lib.mx_in_stub(self._stub_site(), self.pid, registers.pack(), out)
+        if kind == 1:
+            return "injection"
+        if kind == 0:
+            return None
+        return Reissue(out.nr, tuple(out.args), out.add, out.rip, out.offset)
+
+    def _stub_site(self) -> Any:
+        """Where stubs go; found again when the vdso has moved (exec, restore)."""
+        if self._site is not None and lib.mx_site_valid(self._site, self.pid):
+            return self._site
+        start, end = _find_vdso(self.pid)
+        site = ffi.new("struct mx_site *")
+        error = lib.mx_site_init(site, self.pid, start, end)
+        if error == -errno.ENOEXEC:
+            raise TraceError(f"process {self.pid} runs 32-bit code", errno.ENOEXEC)
+        if error < 0:
+            raise TraceError(f"vdso of process {self.pid} cannot be used", -error)
+        self._site = site
+        return site
+
+
+def _decode_stop(code: int, status: int) -> Stop:
+    if code == _CLD_EXITED:
+        return Stop("exited", 0, 0, status)
+    if code in (_CLD_KILLED, _CLD_DUMPED):
+        return Stop("killed", status & 0x7F, 0, status)
+    number, event = status & 0xFF, status >> 8
+    if event == PTRACE_EVENT_STOP:
+        kind: Literal["group", "event"] = "group" if number in _STOP_SIGNALS else "event"
+        return Stop(kind, number, event, status)
+    if event:
+        return Stop("event", number, event, status)
+    if number == signal.SIGTRAP | 0x80:
+        return Stop("syscall", number, 0, status)
+    return Stop("signal", number, 0, status)
+
+
+def _read_proc(pid: int, name: str) -> bytes:
+    try:
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 8192)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _schedule(pid: int) -> tuple[bytes, bytes] | None:
+    sched = _read_proc(pid, "sched")
+    return (sched, _read_proc(pid, "stat")) if sched else None
+
+
+def _find_vdso(pid: int) -> tuple[int, int]:
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            for line in maps:
+                if line.endswith(b"[vdso]\n"):
+                    start, end = line.split(b" ", 1)[0].split(b"-")
+                    return int(start, 16), int(end, 16)
+    except OSError as error:
+        raise TraceError(f"maps of process {pid}", error.errno or errno.EIO) from error
+    raise TraceError(f"process {pid} has no vdso", errno.ENOEXEC)

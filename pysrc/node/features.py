@@ -1,0 +1,25 @@
+"""What this node can run: the `NodeFeatures` that it publishes.
+
+Called by mosd at start. It must not depend on where the caller was started: only the kernel, the
+CPU and the number of CPUs count.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from mosix.native.cpu import cpu_features, vdso_digest, xsave_size
+from mosix.wire.messages import NodeFeatures
+
+
+def probe() -> NodeFeatures:
+    """What this node offers."""
+    return NodeFeatures(
+        kernel=os.uname().release,
+        vdso=vdso_digest(),
+        page_size=mmap.PAGESIZE,
+        cpu_features=cpu_features(),
+        xsave_size=xsave_size(),
+        cpus=os.cpu_count() or 1,
+    )
