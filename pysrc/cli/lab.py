@@ -145,7 +145,8 @@ def _table(running: state.Lab) -> None:
             str(node.processes),
             f"+{node.monotonic_ahead_s} s",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 100)
 
 
 def main() -> None:
