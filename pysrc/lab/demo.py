@@ -69,8 +69,7 @@ class Follower:
         self.home = home
         self.program = program
         self.process = process
-        self.pid = home.pid_of(process)
-        self.outer = home.host_pid(self.pid)
+        self.outer, self.pid = home.pids_of(process)
         self.total = home.path(_TAR).stat().st_size
         self.row: dict[str, Any] = {}
         self.read = 0

@@ -163,17 +163,25 @@ class NodeHandle:
                 return outer
         raise ProcessLookupError(pid)
 
-    def pid_of(self, process: subprocess.Popen[Any]) -> int:
-        """The node's PID of the command behind a `popen` (with mosrun in front: of the job)."""
+    def pids_of(self, process: subprocess.Popen[Any]) -> tuple[int, int]:
+        """PIDs of the command behind a `popen` (with mosrun in front: of the job): the host's and
+        the node's. MosixError if it ends before it was seen."""
 
-        def look() -> int | None:
+        def look() -> tuple[int, int] | None:
+            ended = process.poll() is not None
             for outer in _children(process.pid):
                 pids = _pids(outer)
                 if len(pids) == 2:
-                    return pids[1]
+                    return pids[0], pids[1]
+            if ended:
+                raise MosixError(f"{process.args!r} ended with {process.returncode}")
             return None
 
         return wait_for(f"{process.args!r} begins", look)
+
+    def pid_of(self, process: subprocess.Popen[Any]) -> int:
+        """The node's PID of the command behind a `popen`."""
+        return self.pids_of(process)[1]
 
     def log(self) -> str:
         """What the node's mosd said."""
