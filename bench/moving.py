@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import Measured, benchmark, pairs, program, running
 from mosix.errors import MosixError
 from mosix.lab.drive import Cluster
-from mosix.native import _native
+from mosix.native._native import ffi
 
 _CALLS = 20_000
 _PORT = 7001
@@ -20,7 +20,6 @@ _PORT = 7001
 
 def _message_sizes() -> tuple[int, int]:
     """Bytes of a forwarded lseek and of its answer on the call socket."""
-    ffi = _native.ffi
     return ffi.sizeof("struct mx_request"), ffi.sizeof("struct mx_reply")
 
 

@@ -11,13 +11,14 @@
 
 #include "batch.h"
 
-static int give(int port, size_t size)
+static void give(int port, size_t size)
 {
 	struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(port)};
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	char *memory = malloc(size);
 
-	if (!memory || bind(listener, (struct sockaddr *)&here, sizeof(here)) || listen(listener, 8))
+	if (!memory || bind(listener, (struct sockaddr *)&here, sizeof(here)) ||
+	    listen(listener, 8))
 		die("listen");
 	memset(memory, 0x5a, size);
 	puts("ready");
@@ -53,7 +54,8 @@ static int take(const char *ip, int port, size_t size)
 		if (connect(fd, (struct sockaddr *)&there, sizeof(there)))
 			die("connect");
 		begin = now_ns();
-		memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			      0);
 		if (memory == MAP_FAILED || send(fd, "b", 1, 0) != 1)
 			die("begin");
 		for (size_t got = 0; got < size;) {
@@ -73,7 +75,7 @@ static int take(const char *ip, int port, size_t size)
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "send"))
-		return give(atoi(argv[2]), atol(argv[3]) << 20);
+		give(atoi(argv[2]), atol(argv[3]) << 20);
 	if (argc == 5 && !strcmp(argv[1], "receive"))
 		return take(argv[2], atoi(argv[3]), atol(argv[4]) << 20);
 	fputs("raw send PORT MIB | receive IP PORT MIB\n", stderr);

@@ -16,7 +16,7 @@ _BUILT = Path(__file__).resolve().parents[2] / "build" / "programs"
 
 
 def built(source: Path, *flags: str) -> Path:
-    """The program that `source` gives with `flags` (-static, -pthread…). MosixError: gcc's words."""
+    """The program that `source` gives with `flags` (-static, …); MosixError with gcc's words."""
     content = source.read_bytes() + b"".join(
         header.read_bytes() for header in sorted(source.parent.glob("*.h"))
     )
