@@ -1552,7 +1552,7 @@ static int take_reply(struct mx_redirect *r)
 	in->done += result;
 	if (whole && in->done < in->total && in->chunk) {
 		if (was_cancelled) /* a signal waits: natively it would end the call here */
-			return cancelled(r, in->done, 0);
+			return cancelled(r, in->done, !in->writes && !in->all);
 		if (in->cancel_wanted && (in->writes || in->all))
 			return cancelled(r, -ERESTARTSYS_, 0);
 		if (in->writes || in->all || in->regular == 1)
