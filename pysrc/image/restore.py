@@ -458,6 +458,7 @@ def _hint(number: int) -> str:
 
 
 def _remove(agent: Agent, keep: Iterable[Range]) -> None:
+    agent.forget_host()
     _run(agent, plan_removal(mapped(agent.pid), [agent.blob, *keep]))
     agent.forget_area()
 

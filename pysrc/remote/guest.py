@@ -52,9 +52,7 @@ class Guest:
 
     `say` sends a message to the deputy."""
 
-    def __init__(
-        self, shell: GuestShell, watch: Watch, say: Callable[[ToDeputy], None]
-    ) -> None:
+    def __init__(self, shell: GuestShell, watch: Watch, say: Callable[[ToDeputy], None]) -> None:
         self.shell = shell
         self.home_pid = shell.home_pid
         #: job control has stopped it
@@ -90,7 +88,7 @@ class Guest:
         """The agent goes into the empty process."""
         if self.tracee.stop().ended:
             raise KernelError("the empty guest died")
-        self._agent = Agent.inject(self.tracee, ())
+        self._agent = Agent.inject(self.tracee, (), way_back=False)
         self._agent.obey()
         self._watch.add(self.tracee, self._on_stop)
 
