@@ -258,9 +258,35 @@ async def test_without_killable_listeners_a_call_is_still_made_once(
         tracee.detach()
         os.close(here)
         await pair.serve()
-        assert said(pair)[0] == "abc 3 0 0"
-        assert said(pair) == []
+        assert said(pair) == ["abc 3 0 0", "def 3 0 0"]
         assert pair.redirector.calls > before
+    os.close(there)
+
+
+async def test_a_result_that_a_stop_kept_from_the_guest_can_be_taken_along(
+    kit: Kit, tmp_path: Path
+) -> None:
+    there, here = os.pipe()
+    binary = kit.build("one_call", static=False)
+    with served(kit, [binary, "read"], tmp_path, stdin=there, killable=False) as pair:
+        pair.blocked_in = READ
+        await pair.until_blocked()
+        tracee = Tracee.seize(pair.guest.pid)
+        tracee.stop()
+        assert pair.redirector.request_stop()
+        assert isinstance(await pair.event(), CancelWanted)
+        os.write(here, b"abc")  # the call completes before it is cancelled
+        assert isinstance(await pair.event(), Stopped)
+        assert pair.redirector.take_undelivered() == 3
+        assert pair.redirector.take_undelivered() is None
+        registers = tracee.get_registers()
+        registers.rax, registers.orig_rax = 3, (1 << 64) - 1
+        tracee.set_registers(registers)
+        pair.redirector.resume()
+        tracee.detach()
+        os.close(here)
+        await pair.serve()
+        assert said(pair) == ["abc 3 0 0", " 0 0 0"]
     os.close(there)
 
 
