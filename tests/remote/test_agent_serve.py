@@ -140,6 +140,7 @@ def test_a_request_in_small_pieces_is_one_request(kit: Kit) -> None:
 )
 def test_a_malformed_request_ends_serving_and_never_crashes(
     kit: Kit,
+    *,
     relocs: list[tuple[int, int]],
     data: bytes,
     area: int,

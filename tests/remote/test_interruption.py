@@ -25,7 +25,7 @@ from mosix.remote.redirector import (
     Sleeping,
     Stopped,
 )
-from served import Kit, Served, served
+from served import CANCELLED, Kit, Served, served
 
 READ, WRITE, POLL, GETPID, RT_TGSIGQUEUEINFO = 0, 1, 7, 39, 297
 
@@ -140,6 +140,40 @@ async def test_a_signal_ends_or_restarts_a_read_as_its_handler_wants(
         restarted = [f"abc 3 0 {mark}", f" 0 0 {mark}"]
         assert said(pair) == (restarted if "+" in what else interrupted)
     os.close(there)
+
+
+@pytest.mark.parametrize("what", ["raise", "unblock"])
+async def test_a_signal_to_oneself_is_handled_before_the_call_returns(
+    kit: Kit, tmp_path: Path, what: str
+) -> None:
+    binary = kit.build("one_call", static=False)
+    with served(kit, [binary, what], tmp_path, still=True) as pair:
+        ghost = Tracee.seize(pair.ghost.pid)
+        pair.redirector.resume()
+        while (stop := ghost.wait(block=False)) is None or stop.kind != "signal":
+            await asyncio.sleep(0)
+        assert stop.signal == signal.SIGUSR1
+        info = ghost.siginfo
+        ghost.write(kit.symbols["host_state"] + CANCELLED, (1).to_bytes(4, "little"))
+        ghost.cont(0)
+        event = await pair.event()
+        assert isinstance(event, Cancelled) and event.completed and event.result == 0
+        ghost.stop()
+        ghost.detach()
+        guest = Tracee.seize(pair.guest.pid)
+        guest.interrupt()
+        assert pair.redirector.finish()
+        stop = guest.wait()
+        assert stop is not None and stop.quiet
+        number, pid = signal.SIGUSR1, pair.guest.pid
+        with pair.redirector.injecting(), guest.scratch(128) as address:
+            guest.write(address, info)
+            assert guest.inject(RT_TGSIGQUEUEINFO, pid, pid, number, address) == 0
+        pair.redirector.resume()
+        guest.detach()
+        await pair.serve()
+        before = ["blocked 0 0 0"] if what == "unblock" else []
+        assert said(pair) == [*before, f"{what} 0 0 {signal.SIGUSR1 * 1000}"]
 
 
 async def test_a_sleep_goes_on_behind_a_stop(kit: Kit, tmp_path: Path) -> None:
