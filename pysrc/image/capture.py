@@ -328,14 +328,15 @@ def _robust_list(tid: int) -> tuple[int, int]:
 
 def clocks(pid: int) -> tuple[int, int]:
     """CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process reads them, in ns."""
-    mine, its = _time_offsets("self"), _time_offsets(str(pid))
+    mine, its = time_offsets("self"), time_offsets(str(pid))
     return (
         time.clock_gettime_ns(time.CLOCK_MONOTONIC) + its[0] - mine[0],
         time.clock_gettime_ns(time.CLOCK_BOOTTIME) + its[1] - mine[1],
     )
 
 
-def _time_offsets(who: str) -> tuple[int, int]:
+def time_offsets(who: str) -> tuple[int, int]:
+    """What the time namespace of process `who` adds to CLOCK_MONOTONIC and BOOTTIME, in ns."""
     try:
         with open(f"/proc/{who}/timens_offsets", "rb") as file:
             lines = [line.split() for line in file.read().splitlines()]
