@@ -52,9 +52,7 @@ class Guest:
 
     `say` sends a message to the deputy."""
 
-    def __init__(
-        self, shell: GuestShell, watch: Watch, say: Callable[[ToDeputy], None]
-    ) -> None:
+    def __init__(self, shell: GuestShell, watch: Watch, say: Callable[[ToDeputy], None]) -> None:
         self.shell = shell
         self.home_pid = shell.home_pid
         #: job control has stopped it
