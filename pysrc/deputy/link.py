@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolError, RefusedError
 from mosix.wire.channel import Frames
 from mosix.wire.messages import (
@@ -23,11 +24,11 @@ from mosix.wire.messages import (
     Refused,
     Stats,
     ToDeputy,
-    ToRemote,
     Token,
+    ToRemote,
 )
 
-M = TypeVar("M", bound=ToDeputy)
+M = TypeVar("M", bound=msgspec.Struct)
 Unasked = Cancel | NeedHome | GuestDied | Stats
 
 
@@ -48,7 +49,7 @@ class RemoteLink:
         self._frames: Frames[ToDeputy] = Frames(sock, ToDeputy)
         self._on_unasked = on_unasked
         self._on_lost = on_lost
-        self._waiting: list[tuple[type[ToDeputy], int | None, asyncio.Future[ToDeputy]]] = []
+        self._waiting: list[tuple[type[msgspec.Struct], int | None, asyncio.Future[ToDeputy]]] = []
         self._arrived: list[ToDeputy] = []
         self._outbox: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
@@ -89,6 +90,7 @@ class RemoteLink:
                         await self._frames.send(self._outbox.get_nowait())
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._frames.close()
 
     def _checked(self, message: ToDeputy, kind: type[M]) -> M:
@@ -101,7 +103,7 @@ class RemoteLink:
         raise ProtocolError(f"node {self.ip} answered {type(message).__name__}")
 
     @staticmethod
-    def _matches(message: ToDeputy, kind: type[ToDeputy], epoch: int | None) -> bool:
+    def _matches(message: ToDeputy, kind: type[msgspec.Struct], epoch: int | None) -> bool:
         if isinstance(message, Refused):
             return True
         if not isinstance(message, (kind, Failed)):

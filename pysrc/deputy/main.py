@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Coroutine
 from pathlib import Path
 
 from mosix.deputy import moves
@@ -104,6 +105,7 @@ class Deputy:
                 await asyncio.wait_for(self._outbox.join(), 5)
             for worker in workers:
                 worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
             self._node.close()
 
     # ---- mosd ----
@@ -272,8 +274,8 @@ class Deputy:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(os.write, self._stderr, line)
 
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 

@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from mosix.deputy.link import RemoteLink
@@ -23,7 +23,7 @@ from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownE
 from mosix.image import capture, eligibility, maps, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent
-from mosix.native.tracee import Tracee
+from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Drop,
@@ -48,8 +48,6 @@ _PREFAULT_FROM = 1 << 20
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
 _NR_RT_TGSIGQUEUEINFO = 297
-_PTRACE_O_EXITKILL = 1 << 20
-_PTRACE_O_TRACESYSGOOD = 1
 
 
 async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -> None:
@@ -70,7 +68,7 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
         sockets.callback(bulk.close)
         try:
             await _prepare(process, link, epoch, _expected_runs(process.pid))
-            await _leave_prepared(process, link, call, bulk, epoch, seized)
+            await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
         except BaseException:
             link.post(Drop())
             await link.close()
@@ -80,11 +78,12 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
 async def _leave_prepared(
     process: JobProcess,
     link: RemoteLink,
-    call: socket.socket,
-    bulk: socket.socket,
+    sockets: tuple[socket.socket, socket.socket],
+    *,
     epoch: int,
     seized: Tracee | None,
 ) -> None:
+    call, bulk = sockets
     begin = time.monotonic_ns()
     tracee = seized or Tracee.seize(process.pid)
     agent: Agent | None = None
@@ -121,22 +120,20 @@ async def _leave_prepared(
         raise
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
-    _become_ghost(process, link, tracee, agent, image, call_number)
+    process.link, process.tracee, process.agent = link, tracee, agent
+    _become_ghost(process, image, call_number)
 
 
-def _become_ghost(
-    process: JobProcess,
-    link: RemoteLink,
-    tracee: Tracee,
-    agent: Agent,
-    image: Image,
-    call_number: int,
-) -> None:
+def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
+    """The body runs elsewhere: what is left here gives its memory back and serves."""
+    link, tracee, agent = process.link, process.tracee, process.agent
+    assert link is not None and tracee is not None and agent is not None
     process.page_bytes = image.page_bytes
     process.epoch = image.header.epoch
     process.nmigs += 1
-    process.link, process.tracee, process.agent = link, tracee, agent
-    tracee.set_options(_PTRACE_O_TRACESYSGOOD | _PTRACE_O_EXITKILL)
+    agent.finish()
+    tracee.set_options(PTRACE_O_EXITKILL)
+    agent.obey()
     restore.empty_ghost(agent, image)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
@@ -181,11 +178,11 @@ async def come_home(process: JobProcess) -> None:
             _check_alive(process)
             agent.pause()
             paused = True
-            image = await _blocking(stream.read_image, bulk.fileno())
+            body = image = await _blocking(stream.read_image, bulk.fileno())
             agent.obey()
             number = agent.give_fd(bulk.fileno())
-            await _blocking(restore.fill_ghost, agent, image, number)
-            await _blocking(stream.read_end, bulk.fileno(), image)
+            await _blocking(restore.fill_ghost, agent, body, number)
+            await _blocking(stream.read_end, bulk.fileno(), body)
             await link.expect(Sent, epoch, timeout=STALL)
             agent.finish()
         except BaseException:
@@ -195,16 +192,16 @@ async def come_home(process: JobProcess) -> None:
         # Committed: home has the body.
         process.epoch = epoch
         process.nmigs += 1
-        process.page_bytes = image.page_bytes
+        process.page_bytes = body.page_bytes
         process.calls_before = process.calls_before + agent.calls_served()
         process.home.watch.remove(tracee)
-        await _until_clock(image.header.monotonic_ns)
-        agent.leave(*restore.final_state(tracee, image))
+        await _until_clock(body.header.monotonic_ns)
+        agent.leave(*restore.final_state(tracee, body))
         for siginfo in (*process.postponed, *process.at_home):
             _queue(tracee, process.pid, siginfo)
         process.postponed.clear()
         process.at_home.clear()
-        tracee.set_options(_PTRACE_O_TRACESYSGOOD)
+        tracee.set_options(0)
         process.link = process.tracee = process.agent = None
         process.place = Place.HOME
         tracee.detach()
@@ -290,9 +287,7 @@ def _back_to_guest(process: JobProcess, epoch: int, *, paused: bool, filled: Ima
 async def _prepare(
     process: JobProcess, link: RemoteLink, epoch: int, runs: list[PageRun], *, hints: bool = True
 ) -> None:
-    link.post(Ping(sent_ns=time.monotonic_ns()))
-    pong = await link.expect(Pong, timeout=STALL)
-    round_trip = time.monotonic_ns() - pong.sent_ns
+    round_trip = await _round_trip(link)
     big = sorted((run for run in runs if run.size >= _PREFAULT_FROM), key=lambda run: -run.size)
     link.post(
         Prepare(
@@ -307,6 +302,16 @@ async def _prepare(
         )
     )
     await link.expect(Prepared, timeout=STALL)
+
+
+async def _round_trip(link: RemoteLink) -> int:
+    """The shortest of three, in ns: the first waits for the remote to get up."""
+    times = []
+    for _ in range(3):
+        link.post(Ping(sent_ns=time.monotonic_ns()))
+        pong = await link.expect(Pong, timeout=STALL)
+        times.append(time.monotonic_ns() - pong.sent_ns)
+    return min(times)
 
 
 def _expected_runs(pid: int) -> list[PageRun]:
@@ -334,10 +339,10 @@ async def _send(pid: int, bulk: socket.socket, image: Image) -> None:
         ) from error
 
 
-async def _blocking(function: object, *args: object) -> object:
+async def _blocking(function: Callable[..., T], *args: object) -> T:
     """Runs `function` in a thread: it only reads and writes descriptors, never traces."""
     try:
-        return await asyncio.to_thread(function, *args)  # type: ignore[arg-type]
+        return await asyncio.to_thread(function, *args)
     except OSError as error:
         raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
 

@@ -12,6 +12,7 @@ import enum
 import os
 import signal
 import socket
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Protocol
 
 from mosix.deputy import signals
@@ -56,8 +57,12 @@ class Home(Protocol):
     """What a process needs of its deputy."""
 
     watch: Watch
-    here: str
-    features: NodeFeatures
+
+    @property
+    def here(self) -> str: ...
+
+    @property
+    def features(self) -> NodeFeatures: ...
 
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
@@ -284,8 +289,8 @@ class JobProcess:
 
     # ---- going back ----
 
-    def spawn(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+    def spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

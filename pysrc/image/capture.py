@@ -76,7 +76,7 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
     pending = tracee.pending(shared=False), tracee.pending(shared=True)
     mask = tracee.signal_mask
     flags = _first_handler_flags(pending, mask, asked.sigactions)
-    offset = _time_offsets(str(pid))[0] - _time_offsets("self")[0]
+    offset = time_offsets(str(pid))[0] - time_offsets("self")[0]
     registers, call = resolve(tracee, offset, flags)
     rseq = tracee.rseq()
     if rseq is not None and call is None:

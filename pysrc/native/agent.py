@@ -115,8 +115,11 @@ class Agent:
 
     After `inject` the process stands still and is what it was; `obey` lets the agent run."""
 
-    def __init__(self, tracee: Tracee, base: int, control: socket.socket, number: int) -> None:
+    def __init__(
+        self, tracee: Tracee, base: int, control: socket.socket, number: int, way_back: bool
+    ) -> None:
         self._tracee = tracee
+        self._way_back = way_back
         self._base = base
         self._control = control
         self._number = number  # of the control socket inside
@@ -137,11 +140,12 @@ class Agent:
     # ---- going in ----
 
     @classmethod
-    def inject(cls, tracee: Tracee, avoid: Iterable[Range]) -> Agent:
+    def inject(cls, tracee: Tracee, avoid: Iterable[Range], *, way_back: bool = True) -> Agent:
         """Puts the blob into the stopped process, outside its memory and the ranges `avoid`.
 
         Only self-curing injected calls: whenever we die, the process goes on as it was (it may
-        keep a mapping or a descriptor). MoveFailedError when it has no room."""
+        keep a mapping or a descriptor). `way_back`: so it does while the agent obeys, too; not for
+        an empty guest, whose vdso is moved. MoveFailedError when it has no room."""
         blob = _blob()
         base = _find_hole(blob.size, [*_ranges(tracee.pid), *avoid])
         got = tracee.inject(
@@ -156,7 +160,7 @@ class Agent:
             if tracee.alive:
                 tracee.inject(_NR_MUNMAP, base, blob.size)
             raise
-        return cls(tracee, base, control, number)
+        return cls(tracee, base, control, number, way_back)
 
     @property
     def pid(self) -> int:
@@ -189,7 +193,9 @@ class Agent:
         if self._paused is not None and not self._restart_serve:
             stack = Registers.unpack(self._paused[0]).rsp - 256  # below what serve keeps there
         elif not self._serving and self._cure is None:
-            self._prepare_cure()
+            self._set_state(control_fd=self._number)
+            if self._way_back:
+                self._prepare_cure()
         registers.rip = self._base + header.obey_entry
         registers.rsp = stack
         registers.orig_rax = _M64
@@ -210,7 +216,7 @@ class Agent:
             setattr(saved, name, getattr(host, name))
         saved.rflags = host.eflags
         self.write(self._base + _blob().header.saved_offset, bytes(ffi.buffer(saved)))
-        self._set_state(control_fd=self._number, cure=self._cure)
+        self._set_state(cure=self._cure)
 
     def calls(self, calls: Sequence[tuple[int, Sequence[Argument], bool]]) -> list[int]:
         """Makes system calls (number, arguments, may fail) in order; their results.

@@ -88,7 +88,7 @@ class Guest:
         """The agent goes into the empty process."""
         if self.tracee.stop().ended:
             raise KernelError("the empty guest died")
-        self._agent = Agent.inject(self.tracee, ())
+        self._agent = Agent.inject(self.tracee, (), way_back=False)
         self._agent.obey()
         self._watch.add(self.tracee, self._on_stop)
 

@@ -118,6 +118,7 @@ class Remote:
                 await self._guest.destroy()
             for worker in workers:
                 worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
             self._control.close()
             self._node.close()
 
