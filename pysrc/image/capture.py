@@ -76,7 +76,7 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
     pending = tracee.pending(shared=False), tracee.pending(shared=True)
     mask = tracee.signal_mask
     flags = _first_handler_flags(pending, mask, asked.sigactions)
-    offset = _time_offsets(str(pid))[0] - _time_offsets("self")[0]
+    offset = time_offsets(str(pid))[0] - time_offsets("self")[0]
     registers, call = resolve(tracee, offset, flags)
     rseq = tracee.rseq()
     if rseq is not None and call is None:
@@ -328,14 +328,15 @@ def _robust_list(tid: int) -> tuple[int, int]:
 
 def clocks(pid: int) -> tuple[int, int]:
     """CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process reads them, in ns."""
-    mine, its = _time_offsets("self"), _time_offsets(str(pid))
+    mine, its = time_offsets("self"), time_offsets(str(pid))
     return (
         time.clock_gettime_ns(time.CLOCK_MONOTONIC) + its[0] - mine[0],
         time.clock_gettime_ns(time.CLOCK_BOOTTIME) + its[1] - mine[1],
     )
 
 
-def _time_offsets(who: str) -> tuple[int, int]:
+def time_offsets(who: str) -> tuple[int, int]:
+    """What the time namespace of process `who` adds to CLOCK_MONOTONIC and BOOTTIME, in ns."""
     try:
         with open(f"/proc/{who}/timens_offsets", "rb") as file:
             lines = [line.split() for line in file.read().splitlines()]

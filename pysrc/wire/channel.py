@@ -8,14 +8,15 @@ Both check every message on arrival (`mosix.wire.messages.decode`) and raise `Pr
 
 from __future__ import annotations
 
+import array
 import asyncio
 import socket
-import struct
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from mosix.errors import ProtocolError
+from mosix.wire.frames import FrameDecoder, frame
 from mosix.wire.messages import decode, encode
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ T = TypeVar("T")
 MAX_FRAME = 4 << 20
 _MAX_PACKET = 160 << 10
 _MAX_FDS = 8
-_LENGTH = struct.Struct("<I")
+_INT = array.array("i")
 
 
 class Packets(Generic[T]):
@@ -48,12 +49,15 @@ class Packets(Generic[T]):
         """Next message and the descriptors that came with it (the caller closes them)."""
         while True:
             try:
-                data, fds, flags, _ = socket.recv_fds(
-                    self.sock, _MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                data, ancillary, flags, _ = self.sock.recvmsg(
+                    _MAX_PACKET,
+                    socket.CMSG_SPACE(_MAX_FDS * _INT.itemsize),
+                    socket.MSG_CMSG_CLOEXEC,  # socket.recv_fds of Python 3.11 drops its flags
                 )
                 break
             except BlockingIOError:
                 await _readable(self.sock)
+        fds = _descriptors(ancillary)
         if not data:
             raise EOFError("the other process is gone")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -78,32 +82,35 @@ class Frames(Generic[T]):
         sock.setblocking(False)
         self.sock = sock
         self._kind = kind
+        self._decoder = FrameDecoder(MAX_FRAME)
         self._sending = asyncio.Lock()
 
     async def send(self, message: msgspec.Struct) -> None:
-        data = encode(message)
+        data = frame(encode(message), MAX_FRAME)
         async with self._sending:
-            await asyncio.get_running_loop().sock_sendall(self.sock, _LENGTH.pack(len(data)) + data)
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def receive(self) -> T:
-        (size,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
-        if not 0 < size <= MAX_FRAME:
-            raise ProtocolError(f"frame of {size} bytes")
-        message: T = decode(await self._exactly(size), self._kind)
-        return message
-
-    async def _exactly(self, size: int) -> bytes:
         loop = asyncio.get_running_loop()
-        parts = bytearray()
-        while len(parts) < size:
-            data = await loop.sock_recv(self.sock, size - len(parts))
+        while True:
+            data = await loop.sock_recv(self.sock, self._decoder.wanted)
             if not data:
                 raise EOFError("connection closed")
-            parts += data
-        return bytes(parts)
+            complete = self._decoder.feed(data)
+            if complete is not None:
+                message: T = decode(complete, self._kind)
+                return message
 
     def close(self) -> None:
         self.sock.close()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    numbers = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return numbers.tolist()
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -360,7 +360,8 @@ class PeerHello(_Tagged, frozen=True, kw_only=True):
     """What a connection is for. The handshake's proof covers all of it.
 
     `purpose`: guest (a new guest; becomes the control connection), call, bulk (`token`),
-    status (answer with `PeerStatus`, then closed)."""
+    status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
+    `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow)."""
 
     version: int
     sender: Ip
@@ -397,6 +398,23 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
+
+
+class PeerMove(_Tagged, frozen=True, kw_only=True):
+    """What is asked for on a connection of purpose move. `target` None: home; `wait`: answer
+    when the move is over, else as soon as it is ordered."""
+
+    target: Ip | None
+    wait: bool
+
+
+class PeerMoved(_Tagged, frozen=True, kw_only=True):
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
+    freeze_ns: Ns = 0
+    page_bytes: Size = 0
+
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,124 @@
+"""mosd: the daemon of a node, as a command."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+from mosix.cli import mosrun
+from mosix.cli.command import Command
+from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
+from mosix.errors import MosixError, PermissionDeniedError
+from mosix.node.mosd import Mosd
+from mosix.node.spawning import Programs
+
+
+@click.command("mosd", cls=Command)
+@click.option(
+    "--config",
+    "config_dir",
+    metavar="DIR",
+    help="Configuration files [default: $MOSIX_CONFIG_DIR or /etc/mosix].",
+)
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    help="Socket, lock and log [default: $MOSIX_RUN_DIR or /run/mosix].",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help=f"TCP port of all nodes [default: /etc/mosix/ports, else {DEFAULT_PEER_PORT}].",
+)
+@click.option(
+    "--detach/--foreground",
+    default=False,
+    help="Go to the background once it is ready, and log to mosd.log in the run directory.",
+)
+@click.option("--deputy", default=Programs.deputy, hidden=True)
+@click.option("--remote", default=Programs.remote, hidden=True)
+def main(
+    *,
+    config_dir: str | None,
+    run_dir: str | None,
+    port: int | None,
+    detach: bool,
+    deputy: str,
+    remote: str,
+) -> None:
+    """Run MOSIX on this node: its jobs may leave, guests may come.
+
+    On SIGTERM jobs that are away come home and guests are sent to theirs, for at most 30 s;
+    jobs at home go on. SIGINT does the same."""
+    if os.geteuid() != 0:
+        raise PermissionDeniedError("mosd must run as root")
+    paths = Paths.choose(config_dir, run_dir)
+    # Workers, and commands that jobs start, look for the same directories.
+    os.environ["MOSIX_CONFIG_DIR"] = str(paths.config_dir)
+    os.environ["MOSIX_RUN_DIR"] = str(paths.run_dir)
+    os.umask(0o022)
+    config = load(paths, port)
+    programs = Programs(deputy, remote)
+    if detach:
+        _detached(config, programs)
+        return
+    _logging()
+    asyncio.run(Mosd(config, programs, mosrun.parse).run())
+
+
+def _logging() -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _detached(config: NodeConfig, programs: Programs) -> None:
+    """Ends when the daemon is ready; MosixError with its complaint when it is not."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            said = pipe.read()
+        if said == b"ready":
+            return
+        os.waitpid(pid, 0)
+        complaint = said.decode("utf-8", "replace")
+        raise MosixError(complaint or "mosd did not start", "" if complaint else "see its log")
+    os.close(reader)
+    os.setsid()
+    os.chdir("/")
+
+    def ready() -> None:
+        os.write(writer, b"ready")
+        os.close(writer)
+
+    try:
+        config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _redirect(config.paths.log)
+        _logging()
+        asyncio.run(Mosd(config, programs, mosrun.parse, ready).run())
+    except MosixError as error:
+        logging.getLogger("mosd").error("%s", error.line())
+        os.write(writer, error.line().encode())
+        os._exit(error.code)
+    sys.exit(0)
+
+
+def _redirect(log: Path) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+    for target, source in ((0, null), (1, out), (2, out)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Everything mosd must know before it starts, except the secret: `load(paths)`.
+
+Called by mosd and by commands that only read the map. Never writes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from mosix.config.lines import Line, address, integer, lines, read_text
+from mosix.config.nodemap import NodeMap, load_map
+from mosix.config.paths import Paths
+from mosix.errors import ConfigError
+from pyroute2 import IPRoute
+
+#: Between two mosds, TCP. MOSIX used TCP 249–254 and UDP 249–250; this one is its first.
+#: All nodes of a cluster use the same; `peer NUMBER` in /etc/mosix/ports changes it.
+DEFAULT_PEER_PORT = 249
+
+_MOSIP_HINT = "write this node's address (a.b.c.d), as in mosix.map, into it"
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """One node's configuration. `ip`: its own address, as other nodes know it."""
+
+    paths: Paths
+    nodes: NodeMap
+    ip: str
+    peer_port: int = DEFAULT_PEER_PORT
+
+
+def load(paths: Paths, peer_port: int | None = None) -> NodeConfig:
+    """Reads mosix.map, userview.map, mosip and ports. ConfigError."""
+    if not paths.config_dir.is_dir():
+        raise ConfigError(
+            f"{paths.config_dir}: no such directory", "make it, with mosix.map and secret"
+        )
+    nodes = load_map(paths)
+    return NodeConfig(paths, nodes, _own_ip(paths, nodes), peer_port or _peer_port(paths))
+
+
+def _own_ip(paths: Paths, nodes: NodeMap) -> str:
+    if paths.own_ip.exists():
+        said = list(lines(paths.own_ip, read_text(paths.own_ip, _MOSIP_HINT)))
+        if len(said) != 1 or len(said[0].fields) != 1:
+            raise ConfigError(f"{paths.own_ip}: must hold just one address", _MOSIP_HINT)
+        ip = str(address(said[0], said[0].text))
+        if ip not in nodes:
+            raise said[0].error(f"{ip} is not in {paths.map}", "add this node to the map")
+        _not_outsider(nodes, ip)
+        return nodes.canonical(ip)
+    own = [ip for ip in _interface_ips() if ip in nodes]
+    if not own:
+        raise ConfigError(
+            f"no address of this machine is in {paths.map}", f"add this node, or: {paths.own_ip}"
+        )
+    if len(set(map(nodes.canonical, own))) > 1:
+        raise ConfigError(
+            f"several addresses of this machine are in {paths.map}: {', '.join(own)}",
+            f"write the right one into {paths.own_ip}",
+        )
+    _not_outsider(nodes, own[0])
+    return nodes.canonical(own[0])
+
+
+def _not_outsider(nodes: NodeMap, ip: str) -> None:
+    value = int(ipaddress.IPv4Address(nodes.canonical(ip)))
+    for r in nodes.ranges:
+        if r.first <= value <= r.last and "o" in r.flags.replace("proximate", ""):
+            raise r.line.error("this node itself cannot be an outsider", "remove the flag o")
+
+
+def _interface_ips() -> list[str]:
+    with IPRoute() as route:
+        found = [message.get_attr("IFA_LOCAL") for message in route.get_addr(family=2)]
+    return [ip for ip in found if isinstance(ip, str)]
+
+
+def _peer_port(paths: Paths) -> int:
+    if not paths.ports.exists():
+        return DEFAULT_PEER_PORT
+    port = DEFAULT_PEER_PORT
+    for line in lines(paths.ports, read_text(paths.ports, "peer NUMBER")):
+        port = _port_line(line)
+    return port
+
+
+def _port_line(line: Line) -> int:
+    if len(line.fields) != 2 or line.fields[0] != "peer":
+        raise line.error(f"'{line.text}' is not a port", "the only one is: peer NUMBER")
+    return integer(line, line.fields[1], "a port", 1, 65535)

@@ -1,0 +1,239 @@
+"""mosix.map and userview.map: which nodes there are, and their numbers.
+
+MOSIX(7): a data line of mosix.map is `IP|host count [flags]`, numbers come from userview.map
+(`number IP|host count`). A line of mosix.map may also be `number IP|host count`: then one file
+is enough for a small cluster. Used by mosd (who may connect, what a name means) and `mosctl
+whois`. Never asks another node.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mosix.config.lines import Line, address, integer, lines, read_text
+from mosix.config.paths import Paths
+from mosix.errors import ConfigError, UnknownNodeError
+
+MAX_MAP_LINES = 256
+MAX_NUMBER = 65535
+_MAX_NODES = 1 << 24
+_FLAGS = {"p", "o", "po", "op", "proximate", "outsider"}
+_MAP_HINT = "one line for each range of nodes: IP COUNT, or NUMBER IP COUNT"
+_USERVIEW_HINT = "one line for each range of nodes: NUMBER IP COUNT"
+
+
+@dataclass(frozen=True)
+class Range:
+    """`count` nodes with consecutive addresses. `number`: of the first one, if it has any."""
+
+    first: int
+    count: int
+    flags: str
+    line: Line
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """`count` consecutive node numbers for consecutive addresses."""
+
+    number: int
+    first: int
+    count: int
+    line: Line
+
+
+@dataclass(frozen=True)
+class NodeMap:
+    """The nodes of the cluster. Immutable: a changed file makes a new one."""
+
+    ranges: tuple[Range, ...] = ()
+    numbers: tuple[Numbers, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def __contains__(self, ip: str) -> bool:
+        value = self._value(ip)
+        return value is not None and any(r.first <= value <= r.last for r in self.ranges)
+
+    def __len__(self) -> int:
+        return sum(r.count for r in self.ranges)
+
+    def canonical(self, ip: str) -> str:
+        """The node's main address where `ip` is an alias of it."""
+        return self.aliases.get(ip, ip)
+
+    def number_of(self, ip: str) -> int | None:
+        value = self._value(ip)
+        for n in self.numbers:
+            if value is not None and n.first <= value < n.first + n.count:
+                return n.number + value - n.first
+        return None
+
+    def _value(self, ip: str) -> int | None:
+        """None when `ip`, which may come from anywhere, is no address."""
+        try:
+            return int(ipaddress.IPv4Address(self.canonical(ip)))
+        except ValueError:
+            return None
+
+    def ip_of(self, number: int) -> str | None:
+        for n in self.numbers:
+            if n.number <= number < n.number + n.count:
+                return str(ipaddress.IPv4Address(n.first + number - n.number))
+        return None
+
+    def ips(self, limit: int = 65536) -> list[str]:
+        """Addresses of at most `limit` nodes, in the order of the file."""
+        found: list[str] = []
+        for r in self.ranges:
+            room = limit - len(found)
+            found += [str(ipaddress.IPv4Address(r.first + i)) for i in range(min(r.count, room))]
+        return found
+
+    def resolve(self, text: str) -> str:
+        """IP of the node that a user calls `text` (number, IP or host name).
+
+        May ask the name service. UnknownNodeError when there is no such node."""
+        ip = self.resolve_number_or_ip(text)
+        if ip is not None:
+            return ip
+        try:
+            return self.check_member(socket.gethostbyname(text), text)
+        except (OSError, UnicodeError) as error:
+            raise UnknownNodeError(
+                f"node '{text}' is not known", "give a number, IP or host name of mosix.map"
+            ) from error
+
+    def resolve_number_or_ip(self, text: str) -> str | None:
+        """As `resolve`, but None for a host name: never asks the name service."""
+        if text.isascii() and text.isdigit():
+            ip = self.ip_of(int(text)) if len(text) < 10 else None
+            if ip is None:
+                hint = "see mosctl whois" if self.numbers else "mosix.map gives no node numbers"
+                raise UnknownNodeError(f"there is no node number {text}", hint)
+            return self.check_member(ip, f"number {text}")
+        try:
+            return self.check_member(str(ipaddress.IPv4Address(text)), text)
+        except ValueError:
+            if text.replace(".", "").isdigit():
+                raise UnknownNodeError(f"'{text}' is not an IPv4 address") from None
+            return None
+
+    def check_member(self, ip: str, called: str) -> str:
+        """`ip` (or what it is an alias of); UnknownNodeError unless it is in the map."""
+        if ip not in self:
+            shown = ip if called == ip else f"'{called}' ({ip})"
+            raise UnknownNodeError(
+                f"node {shown} is not in mosix.map", "the nodes are listed in mosix.map"
+            )
+        return self.canonical(ip)
+
+
+def load_map(paths: Paths) -> NodeMap:
+    """Reads mosix.map and, if it exists, userview.map. ConfigError."""
+    text = read_text(paths.map, _MAP_HINT)
+    userview = ""
+    if paths.userview.exists():
+        userview = read_text(paths.userview, _USERVIEW_HINT)
+    return parse_map(text, paths.map, userview, paths.userview)
+
+
+def parse_map(
+    text: str,
+    path: Path = Path("mosix.map"),
+    userview: str = "",
+    userview_path: Path = Path("userview.map"),
+) -> NodeMap:
+    """The map in the files' texts. ConfigError names file and line."""
+    ranges: list[Range] = []
+    numbers: list[Numbers] = []
+    alias_lines: list[tuple[Line, str, str]] = []
+    for count, line in enumerate(lines(path, text), start=1):
+        if count > MAX_MAP_LINES:
+            raise line.error(f"more than {MAX_MAP_LINES} lines", "join consecutive addresses")
+        if "=" in line.text:
+            alias_lines.append(_alias(line))
+            continue
+        ranges.append(_range(line))
+        if _is_numbered(line):
+            numbers.append(_numbers(line))
+        _no_overlap(ranges)
+    if not ranges:
+        raise ConfigError(f"{path}: names no node", _MAP_HINT)
+    numbers += [_numbers(line) for line in lines(userview_path, userview)]
+    for index, one in enumerate(numbers):
+        _no_clash(one, numbers[:index])
+    plain = NodeMap(tuple(ranges), tuple(numbers))
+    aliases: dict[str, str] = {}
+    for line, left, right in alias_lines:
+        if right not in plain:
+            raise line.error(
+                f"{right} is not in the data lines", "an alias names a node of this file"
+            )
+        aliases[left] = right
+    return NodeMap(plain.ranges, plain.numbers, aliases)
+
+
+def _is_numbered(line: Line) -> bool:
+    fields = line.fields
+    return len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit()
+
+
+def _range(line: Line) -> Range:
+    fields = line.fields
+    if _is_numbered(line):
+        fields = fields[1:]
+    if not 2 <= len(fields) <= 3:
+        raise line.error(f"{len(fields)} fields", _MAP_HINT)
+    first = int(address(line, fields[0]))
+    count = integer(line, fields[1], "the number of nodes", 1, _MAX_NODES)
+    if (first + count - 1) >> 8 >= 0xFFFFFF:
+        raise line.error("the range ends behind 255.255.254.255")
+    flags = fields[2] if len(fields) == 3 else ""
+    if flags and flags not in _FLAGS:
+        raise line.error(f"unknown flag '{flags}'", "flags are p (proximate) and o (outsider)")
+    return Range(first, count, flags, line)
+
+
+def _numbers(line: Line) -> Numbers:
+    fields = line.fields
+    if len(fields) != 3:
+        raise line.error(f"{len(fields)} fields", _USERVIEW_HINT)
+    number = integer(line, fields[0], "a node number", 1, MAX_NUMBER)
+    first = int(address(line, fields[1]))
+    count = integer(line, fields[2], "the number of nodes", 1, MAX_NUMBER)
+    if number + count - 1 > MAX_NUMBER:
+        raise line.error(f"the last node's number is larger than {MAX_NUMBER}")
+    return Numbers(number, first, count, line)
+
+
+def _alias(line: Line) -> tuple[Line, str, str]:
+    left, _, right = line.text.partition("=")
+    return (
+        line,
+        str(address(line, left.strip())),
+        str(address(line, right.strip())),
+    )
+
+
+def _no_overlap(ranges: list[Range]) -> None:
+    new = ranges[-1]
+    for old in ranges[:-1]:
+        if new.first <= old.last and old.first <= new.last:
+            raise new.line.error(f"overlaps line {old.line.number}", "name each node once")
+
+
+def _no_clash(new: Numbers, earlier: list[Numbers]) -> None:
+    for old in earlier:
+        if new.number < old.number + old.count and old.number < new.number + new.count:
+            raise new.line.error(f"node numbers overlap those of {old.line.path}, "
+                                 f"line {old.line.number}")  # fmt: skip
+        if new.first < old.first + old.count and old.first < new.first + new.count:
+            raise new.line.error(f"a node has two numbers: see {old.line.path}, "
+                                 f"line {old.line.number}")  # fmt: skip

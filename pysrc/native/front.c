@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * mosrun: asks mosd to make this very process a job, then executes the program.
+ *
+ * The program inherits everything as it came from the shell: environment, signal mask and
+ * dispositions, limits, descriptors.  So nothing here changes any of them, options are parsed
+ * by mosd, and what is opened is close-on-exec and above standard error.  Own failures exit
+ * with 125; 126 and 127 are env(1)'s.
+ *
+ * Request: a 4-byte length, then msgpack {"t": "launch", "argv": [bin...], "columns": n};
+ * standard error rides along.  Answer: a 4-byte length, then msgpack
+ * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define LAUNCH_FAILED 125
+#define NOT_EXECUTABLE 126
+#define NOT_FOUND 127
+
+/* Options come first and are short: what is behind this many bytes is the program's. */
+#define MAX_ARGV_BYTES (192u << 10)
+#define MAX_ARGV_WORDS 8192u
+#define MAX_ANSWER (64u << 10)
+#define RUN_DIR "/run/mosix"
+
+enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2 };
+
+struct buffer {
+	unsigned char *data;
+	size_t size;
+	size_t room;
+};
+
+struct answer {
+	uint64_t what;
+	uint64_t number;
+	uint64_t deputy;
+	const char *text;
+	size_t text_size;
+};
+
+static void complain(const char *what, const char *why, const char *hint)
+{
+	fprintf(stderr, "mosrun: %s%s%s%s%s%s\n", what, *why ? ": " : "", why, *hint ? " (" : "",
+		hint, *hint ? ")" : "");
+}
+
+static __attribute__((noreturn)) void fail(const char *what, const char *why, const char *hint)
+{
+	complain(what, why, hint);
+	exit(LAUNCH_FAILED);
+}
+
+static void put(struct buffer *b, const void *data, size_t size)
+{
+	if (size > b->room - b->size) {
+		size_t room = (b->size + size) * 2;
+		unsigned char *grown = realloc(b->data, room);
+
+		if (!grown)
+			fail("out of memory", "", "");
+		b->data = grown;
+		b->room = room;
+	}
+	memcpy(b->data + b->size, data, size);
+	b->size += size;
+}
+
+static void put_byte(struct buffer *b, unsigned int value)
+{
+	unsigned char byte = value;
+
+	put(b, &byte, 1);
+}
+
+/* A msgpack type byte followed by a big-endian 32-bit number. */
+static void put_u32(struct buffer *b, unsigned int type, uint32_t value)
+{
+	unsigned char bytes[5] = { type, value >> 24, value >> 16, value >> 8, value };
+
+	put(b, bytes, sizeof(bytes));
+}
+
+/* A string shorter than 32 bytes. */
+static void put_name(struct buffer *b, const char *name)
+{
+	put_byte(b, 0xa0 | strlen(name));
+	put(b, name, strlen(name));
+}
+
+static uint32_t columns(void)
+{
+	const char *said = getenv("COLUMNS");
+	struct winsize size;
+	int n = said ? atoi(said) : 0;
+	int fd;
+
+	for (fd = 1; n <= 0 && fd <= 2; fd++)
+		if (ioctl(fd, TIOCGWINSZ, &size) == 0)
+			n = size.ws_col;
+	return n > 0 && n < 10000 ? n : 80;
+}
+
+static void build_request(struct buffer *b, int argc, char **argv)
+{
+	uint32_t words = 0;
+	uint32_t length;
+	size_t bytes = 0;
+	int i;
+
+	for (i = 1; i < argc && words < MAX_ARGV_WORDS; i++, words++) {
+		bytes += strlen(argv[i]) + 5;
+		/* The first word always goes, cut if it must be: mosd only looks at its start. */
+		if (bytes > MAX_ARGV_BYTES && words)
+			break;
+	}
+	put(b, "\0\0\0\0", 4);
+	put_byte(b, 0x83); /* a map of 3 */
+	put_name(b, "t");
+	put_name(b, "launch");
+	put_name(b, "columns");
+	put_u32(b, 0xce, columns());
+	put_name(b, "argv");
+	put_u32(b, 0xdd, words);
+	for (i = 1; i <= (int)words; i++) {
+		size_t size = strlen(argv[i]);
+
+		if (size > MAX_ARGV_BYTES)
+			size = MAX_ARGV_BYTES;
+		put_u32(b, 0xc6, size);
+		put(b, argv[i], size);
+	}
+	length = b->size - 4;
+	memcpy(b->data, &length, 4);
+}
+
+/* A socket above the standard descriptors, which stay closed if they were. */
+static int connect_mosd(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int low, fd;
+
+	if (strlen(path) >= sizeof(address.sun_path))
+		fail("the path of mosd's socket is too long", path, "see MOSIX_RUN_DIR");
+	strcpy(address.sun_path, path);
+	low = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (low < 0)
+		fail("no socket", strerror(errno), "");
+	fd = low;
+	if (low < 3) {
+		fd = fcntl(low, F_DUPFD_CLOEXEC, 3);
+		if (fd < 0)
+			fail("no socket", strerror(errno), "");
+		close(low);
+	}
+	while (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+		if (errno == EINTR)
+			continue;
+		if (errno == EISCONN)
+			break;
+		fail("mosd does not run here", strerror(errno), "start it: mosd");
+	}
+	return fd;
+}
+
+static void send_request(int fd, const struct buffer *b)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { 0 };
+	struct iovec iov = { b->data, b->size };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	size_t sent = 0;
+
+	if (fcntl(2, F_GETFD) >= 0) {
+		struct cmsghdr *header;
+		int error_fd = 2;
+
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control.space);
+		header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &error_fd, sizeof(int));
+	}
+	while (sent < b->size) {
+		ssize_t n;
+
+		iov.iov_base = b->data + sent;
+		iov.iov_len = b->size - sent;
+		n = sendmsg(fd, &message, MSG_NOSIGNAL);
+		if (n < 0) {
+			if (errno == EINTR)
+				continue;
+			fail("mosd closed the connection", strerror(errno), "see mosd's log");
+		}
+		sent += n;
+		message.msg_control = NULL;
+		message.msg_controllen = 0;
+	}
+}
+
+static void receive(int fd, void *data, size_t size)
+{
+	size_t got = 0;
+
+	while (got < size) {
+		ssize_t n = recv(fd, (char *)data + got, size - got, 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			fail("mosd closed the connection", n < 0 ? strerror(errno) : "",
+			     "see mosd's log");
+		got += n;
+	}
+}
+
+/* Big-endian number of `size` bytes at *at. */
+static uint64_t take(const unsigned char **at, const unsigned char *end, size_t size)
+{
+	uint64_t value = 0;
+
+	if ((size_t)(end - *at) < size)
+		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
+	while (size--)
+		value = value << 8 | *(*at)++;
+	return value;
+}
+
+static uint64_t take_number(const unsigned char **at, const unsigned char *end)
+{
+	unsigned int type = take(at, end, 1);
+
+	if (type < 0x80)
+		return type;
+	if (type >= 0xcc && type <= 0xcf)
+		return take(at, end, (size_t)1 << (type - 0xcc));
+	fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
+}
+
+static void parse_answer(struct answer *a, const unsigned char *at, const unsigned char *end)
+{
+	unsigned int type;
+
+	if (take(&at, end, 1) != 0x94) /* an array of 4 */
+		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
+	a->what = take_number(&at, end);
+	a->number = take_number(&at, end);
+	a->deputy = take_number(&at, end);
+	type = take(&at, end, 1);
+	if (type >= 0xa0 && type <= 0xbf)
+		a->text_size = type & 0x1f;
+	else if (type >= 0xd9 && type <= 0xdb)
+		a->text_size = take(&at, end, (size_t)1 << (type - 0xd9));
+	else
+		a->text_size = SIZE_MAX;
+	if (a->text_size > (size_t)(end - at))
+		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
+	a->text = (const char *)at;
+}
+
+int main(int argc, char **argv)
+{
+	const char *run_dir = getenv("MOSIX_RUN_DIR");
+	struct buffer request = { 0 };
+	struct answer answer;
+	unsigned char *data;
+	char path[4096];
+	uint32_t size;
+	int fd, error;
+	char **program;
+
+	if (!run_dir || !*run_dir)
+		run_dir = RUN_DIR;
+	if (snprintf(path, sizeof(path), "%s/control", run_dir) >= (int)sizeof(path))
+		fail("the path of mosd's socket is too long", run_dir, "see MOSIX_RUN_DIR");
+	/*
+	 * Where Yama forbids it by default, the deputy may trace us: it may have to before the
+	 * exec, when its PID is not known here yet.  EINVAL without Yama.
+	 */
+	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+	build_request(&request, argc, argv);
+	fd = connect_mosd(path);
+	send_request(fd, &request);
+	receive(fd, &size, sizeof(size));
+	if (!size || size > MAX_ANSWER)
+		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
+	data = malloc(size);
+	if (!data)
+		fail("out of memory", "", "");
+	receive(fd, data, size);
+	parse_answer(&answer, data, data + size);
+
+	if (answer.what != EXECUTE) {
+		FILE *out = answer.what == TO_STDOUT ? stdout : stderr;
+
+		if (fwrite(answer.text, 1, answer.text_size, out) != answer.text_size || fflush(out))
+			return LAUNCH_FAILED;
+		return answer.number;
+	}
+	if (answer.number >= (uint64_t)argc - 1)
+		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
+	prctl(PR_SET_PTRACER, (unsigned long)answer.deputy, 0, 0, 0);
+	program = argv + 1 + answer.number;
+	execvp(program[0], program);
+	error = errno;
+	complain(program[0], strerror(error), "");
+	return error == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
+}

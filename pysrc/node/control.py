@@ -1,0 +1,201 @@
+"""The control socket: requests of mosrun, migrate, mosctl and mosps.
+
+Anybody may connect; who it is says the kernel, and what he may do is decided by the functions
+that `Handlers` holds. A connection carries one request and one answer. Whatever a client sends
+or leaves out costs it its connection and never more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from mosix.errors import LAUNCH_FAILED, MosixError, ProtocolError
+from mosix.node.peers import Complaints
+from mosix.node.requests import (
+    MAX_ANSWER,
+    MAX_REQUEST,
+    TO_STDERR,
+    Answer,
+    Failure,
+    Launch,
+    LaunchAnswer,
+    Request,
+)
+from mosix.node.rights import Caller, caller_of
+from mosix.wire.frames import FrameDecoder, frame
+from mosix.wire.messages import decode, encode
+
+_log = logging.getLogger("mosd.control")
+
+REQUEST_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
+#: Connections at once of one user, and of all; root is only bound by the latter.
+MAX_PER_USER = 512
+MAX_CONNECTIONS = 4096
+_MAX_FDS = 4
+_ACCEPT_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What mosd does. `launch` gets the stderr of mosrun (-1: none), which stays the server's."""
+
+    launch: Callable[[Caller, Launch, int], Awaitable[LaunchAnswer]]
+    request: Callable[[Caller, Request], Awaitable[Answer]]
+
+
+class ControlServer:
+    """The socket and its connections."""
+
+    def __init__(self, path: Path, handlers: Handlers, complaints: Complaints) -> None:
+        self._path = path
+        self._handlers = handlers
+        self._complaints = complaints
+        self._connections: collections.Counter[int] = collections.Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+
+    def listen(self) -> None:
+        """The caller holds the lock of the run directory, so what lies there is a dead one's."""
+        self._path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(str(self._path))
+        self._path.chmod(0o666)
+        sock.listen(256)
+        sock.setblocking(False)
+        self._listener = sock
+
+    async def serve(self) -> None:
+        """Accepts until cancelled."""
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    continue
+                self._complaints.note("no descriptors", "this node", str(error))
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            caller = caller_of(sock)
+            if self._connections.total() >= MAX_CONNECTIONS or (
+                caller.uid and self._connections[caller.uid] >= MAX_PER_USER
+            ):
+                self._complaints.note("too many commands", f"uid {caller.uid}", "closed")
+                sock.close()
+                continue
+            sock.setblocking(False)
+            task = asyncio.create_task(self._connection(sock, caller))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connection(self, sock: socket.socket, caller: Caller) -> None:
+        fds: list[int] = []
+        self._connections[caller.uid] += 1
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                request: Request = decode(await _receive(sock, fds), Request)
+            answer = await self._unless_gone(sock, self._answer(caller, request, fds))
+            if answer is not None:
+                data = frame(encode(answer), MAX_ANSWER)
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await asyncio.get_running_loop().sock_sendall(sock, data)
+        except ProtocolError as error:
+            self._complaints.note("malformed request", f"uid {caller.uid}", error.line())
+        except TimeoutError:
+            self._complaints.note("slow command", f"uid {caller.uid}", "closed")
+        except (EOFError, OSError):
+            pass  # the command was interrupted
+        finally:
+            self._connections[caller.uid] -= 1
+            if not self._connections[caller.uid]:
+                del self._connections[caller.uid]
+            sock.close()
+            for fd in fds:
+                os.close(fd)
+
+    async def _answer(
+        self, caller: Caller, request: Request, fds: list[int]
+    ) -> Answer | LaunchAnswer:
+        if isinstance(request, Launch):
+            try:
+                return await self._handlers.launch(caller, request, fds[0] if fds else -1)
+            except MosixError as error:
+                return LaunchAnswer(TO_STDERR, LAUNCH_FAILED, 0, f"mosrun: {error.line()}\n")
+        try:
+            return await self._handlers.request(caller, request)
+        except MosixError as error:
+            return Failure(code=error.code, message=error.message, hint=error.hint)
+
+    async def _unless_gone(
+        self, sock: socket.socket, work: Awaitable[msgspec.Struct]
+    ) -> msgspec.Struct | None:
+        """The result of `work`, or None, and `work` cancelled, when the client closes first."""
+        working = asyncio.ensure_future(work)
+        watching = asyncio.create_task(_until_closed(sock))
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            return None
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def close(self) -> None:
+        """No new connections; those under way are cut."""
+        if self._listener is not None:
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _receive(sock: socket.socket, fds: list[int]) -> bytes:
+    """One frame; descriptors that ride along are appended to `fds`."""
+    decoder = FrameDecoder(MAX_REQUEST)
+    while True:
+        try:
+            data, new, flags, _ = socket.recv_fds(
+                sock, decoder.wanted, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            await _readable(sock)
+            continue
+        fds += new
+        if flags & socket.MSG_CTRUNC or len(fds) > _MAX_FDS:
+            raise ProtocolError("too many descriptors")
+        if not data:
+            if decoder.begun:
+                raise ProtocolError("the request ends early")
+            raise EOFError
+        complete = decoder.feed(data)
+        if complete is not None:
+            return complete
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+async def _until_closed(sock: socket.socket) -> None:
+    """A client has nothing more to say: whatever becomes readable ends its request."""
+    await _readable(sock)

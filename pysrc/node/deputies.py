@@ -1,0 +1,328 @@
+"""Jobs whose home is this node: launching them, their deputies, moving their processes.
+
+`Launcher.launch` is mosrun's work, `DeputyLink` the conversation with one deputy. A failure or a
+disappearing mosrun leaves nothing: no deputy, no cgroup, no entry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mosix.errors import (
+    KernelError,
+    MosixError,
+    MoveFailedError,
+    NoSuchProcessError,
+    PermissionDeniedError,
+    ProtocolError,
+    RefusedError,
+    from_code,
+)
+from mosix.node.jobgroup import JobGroup, find_hierarchy
+from mosix.node.peers import Dialer
+from mosix.node.privileges import Credentials, credentials_of
+from mosix.node.registry import Job, Registry
+from mosix.node.rights import Caller
+from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.worker import WorkerLink
+from mosix.wire.messages import (
+    ComeHome,
+    Dial,
+    Launch,
+    Move,
+    Moved,
+    NodeFeatures,
+    ProcessState,
+    Started,
+    WorkerToNode,
+)
+
+_log = logging.getLogger("mosd.jobs")
+
+#: From the fork of a deputy to its Started.
+START_TIMEOUT_S = 10.0
+#: Each has a deputy; root has no limit.
+MAX_JOBS_PER_USER = 4096
+_SWEEP_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What mosrun's options say. `node`: IP to start on; None: home."""
+
+    node: str | None = None
+    fallback: bool = False
+    lock: bool = False
+
+
+class DeputyLink(WorkerLink):
+    """A job's deputy."""
+
+    name = "deputy"
+
+    def __init__(
+        self,
+        worker: Worker,
+        dialer: Dialer,
+        features: NodeFeatures,
+        job: Job,
+        registry: Registry,
+    ) -> None:
+        super().__init__(worker, dialer, features)
+        self.job = job
+        self._registry = registry
+        self._requests = itertools.count(1)
+        self._moves: dict[int, asyncio.Future[Moved]] = {}
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            lost = MoveFailedError("the job's deputy ended", "see mosd's log")
+            for future in self._moves.values():
+                _lose(future, lost)
+            _lose(self.started, lost)
+
+    async def handle(self, message: WorkerToNode) -> None:
+        match message:
+            case Started():
+                if not self.started.done():
+                    self.started.set_result(None)
+            case Moved():
+                future = self._moves.pop(message.request, None)
+                if future is not None and not future.done():
+                    future.set_result(message)
+            case ProcessState():
+                self._registry.update(self.job, message)
+            case Dial():
+                identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
+                self.later(self.dial(message, identity))
+            case _:
+                raise ProtocolError(f"a deputy sent {type(message).__name__}")
+
+    async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
+        """Orders a move; the future is its outcome (`check_moved`). NoSuchProcessError."""
+        request = next(self._requests)
+        return await self._order(
+            request, Move(request=request, pid=pid, target=target, manual=True)
+        )
+
+    async def come_home(self) -> asyncio.Future[Moved]:
+        """Orders all of the job's processes home."""
+        request = next(self._requests)
+        return await self._order(request, ComeHome(request=request))
+
+    async def _order(self, request: int, order: Move | ComeHome) -> asyncio.Future[Moved]:
+        future: asyncio.Future[Moved] = asyncio.get_running_loop().create_future()
+        if self.gone.is_set():
+            raise NoSuchProcessError("the job has ended")
+        self._moves[request] = future
+        try:
+            await self.send(order)
+        except OSError as error:
+            del self._moves[request]
+            raise NoSuchProcessError("the job has ended") from error
+        return future
+
+
+def _lose(future: asyncio.Future[Any], lost: MosixError) -> None:
+    if not future.done():
+        future.set_exception(lost)
+        future.exception()  # nobody may be waiting
+
+
+def check_moved(moved: Moved) -> Moved:
+    """Raises the error that the deputy reports, of its class."""
+    if moved.error:
+        raise from_code(moved.code, moved.error, moved.hint)
+    return moved
+
+
+class Launcher:
+    """Makes jobs and keeps their deputies."""
+
+    def __init__(
+        self,
+        spawner: SpawnerClient,
+        dialer: Dialer,
+        registry: Registry,
+        features: NodeFeatures,
+        *,
+        own_ip: str,
+        records: Path,
+    ) -> None:
+        self._spawner = spawner
+        self._dialer = dialer
+        self._registry = registry
+        self._features = features
+        self.hierarchy = find_hierarchy()
+        self._own_ip = own_ip
+        self._records = records
+        self.deputies: dict[str, DeputyLink] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leftovers: dict[str, JobGroup] = {}
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def launch(self, caller: Caller, options: LaunchOptions, stderr: int) -> DeputyLink:
+        """A job whose first process is `caller`, ready for its exec. The caller must wait for
+        the answer: that keeps its PID true. `stderr` < 0: it has none."""
+        mine = sum(job.uid == caller.uid for job in self._registry.jobs.values())
+        if caller.uid and mine >= MAX_JOBS_PER_USER:
+            raise RefusedError(f"uid {caller.uid} has {mine} jobs already", "wait for some to end")
+        pidfd, who = _identify(caller)
+        try:
+            return await self._launch(caller, who, options, pidfd, stderr)
+        finally:
+            os.close(pidfd)
+
+    async def _launch(
+        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, stderr: int
+    ) -> DeputyLink:
+        job_id = secrets.token_hex(8)
+        group = JobGroup.create(self.hierarchy, job_id, caller.pid)
+        job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
+        link: DeputyLink | None = None
+        try:
+            self._record(job)
+            worker = await self._spawner.spawn(
+                "deputy", caller.uid, job.gid, who.groups, who.capabilities
+            )
+            link = self._adopt(worker, job)
+            group.add(caller.pid)
+            message = Launch(
+                job=job_id,
+                pid=caller.pid,
+                uid=caller.uid,
+                gid=job.gid,
+                node=options.node,
+                fallback=options.fallback,
+                lock=options.lock,
+                cgroup=str(group.path),
+                home=self._own_ip,
+                features=self._features,
+            )
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await link.send(message, [pidfd, null if stderr < 0 else stderr])
+                    await asyncio.shield(link.started)
+            finally:
+                if null >= 0:
+                    os.close(null)
+        except BaseException as error:
+            if link is None:
+                self._discard(job)
+            else:
+                link.worker.kill()
+            if isinstance(error, TimeoutError | OSError | MoveFailedError):
+                raise KernelError("the job's deputy does not start", "see mosd's log") from error
+            raise
+        return link
+
+    def _adopt(self, worker: Worker, job: Job) -> DeputyLink:
+        link = DeputyLink(worker, self._dialer, self._features, job, self._registry)
+        self._registry.jobs[job.id] = job
+        self.deputies[job.id] = link
+        task = asyncio.create_task(self._live(link))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return link
+
+    async def _live(self, link: DeputyLink) -> None:
+        try:
+            await link.run()
+        finally:
+            self.deputies.pop(link.job.id, None)
+            self._registry.jobs.pop(link.job.id, None)
+            self._discard(link.job)
+
+    # ---- cgroups that outlive their job's deputy, or mosd ----
+
+    def _record(self, job: Job) -> None:
+        (self._records / job.id).write_text(f"{job.group.path}\n")
+
+    def _discard(self, job: Job) -> None:
+        if job.group.remove():
+            (self._records / job.id).unlink(missing_ok=True)
+            return
+        self._leftovers[job.id] = job.group
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """A process that is being killed leaves its cgroup a moment later; one that goes on
+        without its deputy, much later."""
+        pause = 0.01
+        while self._leftovers:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _SWEEP_PAUSE_S)
+            for job_id, group in list(self._leftovers.items()):
+                if group.remove():
+                    del self._leftovers[job_id]
+                    (self._records / job_id).unlink(missing_ok=True)
+
+    def recover(self) -> None:
+        """At start: what a former mosd left behind, removed when it is empty."""
+        for record in self._records.iterdir():
+            path = Path(record.read_text().strip())
+            if not path.name.startswith("mosix-job-") or not path.is_dir():
+                record.unlink()
+                continue
+            self._leftovers[record.name] = JobGroup(path, self.hierarchy)
+        if self._leftovers:
+            self._sweeping = asyncio.create_task(self._sweep())
+
+    async def all_home(self) -> None:
+        """Orders every process home and waits until all are; errors are logged."""
+        await asyncio.gather(*(self._bring_home(link) for link in list(self.deputies.values())))
+
+    async def _bring_home(self, link: DeputyLink) -> None:
+        try:
+            check_moved(await (await link.come_home()))
+        except MosixError as error:
+            _log.error("job of process %d does not come home: %s", link.job.pid, error.line())
+
+    async def close(self) -> None:
+        """Lets go of all deputies; jobs at home go on."""
+        tasks = [*self._tasks, *([self._sweeping] if self._sweeping else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._sweeping:
+            self._sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeping
+
+
+def _identify(caller: Caller) -> tuple[int, Credentials]:
+    """A pidfd of the calling process, and who it is. It waits for our answer, so it can only
+    be another process if it was killed: then its identity does not matter any more, since the
+    connection is closed and nothing is executed."""
+    if caller.pid == 0:
+        raise PermissionDeniedError(
+            "mosrun runs in a PID namespace that mosd cannot see", "run mosd there"
+        )
+    try:
+        pidfd = os.pidfd_open(caller.pid)
+    except OSError as error:
+        raise NoSuchProcessError("mosrun is gone") from error
+    try:
+        who = credentials_of(caller.pid)
+        if set(who.uids) != {caller.uid}:
+            raise PermissionDeniedError("mosrun must not be a set-user-ID program")
+    except OSError as error:
+        os.close(pidfd)
+        raise NoSuchProcessError("mosrun is gone") from error
+    except MosixError:
+        os.close(pidfd)
+        raise
+    return pidfd, who

@@ -1,0 +1,301 @@
+"""Guests: processes of other nodes that run here, and their remotes.
+
+`Host.accept` is asked when a proved peer wants to send one; reserved ids and a cgroup with limits
+come first, then the remote is forked and gets the connection. The uid of the job is what the
+peer's mosd proved, never what an image says. When the remote is gone everything of the guest is
+killed, and only then are its ids given to somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mosix.balancer.eligibility import why_not
+from mosix.errors import KernelError, MosixError, ProtocolError, RefusedError
+from mosix.node.idmaps import IdPair, IdPool, write_id_maps
+from mosix.node.peers import Complaints, Dialer
+from mosix.node.registry import Guest, Registry
+from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.worker import WorkerLink
+from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
+from mosix.wire.channel import Frames
+from mosix.wire.messages import (
+    Attach,
+    Dial,
+    GuestState,
+    Leave,
+    MapIds,
+    Mapped,
+    NodeFeatures,
+    PeerAccept,
+    PeerAnswer,
+    PeerHello,
+    Welcome,
+    WorkerToNode,
+)
+
+_log = logging.getLogger("mosd.guests")
+
+#: Threads and helpers of one guest.
+GUEST_PIDS = 512
+#: A node with less than this to lend takes no guest, bytes.
+MIN_MEMORY = 32 << 20
+TOKEN_BYTES = 16
+_GROUP_PREFIX = "guest-"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What was reserved for one guest."""
+
+    ids: IdPair
+    group: Cgroup
+    memory_limit: int
+
+
+class RemoteLink(WorkerLink):
+    """A guest's remote."""
+
+    name = "remote"
+
+    def __init__(
+        self,
+        worker: Worker,
+        dialer: Dialer,
+        features: NodeFeatures,
+        guest: Guest,
+        *,
+        gid: int,
+        room: Room,
+        registry: Registry,
+    ) -> None:
+        super().__init__(worker, dialer, features)
+        self.guest = guest
+        self.room = room
+        self._gid = gid
+        self._registry = registry
+        self._mapped = False
+
+    async def handle(self, message: WorkerToNode) -> None:
+        guest = self.guest
+        match message:
+            case MapIds():
+                await self.send(Mapped(error=self._map(message.carrier)))
+            case GuestState():
+                # The cgroup decides which processes are this guest's; one may be gone already.
+                if message.outer_pid in self.room.group.processes():
+                    self._registry.update_guest(guest, message)
+            case Dial():
+                # Only the image goes on from here; control and calls belong to home.
+                if message.purposes != ("bulk",):
+                    raise ProtocolError(f"a remote dials for {message.purposes}")
+                self.later(
+                    self.dial(message, {"uid": guest.uid, "gid": self._gid, "job": guest.job})
+                )
+            case _:
+                raise ProtocolError(f"a remote sent {type(message).__name__}")
+
+    def _map(self, carrier: int) -> str:
+        """Root's share: two writes and the cgroup. Returns why not."""
+        if self._mapped:
+            return "the ids of this guest are mapped already"
+        try:
+            write_id_maps(
+                carrier,
+                inside_uid=self.guest.uid,
+                inside_gid=self._gid,
+                outer_id=self.room.ids.outer,
+                owner_uid=self.room.ids.owner,
+                remote_pid=self.worker.pid,
+            )
+            self.room.group.add(carrier)
+        except MosixError as error:
+            return error.line()[:2000]
+        except OSError as error:
+            return f"the id maps of {carrier} cannot be written: {error}"[:2000]
+        self._mapped = True
+        return ""
+
+
+class Host:
+    """Takes guests and lets them go."""
+
+    def __init__(
+        self,
+        spawner: SpawnerClient,
+        dialer: Dialer,
+        registry: Registry,
+        features: NodeFeatures,
+        *,
+        own_ip: str,
+        complaints: Complaints,
+    ) -> None:
+        self._spawner = spawner
+        self._dialer = dialer
+        self._registry = registry
+        self._features = features
+        self._own_ip = own_ip
+        self._complaints = complaints
+        self._cgroups = Cgroups.detect()
+        self._ids = IdPool()
+        self._remotes: dict[bytes, RemoteLink] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closed = False
+
+    def recover(self) -> None:
+        """At start: cgroups of guests that died with a former mosd. Living ones stay."""
+        for name in self._cgroups.existing():
+            group = self._cgroups.open(name)
+            if name.startswith(_GROUP_PREFIX) and not group.processes():
+                self._later(group.remove())
+
+    def memory_free(self) -> int:
+        """Bytes this node can lend."""
+        return self._cgroups.own.available()
+
+    async def accept(self, hello: PeerHello, sock: socket.socket) -> None:
+        """A new guest. RefusedError, KernelError: nothing is left of it."""
+        if self.closed:
+            raise RefusedError("mosd is stopping there")
+        if hello.job is None or hello.pid is None or hello.features is None:
+            raise ProtocolError("a guest without job, pid or features")
+        reason = why_not(hello.features, self._features)
+        if reason:
+            raise RefusedError(reason, "choose another node")
+        token = secrets.token_bytes(TOKEN_BYTES)
+        room = self._reserve(token)
+        try:
+            worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
+        except BaseException:
+            self._later(self._vacate(room))
+            raise
+        guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
+        link = RemoteLink(
+            worker,
+            self._dialer,
+            self._features,
+            guest,
+            gid=hello.gid,
+            room=room,
+            registry=self._registry,
+        )
+        self._registry.guests[token] = guest
+        self._remotes[token] = link
+        self._later(self._live(link))
+        try:
+            await Frames[PeerAnswer](sock, PeerAnswer).send(
+                PeerAccept(token=token, features=self._features)
+            )
+            await link.send(self._welcome(hello, room), [sock.fileno()])
+        except BaseException:
+            link.worker.kill()
+            raise
+
+    def _welcome(self, hello: PeerHello, room: Room) -> Welcome:
+        assert hello.job is not None
+        assert hello.pid is not None
+        return Welcome(
+            job=hello.job,
+            uid=hello.uid,
+            gid=hello.gid,
+            pid=hello.pid,
+            epoch=hello.epoch,
+            home=hello.sender,
+            here=self._own_ip,
+            cgroup=str(_memory_directory(room.group)),
+            outer_uid=room.ids.outer,
+            features=self._features,
+            memory_limit=room.memory_limit,
+        )
+
+    async def attach(self, hello: PeerHello, sock: socket.socket) -> None:
+        """A call or bulk connection for a guest that is here, named by its token.
+
+        A bulk connection may come from another node than home: the body moves on."""
+        link = self._remotes.get(hello.token or b"")
+        if link is None or link.gone.is_set():
+            raise RefusedError("that guest is not here any more")
+        guest = link.guest
+        if (hello.job, hello.uid, hello.pid) != (guest.job, guest.uid, guest.pid) or (
+            hello.purpose == "call" and hello.sender != guest.home
+        ):
+            self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
+            raise RefusedError("that guest is not here any more")
+        await Frames[PeerAnswer](sock, PeerAnswer).send(PeerAccept())
+        try:
+            await link.send(Attach(purpose=hello.purpose), [sock.fileno()])
+        except OSError as error:
+            raise EOFError("the remote ended") from error
+
+    def _reserve(self, token: bytes) -> Room:
+        free = self.memory_free()
+        limit = free - free // 10
+        if limit < MIN_MEMORY:
+            raise RefusedError(
+                f"out of memory: {free >> 20} MiB are free there", "choose another node"
+            )
+        ids = self._ids.allocate()
+        try:
+            group = self._cgroups.create(
+                f"{_GROUP_PREFIX}{token.hex()[:16]}",
+                memory_bytes=limit & ~0xFFF,
+                pids=GUEST_PIDS,
+                cpu_weight=GUEST_CPU_WEIGHT,
+            )
+        except MosixError:
+            self._ids.release(ids)
+            raise
+        return Room(ids, group, limit)
+
+    async def _live(self, link: RemoteLink) -> None:
+        try:
+            await link.run()
+        finally:
+            self._registry.guests.pop(link.guest.token, None)
+            self._remotes.pop(link.guest.token, None)
+            await self._vacate(link.room)
+
+    async def _vacate(self, room: Room) -> None:
+        try:
+            await room.group.remove(kill=True)
+        except (RefusedError, KernelError) as error:
+            # Its ids stay taken: whoever is left must not get a neighbour.
+            _log.error("a guest's cgroup stays: %s", error.line())
+            return
+        self._ids.release(room.ids)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def all_leave(self) -> None:
+        """Asks every guest's home to take it, and waits until they are gone."""
+        self.closed = True
+        for link in list(self._remotes.values()):
+            try:
+                await link.send(Leave())
+            except OSError:
+                continue  # it is going already
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Whoever is still here is killed: nobody would serve its remote's requests."""
+        self.closed = True
+        for link in list(self._remotes.values()):
+            link.worker.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _memory_directory(group: Cgroup) -> Path:
+    for directory in group.directories:
+        if any((directory / name).exists() for name in ("memory.limit_in_bytes", "memory.max")):
+            return directory
+    return group.directories[0]

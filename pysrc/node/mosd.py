@@ -1,0 +1,210 @@
+"""mosd, the daemon of a node: puts its parts together, starts and stops them in the right order.
+
+Start: configuration · spawner · secret · run directory · control socket · peer port · ready.
+Stop (SIGTERM, SIGINT): own jobs come home, guests are sent to theirs, at most `STOP_S` seconds;
+jobs at home go on. Called by `mosix.cli.mosd`; must run as root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+from mosix.config import NodeConfig, load_secret
+from mosix.errors import ConfigError, MosixError
+from mosix.node.control import ControlServer, Handlers
+from mosix.node.deputies import Launcher
+from mosix.node.features import probe
+from mosix.node.guests import Host
+from mosix.node.peers import Complaints, Dialer, PeerServer
+from mosix.node.registry import Registry
+from mosix.node.services import Names, PeerService, Services
+from mosix.node.spawning import Programs, SpawnerClient
+
+_log = logging.getLogger("mosd")
+
+#: How long a stop may take, seconds.
+STOP_S = 30.0
+
+
+class Mosd:
+    """One node. `run` is its whole life."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        programs: Programs,
+        parse_launch: Callable[[Sequence[bytes], int], Any],
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._config = config
+        self._programs = programs
+        self._parse_launch = parse_launch
+        self._ready = ready
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. ConfigError, KernelError, MosixError (another one runs
+        here): before anything was started for good."""
+        paths = self._config.paths
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_locked_run_dir(self._config))
+            spawner = SpawnerClient(self._programs, _worker_died)
+            spawner.start()
+            stack.callback(spawner.stop)
+            secret = load_secret(paths)
+            features = probe()
+            registry = Registry()
+            complaints = Complaints()
+            dialer = Dialer(self._config, secret)
+            launcher = Launcher(
+                spawner,
+                dialer,
+                registry,
+                features,
+                own_ip=self._config.ip,
+                records=paths.jobs,
+            )
+            host = Host(
+                spawner,
+                dialer,
+                registry,
+                features,
+                own_ip=self._config.ip,
+                complaints=complaints,
+            )
+            services = Services(
+                Names(self._config),
+                launcher,
+                host,
+                registry,
+                dialer,
+                features=features,
+                complaints=complaints,
+                parse_launch=self._parse_launch,
+            )
+            control = ControlServer(
+                paths.control, Handlers(services.launch, services.request), complaints
+            )
+            peers = PeerServer(self._config, secret, PeerService(services, host).handle, complaints)
+            try:
+                peers.listen()
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot listen on {self._config.ip}, port {self._config.peer_port}: "
+                    f"{error.strerror}",
+                    "mosip must be an address of this machine; is another mosd running?",
+                ) from error
+            launcher.recover()
+            host.recover()
+            control.listen()
+            self._start(spawner.keep_running(), control.serve(), peers.serve())
+            _log.info(
+                "node %s, port %d, %d nodes in the map",
+                self._config.ip,
+                self._config.peer_port,
+                len(self._config.nodes),
+            )
+            notify("READY=1")
+            self._ready()
+            await self._until(stop)
+            notify("STOPPING=1")
+            await self._stop(services, launcher, host)
+            await control.close()
+            await peers.close()
+            await host.close()
+            await launcher.close()
+            await self._end_tasks()
+
+    def _start(self, *parts: Coroutine[Any, Any, None]) -> None:
+        self._tasks += [asyncio.create_task(part) for part in parts]
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        """Until a stop is asked for; a part that ends by itself is a bug and is raised."""
+        waiting = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait(
+                {waiting, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            waiting.cancel()
+
+    async def _stop(self, services: Services, launcher: Launcher, host: Host) -> None:
+        services.stopping = True
+        _log.info("stopping: own jobs come home, guests go to theirs")
+        try:
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(launcher.all_home(), host.all_leave())
+        except TimeoutError:
+            _log.error("not everybody was home after %.0f s", STOP_S)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _worker_died(pid: int, status: int) -> None:
+    if status:
+        code = os.waitstatus_to_exitcode(status)
+        what = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        _log.warning("worker %d %s", pid, what)
+
+
+@contextlib.contextmanager
+def _locked_run_dir(config: NodeConfig) -> Iterator[None]:
+    """Makes the run directory and holds its lock. ConfigError; MosixError: another has it."""
+    paths = config.paths
+    try:
+        paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        paths.jobs.mkdir(mode=0o700, exist_ok=True)
+        status = paths.run_dir.stat()
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            raise ConfigError(
+                f"{paths.run_dir}: must belong to root and be writable by nobody else",
+                f"chown root {paths.run_dir}; chmod 755 {paths.run_dir}",
+            )
+        fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise ConfigError(f"{paths.run_dir}: {error.strerror}", "mosd runs as root") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = os.read(fd, 32).decode("ascii", "replace").strip()
+            raise MosixError(
+                f"another mosd runs here already: process {pid or '?'}", "stop it first"
+            ) from error
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def notify(state: str) -> None:
+    """sd_notify(3), when a service manager asked for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(state.encode(), address)
+        except OSError as error:
+            _log.warning("the service manager does not listen: %s", error)

@@ -1,0 +1,297 @@
+"""Connections between mosds: listening, dialling, the handshake, its limits.
+
+`PeerServer` gives every connection whose peer proved the secret to a handler; `Dialer` makes
+such connections. Hostile peers cost a bounded number of descriptors and one log line a minute.
+Never hands out a socket that is not proved, and never waits without a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from mosix.config import NodeConfig
+from mosix.errors import MosixError, NodeDownError, ProtocolError, RefusedError, from_code
+from mosix.wire.channel import Frames
+from mosix.wire.handshake import (
+    DEADLINE_S,
+    MAX_HALF_OPEN,
+    MAX_HALF_OPEN_TOTAL,
+    Initiator,
+    Responder,
+)
+from mosix.wire.messages import (
+    PROTOCOL_VERSION,
+    PeerAccept,
+    PeerAnswer,
+    PeerHello,
+    PeerRefuse,
+    PeerStatus,
+)
+
+_log = logging.getLogger("mosd.peers")
+
+CONNECT_TIMEOUT_S = 5.0
+#: From the proof to the answer: the other mosd makes a remote meanwhile.
+ANSWER_TIMEOUT_S = 20.0
+_LINGER_S = 1.0
+_ACCEPT_PAUSE_S = 0.2
+
+PURPOSES = frozenset({"guest", "call", "bulk", "status", "move"})
+
+Handler = Callable[[PeerHello, socket.socket], Awaitable[None]]
+
+
+class Complaints:
+    """Counts everything, logs each kind once per peer and minute. Memory is bounded."""
+
+    _PERIOD_S = 60.0
+    _MAX_PEERS = 1024
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: collections.OrderedDict[tuple[str, str], float] = collections.OrderedDict()
+        self.counters: collections.Counter[str] = collections.Counter()
+
+    def note(self, kind: str, peer: str, message: str) -> None:
+        self.counters[kind] += 1
+        now = self._clock()
+        key = (kind, peer)
+        last = self._last.get(key)
+        if last is not None and now - last < self._PERIOD_S:
+            return
+        self._last[key] = now
+        self._last.move_to_end(key)
+        while len(self._last) > self._MAX_PEERS:
+            self._last.popitem(last=False)
+        _log.warning("%s: %s: %s", peer, kind, message)
+
+
+async def drive(sock: socket.socket, side: Initiator | Responder, first: bytes = b"") -> None:
+    """Runs a handshake on a non-blocking socket; reads not one byte more than it needs.
+    Raises `side.error`, TimeoutError, OSError."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(DEADLINE_S):
+        if first:
+            await loop.sock_sendall(sock, first)
+        while side.wanted:
+            data = await loop.sock_recv(sock, side.wanted)
+            if not data:
+                side.eof()
+                break
+            answer = side.feed(data)
+            if answer:
+                await loop.sock_sendall(sock, answer)
+    if side.error is not None:
+        raise side.error
+
+
+class PeerServer:
+    """The peer port of this node, on its own address only."""
+
+    def __init__(
+        self, config: NodeConfig, secret: bytes, handler: Handler, complaints: Complaints
+    ) -> None:
+        self._config = config
+        self._secret = secret
+        self._handler = handler
+        self._complaints = complaints
+        self._half_open: collections.Counter[str] = collections.Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+
+    def listen(self) -> None:
+        """OSError when the address or port cannot be had."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((self._config.ip, self._config.peer_port))
+            sock.listen(256)
+        except OSError:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        self._listener = sock
+
+    async def serve(self) -> None:
+        """Accepts until cancelled."""
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, (ip, _) = await loop.sock_accept(self._listener)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    continue  # that connection was cut before it was accepted
+                self._complaints.note("no descriptors", "this node", str(error))
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            if (
+                self._half_open[ip] >= MAX_HALF_OPEN
+                or self._half_open.total() >= MAX_HALF_OPEN_TOTAL
+            ):
+                self._complaints.note("too many unproved connections", ip, "closed")
+                sock.close()
+                continue
+            task = asyncio.create_task(self._connection(sock, ip))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connection(self, sock: socket.socket, ip: str) -> None:
+        try:
+            hello = await self._prove(sock, ip)
+            if hello is not None:
+                await self._handler(hello, sock)
+        except (OSError, EOFError, TimeoutError) as error:
+            self._complaints.note("broken connection", ip, str(error) or "timeout")
+        except ProtocolError as error:
+            self._complaints.note("malformed", ip, error.line())
+        finally:
+            sock.close()
+
+    async def _prove(self, sock: socket.socket, ip: str) -> PeerHello | None:
+        refuse = None
+        if ip not in self._config.nodes:
+            refuse = RefusedError(
+                f"{ip} is not in its mosix.map", "add this node to mosix.map there"
+            )
+        side = Responder(self._secret, self._config.ip, ip, refuse=refuse)
+        self._half_open[ip] += 1
+        try:
+            tune(sock)
+            await drive(sock, side)
+        except RefusedError as error:
+            self._complaints.note("refused", ip, error.line())
+            await _linger(sock)
+            return None
+        except ProtocolError as error:
+            self._complaints.note("malformed", ip, error.line())
+            return None
+        except (TimeoutError, OSError) as error:
+            self._complaints.note("unproved", ip, str(error) or "no proof in time")
+            return None
+        finally:
+            self._half_open[ip] -= 1
+            if not self._half_open[ip]:
+                del self._half_open[ip]
+        return side.hello
+
+    async def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Dialer:
+    """Proved connections to other nodes."""
+
+    def __init__(self, config: NodeConfig, secret: bytes) -> None:
+        self._config = config
+        self._secret = secret
+
+    def check(self, ip: str) -> None:
+        """UnknownNodeError unless `ip` is in the map; RefusedError for this node itself."""
+        self._config.nodes.check_member(ip, ip)
+        if self._config.nodes.canonical(ip) == self._config.ip:
+            raise RefusedError("this is the node itself", "a process at home needs no connection")
+
+    async def dial(
+        self, ip: str, purpose: str, **identity: Any
+    ) -> tuple[socket.socket, PeerAccept | PeerStatus]:
+        """A connection whose purpose the other node accepted. `identity`: fields of PeerHello.
+
+        UnknownNodeError, NodeDownError, RefusedError or whatever class the node answers."""
+        self.check(ip)
+        hello = PeerHello(
+            version=PROTOCOL_VERSION,
+            sender=self._config.ip,
+            receiver=ip,
+            purpose=purpose,
+            **identity,
+        )
+        sock = await self._connect(ip)
+        try:
+            side = Initiator(self._secret, hello)
+            try:
+                await drive(sock, side, side.start())
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    answer: PeerAccept | PeerRefuse | PeerStatus = await Frames[Any](
+                        sock, PeerAnswer
+                    ).receive()
+            except TimeoutError as error:
+                raise NodeDownError(f"node {ip} connects but does not answer") from error
+            except (OSError, EOFError) as error:
+                raise NodeDownError(
+                    f"node {ip} closed the connection", "see the log of mosd there"
+                ) from error
+            if isinstance(answer, PeerRefuse):
+                raise from_code(answer.code, f"node {ip} refuses: {answer.reason}", answer.hint)
+        except BaseException:
+            sock.close()
+            raise
+        return sock, answer
+
+    async def _connect(self, ip: str) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            # The other side takes the address of the connection for our name.
+            sock.bind((self._config.ip, 0))
+            tune(sock)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_connect(sock, (ip, self._config.peer_port))
+        except TimeoutError as error:
+            sock.close()
+            raise NodeDownError(
+                f"node {ip} does not answer within {CONNECT_TIMEOUT_S:.0f} s", "is it up?"
+            ) from error
+        except OSError as error:
+            sock.close()
+            raise NodeDownError(
+                f"node {ip} does not answer: {os.strerror(error.errno or 0)}",
+                f"does mosd run there, on port {self._config.peer_port}?",
+            ) from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """As every connection between nodes is: non-blocking, no delay, keepalive."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+async def _linger(sock: socket.socket) -> None:
+    """Lets the peer read why it was refused: a close with unread input would reset first."""
+    loop = asyncio.get_running_loop()
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(_LINGER_S):
+            for _ in range(64):
+                if not await loop.sock_recv(sock, 4096):
+                    return
+    except (OSError, TimeoutError):
+        return
+
+
+async def refuse(frames: Frames[Any], error: MosixError) -> None:
+    """Answers a proved connection with `error`."""
+    await frames.send(
+        PeerRefuse(reason=error.message[:1500], hint=error.hint[:500], code=error.code)
+    )
+    await _linger(frames.sock)

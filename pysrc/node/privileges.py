@@ -1,0 +1,110 @@
+"""Giving up root's rights for good in a process just forked by the spawner.
+
+Only the spawner's children call this, before any other code of theirs. `capset` and the bounding
+set have no wrapper in Python's library: ctypes, once per process, never on a hot path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_CAPSET = 126  # x86-64
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Sets as 64-bit masks. The default is none at all."""
+
+    effective: int = 0
+    permitted: int = 0
+    inheritable: int = 0
+    bounding: int = 0
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who a process is, from /proc/PID/status."""
+
+    uids: tuple[int, ...]
+    gids: tuple[int, ...]
+    groups: tuple[int, ...]
+    capabilities: Capabilities
+
+
+def credentials_of(pid: int) -> Credentials:
+    """OSError (ENOENT, ESRCH) when there is no such process."""
+    fields: dict[str, list[str]] = {}
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields[name] = value.split()
+    return Credentials(
+        tuple(map(int, fields["Uid"])),
+        tuple(map(int, fields["Gid"])),
+        tuple(map(int, fields.get("Groups", []))),
+        Capabilities(
+            effective=int(fields["CapEff"][0], 16),
+            permitted=int(fields["CapPrm"][0], 16),
+            inheritable=int(fields["CapInh"][0], 16),
+            bounding=int(fields["CapBnd"][0], 16),
+        ),
+    )
+
+
+def become(uid: int, gid: int, groups: Sequence[int], keep: Capabilities) -> None:
+    """Irrevocably: ids, then capabilities. `keep` only matters for uid 0: any other uid ends
+    with none. OSError: the caller must not go on."""
+    bounding = keep.bounding if uid == 0 else 0
+    _drop_bounding(bounding)
+    os.setgroups(list(groups))
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    _capset(keep if uid == 0 else Capabilities())
+
+
+def _drop_bounding(keep: int) -> None:
+    for capability in range(64):
+        present = _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0)
+        if present < 0:  # EINVAL: behind the kernel's last one
+            break
+        if present and not keep >> capability & 1:
+            _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+
+
+def _capset(sets: Capabilities) -> None:
+    header = _Header(_CAPABILITY_VERSION_3, 0)
+    data = (_Data * 2)()
+    for word in range(2):
+        shift = 32 * word
+        data[word].effective = sets.effective >> shift & 0xFFFFFFFF
+        data[word].permitted = sets.permitted >> shift & 0xFFFFFFFF
+        data[word].inheritable = sets.inheritable >> shift & 0xFFFFFFFF
+    _check(_libc.syscall(_SYS_CAPSET, ctypes.byref(header), data))
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

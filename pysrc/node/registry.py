@@ -1,0 +1,89 @@
+"""What mosd knows: jobs of this node, where their processes are, guests of other nodes.
+
+Filled from what deputies and remotes report, asked by the control socket. Only memory: no
+sockets, no system calls. What a deputy reports about its job is bounded here, since the deputy
+belongs to the job's user.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mosix.node.jobgroup import JobGroup
+from mosix.wire.messages import GuestState, ProcessState
+
+#: Processes of one job that a deputy may report; more are still members of the cgroup.
+MAX_REPORTED = 32768
+
+
+@dataclass
+class Process:
+    """A process of a job. `where`: "home", "moving" or the IP of a node."""
+
+    pid: int
+    where: str = "home"
+    nmigs: int = 0
+    why: str = ""
+    epoch: int = 0
+    stats: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """A job whose home is this node. `pid`: the process that called mosrun."""
+
+    id: str
+    pid: int
+    uid: int
+    gid: int
+    group: JobGroup
+    locked: bool = False
+    started: float = field(default_factory=time.time)
+    processes: dict[int, Process] = field(default_factory=dict)
+
+
+@dataclass
+class Guest:
+    """A process of another node that runs here, or is about to. `outer_pid` 0: not yet."""
+
+    token: bytes
+    job: str
+    pid: int
+    uid: int
+    home: str
+    epoch: int
+    outer_pid: int = 0
+    frozen: bool = False
+
+
+class Registry:
+    """Jobs by id, guests by token."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.guests: dict[bytes, Guest] = {}
+
+    def update(self, job: Job, state: ProcessState) -> None:
+        """What the deputy of `job` says about one process."""
+        if state.ended:
+            job.processes.pop(state.pid, None)
+            return
+        if state.pid not in job.processes and len(job.processes) >= MAX_REPORTED:
+            return
+        job.processes[state.pid] = Process(
+            state.pid, state.where, state.nmigs, state.why, state.epoch, dict(state.stats)
+        )
+
+    def update_guest(self, guest: Guest, state: GuestState) -> None:
+        guest.outer_pid = state.outer_pid
+        guest.frozen = state.frozen
+
+    def guest_by_outer_pid(self, pid: int) -> Guest | None:
+        return next((g for g in self.guests.values() if g.outer_pid == pid), None)
+
+    def processes_of(self, job: Job) -> Iterator[Process]:
+        """Reported ones and those only the cgroup knows: these are at home."""
+        for pid in sorted({*job.processes, *job.group.pids()}):
+            yield job.processes.get(pid) or Process(pid)

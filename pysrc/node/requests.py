@@ -1,0 +1,130 @@
+"""What commands and mosd say to each other on the control socket (msgpack in frames).
+
+One request per connection, one answer. mosrun's front is C and decodes `LaunchAnswer` by hand:
+it is an array and must stay so. Used by `control.py`, `client.py` and native/front.c.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+#: Largest request and answer, bytes.
+MAX_REQUEST = 256 << 10
+MAX_ANSWER = 64 << 20
+
+Name = Annotated[str, msgspec.Meta(max_length=300)]
+
+
+class _Tagged(msgspec.Struct, tag_field="t", frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Launch(_Tagged, frozen=True, kw_only=True, tag="launch"):
+    """From mosrun's front; its stderr rides along. `argv` may be cut behind the options."""
+
+    argv: list[bytes]
+    columns: int = 80
+
+
+class Migrate(_Tagged, frozen=True, kw_only=True, tag="migrate"):
+    """`target`: number, IP, host name or "home"."""
+
+    pid: int
+    target: Name
+    wait: bool = False
+
+
+class Whois(_Tagged, frozen=True, kw_only=True, tag="whois"):
+    """`node` "": this one."""
+
+    node: Name = ""
+
+
+class Status(_Tagged, frozen=True, kw_only=True, tag="status"):
+    """`node` "": this one."""
+
+    node: Name = ""
+
+
+class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
+    """`pid` 0: all."""
+
+    pid: int = 0
+
+
+Request = Launch | Migrate | Whois | Status | Processes
+
+EXECUTE = 0
+TO_STDOUT = 1
+TO_STDERR = 2
+
+
+class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """`what` EXECUTE: execute argv[number], `deputy` may trace it. Else print `text` to where
+    `what` says and exit with `number`."""
+
+    what: int
+    number: int
+    deputy: int = 0
+    text: str = ""
+
+
+class Failure(_Tagged, frozen=True, kw_only=True, tag="failure"):
+    code: int
+    message: str
+    hint: str = ""
+
+
+class Migrated(_Tagged, frozen=True, kw_only=True, tag="migrated"):
+    """`freeze_ns`, `page_bytes`: only when waited for."""
+
+    freeze_ns: int = 0
+    page_bytes: int = 0
+
+
+class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
+    ip: str
+    number: int | None
+    host: str
+
+
+class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
+    """`counters`: connections refused, malformed requests and the like; only of this node."""
+
+    ip: str
+    number: int | None
+    version: str
+    kernel: str
+    tier: str
+    cpus: int
+    memory_free: int
+    jobs: int
+    guests: int
+    counters: dict[str, int] = {}
+
+
+class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
+    """`where`: "home", "here" (a guest of this node), "moving" or an IP. `origin_pid`: the home
+    PID of a guest."""
+
+    pid: int
+    uid: int
+    where: str
+    where_number: int | None = None
+    home: str
+    home_number: int | None = None
+    nmigs: int
+    why: str
+    job: str
+    origin_pid: int = 0
+    command: str
+    stats: dict[str, int] = {}
+
+
+class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
+    rows: list[ProcessRow]
+
+
+Answer = Failure | Migrated | NodeName | NodeStatus | ProcessList

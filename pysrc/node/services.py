@@ -1,0 +1,403 @@
+"""What mosd does for a request: of a command on the control socket, of another mosd.
+
+Rights are checked here, with the caller's identity as the kernel (commands) or a peer's proof
+(other nodes) gives it. Called by `control.py` and `peers.py`; does no I/O on their sockets
+except for the answer to a peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from mosix.config import NodeConfig
+from mosix.errors import (
+    MosixError,
+    NodeDownError,
+    NoSuchProcessError,
+    ProtocolError,
+    RefusedError,
+    UnknownNodeError,
+    from_code,
+)
+from mosix.node.deputies import DeputyLink, Launcher, LaunchOptions, check_moved
+from mosix.node.guests import Host
+from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
+from mosix.node.registry import Guest, Job, Process, Registry
+from mosix.node.requests import (
+    EXECUTE,
+    TO_STDERR,
+    TO_STDOUT,
+    Answer,
+    Launch,
+    LaunchAnswer,
+    Migrate,
+    Migrated,
+    NodeName,
+    NodeStatus,
+    Processes,
+    ProcessList,
+    ProcessRow,
+    Request,
+    Status,
+    Whois,
+)
+from mosix.node.rights import Caller, check_owner
+from mosix.wire.channel import Frames
+from mosix.wire.messages import (
+    NodeFeatures,
+    PeerAccept,
+    PeerHello,
+    PeerMove,
+    PeerMoved,
+    PeerStatus,
+)
+
+HOME = "home"
+_NAME_TIMEOUT_S = 5.0
+_FORWARD_TIMEOUT_S = 600.0
+
+
+class ParsedLaunch(Protocol):
+    """What the parser of mosrun's options gives (`mosix.cli.mosrun.Parsed`)."""
+
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def program(self) -> int: ...
+    @property
+    def node(self) -> str | None: ...
+    @property
+    def fallback(self) -> bool: ...
+    @property
+    def lock(self) -> bool: ...
+
+
+ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
+
+
+class Names:
+    """Numbers, addresses and names of nodes."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+
+    @property
+    def own(self) -> str:
+        return self.config.ip
+
+    def number_of(self, ip: str) -> int | None:
+        return self.config.nodes.number_of(ip)
+
+    async def resolve(self, text: str) -> str:
+        """IP of what a user calls a node; never blocks mosd. UnknownNodeError."""
+        ip = self.config.nodes.resolve_number_or_ip(text)
+        if ip is not None:
+            return ip
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_NAME_TIMEOUT_S):
+                found = await loop.getaddrinfo(
+                    text, None, family=socket.AF_INET, type=socket.SOCK_STREAM
+                )
+        except (OSError, UnicodeError, TimeoutError) as error:
+            raise UnknownNodeError(
+                f"node '{text}' is not known", "give a number, IP or host name of mosix.map"
+            ) from error
+        return self.config.nodes.check_member(str(found[0][4][0]), text)
+
+    async def host_of(self, ip: str) -> str:
+        """Host name, or "" when there is none."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_NAME_TIMEOUT_S):
+                host, _ = await loop.getnameinfo((ip, 0), socket.NI_NAMEREQD)
+        except (OSError, TimeoutError):
+            return ""
+        return host
+
+
+class Services:
+    """Everything that can be asked of a node."""
+
+    def __init__(
+        self,
+        names: Names,
+        launcher: Launcher,
+        host: Host,
+        registry: Registry,
+        dialer: Dialer,
+        *,
+        features: NodeFeatures,
+        complaints: Complaints,
+        parse_launch: ParseLaunch,
+    ) -> None:
+        self._names = names
+        self._launcher = launcher
+        self._host = host
+        self._registry = registry
+        self._dialer = dialer
+        self._features = features
+        self._complaints = complaints
+        self._parse_launch = parse_launch
+        self.stopping = False
+
+    # ---- mosrun ----
+
+    async def launch(self, caller: Caller, request: Launch, stderr: int) -> LaunchAnswer:
+        """Parses mosrun's options and makes the job."""
+        parsed = self._parse_launch(request.argv, min(max(request.columns, 40), 200))
+        if parsed.text is not None:
+            where = TO_STDERR if parsed.status else TO_STDOUT
+            return LaunchAnswer(where, parsed.status, 0, parsed.text)
+        if self.stopping:
+            raise RefusedError("mosd is stopping", "start it again: mosd")
+        node = await self._start_node(parsed)
+        options = LaunchOptions(node, parsed.fallback, parsed.lock)
+        link = await self._launcher.launch(caller, options, stderr)
+        return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
+
+    async def _start_node(self, parsed: ParsedLaunch) -> str | None:
+        if parsed.node is None:
+            return None
+        ip = await self._names.resolve(parsed.node)
+        return None if ip == self._names.own else ip
+
+    # ---- the other commands ----
+
+    async def request(self, caller: Caller, request: Request) -> Answer:
+        match request:
+            case Migrate():
+                return await self._migrate(caller, request)
+            case Whois():
+                return await self._whois(request)
+            case Status():
+                return await self._status(request)
+            case Processes():
+                return self._processes(request)
+            case Launch():
+                raise ProtocolError("a launch is no ordinary request")
+
+    async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
+        target = None if request.target == HOME else await self._names.resolve(request.target)
+        link = self.deputy_of(request.pid)
+        if link is not None:
+            check_owner(caller.uid, link.job.uid, request.pid)
+            return await self.move(link, request.pid, target, request.wait)
+        guest = self._registry.guest_by_outer_pid(request.pid)
+        if guest is not None:
+            check_owner(caller.uid, guest.uid, request.pid)
+            return await self._ask_home(caller, guest, target, request.wait)
+        if self._launcher.hierarchy.job_of(request.pid):
+            raise NoSuchProcessError(
+                f"process {request.pid} belongs to a job that this mosd does not know",
+                "mosd was started again since; the job goes on",
+            )
+        if request.pid > 0 and Path(f"/proc/{request.pid}").exists():
+            raise NoSuchProcessError(
+                f"process {request.pid} is not part of a job", "start programs with mosrun"
+            )
+        raise NoSuchProcessError(f"there is no process {request.pid}", "see mosps")
+
+    def deputy_of(self, pid: int) -> DeputyLink | None:
+        """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
+        job = self._launcher.hierarchy.job_of(pid)
+        link = self._launcher.deputies.get(job) if job else None
+        return link if link is not None and link.job.group.holds(pid) else None
+
+    def check_node(self, ip: str) -> None:
+        """UnknownNodeError unless a peer's `ip` is in our map too."""
+        self._names.config.nodes.check_member(ip, ip)
+
+    async def move(self, link: DeputyLink, pid: int, target: str | None, wait: bool) -> Migrated:
+        """Orders the move; with `wait` its outcome."""
+        if target == self._names.own:
+            target = None
+        if self.stopping and target is not None:
+            raise RefusedError("mosd is stopping", "start it again: mosd")
+        outcome = await link.move(pid, target)
+        if not wait:
+            return Migrated()
+        moved = check_moved(await outcome)
+        return Migrated(freeze_ns=moved.freeze_ns, page_bytes=moved.page_bytes)
+
+    async def _ask_home(
+        self, caller: Caller, guest: Guest, target: str | None, wait: bool
+    ) -> Migrated:
+        """`guest` runs here: its home decides."""
+        sock, _ = await self._dialer.dial(
+            guest.home, "move", uid=caller.uid, gid=caller.gid, job=guest.job, pid=guest.pid
+        )
+        with sock:
+            try:
+                await Frames[PeerMoved](sock, PeerMoved).send(PeerMove(target=target, wait=wait))
+                async with asyncio.timeout(_FORWARD_TIMEOUT_S):
+                    moved = await Frames[PeerMoved](sock, PeerMoved).receive()
+            except (OSError, EOFError, TimeoutError) as error:
+                raise NodeDownError(f"its home {guest.home} does not answer") from error
+        check_moved_there(moved)
+        return Migrated(freeze_ns=moved.freeze_ns, page_bytes=moved.page_bytes)
+
+    async def _whois(self, request: Whois) -> NodeName:
+        ip = await self._names.resolve(request.node) if request.node else self._names.own
+        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
+
+    async def _status(self, request: Status) -> NodeStatus:
+        ip = await self._names.resolve(request.node) if request.node else self._names.own
+        if ip == self._names.own:
+            return self._shown(ip, self.peer_status(), dict(self._complaints.counters))
+        sock, status = await self._dialer.dial(ip, "status")
+        sock.close()
+        if not isinstance(status, PeerStatus):
+            raise ProtocolError(f"node {ip} answers a status request with something else")
+        return self._shown(ip, status, {})
+
+    def _shown(self, ip: str, status: PeerStatus, counters: dict[str, int]) -> NodeStatus:
+        return NodeStatus(
+            ip=ip,
+            number=self._names.number_of(ip),
+            version=status.version,
+            kernel=status.features.kernel,
+            tier=status.features.tier,
+            cpus=status.features.cpus,
+            memory_free=status.memory_free,
+            jobs=status.jobs,
+            guests=status.guests,
+            counters=counters,
+        )
+
+    def peer_status(self) -> PeerStatus:
+        return PeerStatus(
+            features=self._features,
+            guests=len(self._registry.guests),
+            jobs=len(self._registry.jobs),
+            memory_free=self._host.memory_free(),
+            version=metadata.version("mosix"),
+        )
+
+    def _processes(self, request: Processes) -> ProcessList:
+        rows = [
+            self._process_row(job, process)
+            for job in self._registry.jobs.values()
+            for process in self._registry.processes_of(job)
+            if request.pid in (0, process.pid)
+        ]
+        rows += [
+            self._guest_row(guest)
+            for guest in self._registry.guests.values()
+            if guest.outer_pid and request.pid in (0, guest.outer_pid)
+        ]
+        if request.pid and not rows:
+            raise NoSuchProcessError(f"process {request.pid} is not part of a job", "see mosps")
+        return ProcessList(rows=sorted(rows, key=lambda row: row.pid))
+
+    def _process_row(self, job: Job, process: Process) -> ProcessRow:
+        away = process.where not in (HOME, "moving")
+        return ProcessRow(
+            pid=process.pid,
+            uid=job.uid,
+            where=process.where,
+            where_number=self._names.number_of(process.where) if away else None,
+            home=self._names.own,
+            home_number=self._names.number_of(self._names.own),
+            nmigs=process.nmigs,
+            why=process.why,
+            job=job.id,
+            command=_command(process.pid),
+            stats=process.stats,
+        )
+
+    def _guest_row(self, guest: Guest) -> ProcessRow:
+        return ProcessRow(
+            pid=guest.outer_pid,
+            uid=guest.uid,
+            where="here",
+            home=guest.home,
+            home_number=self._names.number_of(guest.home),
+            nmigs=guest.epoch,
+            why="guest, frozen" if guest.frozen else "guest",
+            job=guest.job,
+            origin_pid=guest.pid,
+            command=_command(guest.outer_pid),
+        )
+
+
+class PeerService:
+    """What a proved peer may ask."""
+
+    def __init__(self, services: Services, host: Host) -> None:
+        self._services = services
+        self._host = host
+
+    async def handle(self, hello: PeerHello, sock: socket.socket) -> None:
+        """The socket is closed by the caller; a worker that got it has its own descriptor."""
+        frames: Frames[PeerMove] = Frames(sock, PeerMove)
+        try:
+            match hello.purpose:
+                case "guest":
+                    await self._host.accept(hello, sock)
+                case "call" | "bulk":
+                    await self._host.attach(hello, sock)
+                case "status":
+                    await frames.send(self._services.peer_status())
+                case "move":
+                    await self._move(hello, frames)
+                case _:
+                    raise RefusedError(
+                        f"purpose '{hello.purpose}' is not one of {', '.join(sorted(PURPOSES))}"
+                    )
+        except ProtocolError:
+            raise
+        except MosixError as error:
+            await refuse(frames, error)
+
+    async def _move(self, hello: PeerHello, frames: Frames[PeerMove]) -> None:
+        if hello.pid is None:
+            raise ProtocolError("a move without a process")
+        link = self._services.deputy_of(hello.pid)
+        if link is None or link.job.id != hello.job:
+            raise NoSuchProcessError(f"process {hello.pid} is not part of that job any more")
+        check_owner(hello.uid, link.job.uid, hello.pid)
+        await frames.send(PeerAccept())
+        async with asyncio.timeout(_NAME_TIMEOUT_S):
+            order = await frames.receive()
+        try:
+            if order.target is not None:
+                self._services.check_node(order.target)
+            moved = await self._services.move(link, hello.pid, order.target, order.wait)
+        except MosixError as error:
+            await frames.send(
+                PeerMoved(error=error.message[:2000], code=error.code, hint=error.hint[:2000])
+            )
+            return
+        await frames.send(PeerMoved(freeze_ns=moved.freeze_ns, page_bytes=moved.page_bytes))
+
+
+def check_moved_there(moved: PeerMoved) -> None:
+    """Raises the error that home reports."""
+    if moved.error:
+        raise from_code(moved.code, moved.error, moved.hint)
+
+
+def _command(pid: int) -> str:
+    """Arguments of a process, or its name, or "" when it is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            data = file.read(4096)
+        if data:
+            return (
+                os.fsdecode(data.rstrip(b"\0").replace(b"\0", b" "))
+                .encode("utf-8", "replace")
+                .decode()
+            )
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return "[" + file.read(64).decode("utf-8", "replace").strip() + "]"
+    except OSError:
+        return ""

@@ -1,0 +1,189 @@
+"""mosd's side of the spawner: starts it, asks it for workers, starts it again when it died."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mosix.errors import KernelError
+from mosix.node.privileges import Capabilities
+from mosix.node.spawner import Died, Report, Spawn, Spawned, WorkerKind
+from mosix.wire.channel import Packets
+
+_log = logging.getLogger("mosd.spawner")
+
+SPAWN_TIMEOUT_S = 10.0
+_RESTART_PAUSE_S = 0.5
+_PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "MOSIX_CONFIG_DIR", "MOSIX_RUN_DIR")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What the workers run, as `module:function`."""
+
+    deputy: str = "mosix.deputy.main:run"
+    remote: str = "mosix.remote.main:run"
+
+
+@dataclass
+class Worker:
+    """One forked deputy or remote, as mosd holds it."""
+
+    pid: int
+    pidfd: int
+    sock: socket.socket
+
+    def kill(self) -> None:
+        """SIGKILL, if it still lives."""
+        if self.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def close(self) -> None:
+        """Forget it: its socket closes, which ends it."""
+        self.sock.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class SpawnerClient:
+    """`start` before the secret is read; `keep_running` as a task; `spawn` at any time."""
+
+    def __init__(self, programs: Programs, died: Callable[[int, int], None]) -> None:
+        self._programs = programs
+        self._died = died
+        self._requests = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Worker]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._packets: Packets[Report] | None = None
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """A fresh process by exec: nothing of this one's memory is in it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {k: v for k in _PASSED_ENVIRONMENT if (v := os.environ.get(k))}
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",  # never import from the directory mosd was started in
+                    "-m",
+                    "mosix.node.spawner",
+                    str(theirs.fileno()),
+                    self._programs.deputy,
+                    self._programs.remote,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**environment, "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
+            )
+        self._packets = Packets(ours, Report)
+
+    async def keep_running(self) -> None:
+        """Receives reports; starts the spawner again when it dies. Ends by cancellation."""
+        while True:
+            await self._receive_reports()
+            self._reap()
+            self.restarts += 1
+            _log.error("the spawner died, starting it again")
+            await asyncio.sleep(_RESTART_PAUSE_S)
+            self.start()
+
+    async def _receive_reports(self) -> None:
+        packets = self._packets
+        assert packets is not None
+        while True:
+            try:
+                report, fds = await packets.receive()
+            except (EOFError, ConnectionResetError):
+                return
+            if isinstance(report, Died):
+                self._died(report.pid, report.status)
+                continue
+            self._spawned(report, fds)
+
+    def _spawned(self, report: Spawned, fds: list[int]) -> None:
+        future = self._pending.pop(report.request, None)
+        if report.error or len(fds) != 2:
+            if future and not future.done():
+                future.set_exception(KernelError(f"no process for it: {report.error}"))
+            return
+        worker = Worker(report.pid, fds[1], socket.socket(fileno=fds[0]))
+        if future is None or future.done():
+            worker.kill()
+            worker.close()
+        else:
+            future.set_result(worker)
+
+    async def spawn(
+        self,
+        kind: WorkerKind,
+        uid: int,
+        gid: int,
+        groups: tuple[int, ...] = (),
+        capabilities: Capabilities | None = None,
+    ) -> Worker:
+        """A new worker with these identities. KernelError when there is none in time."""
+        request = next(self._requests)
+        future: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._pending[request] = future
+        order = Spawn(
+            request=request,
+            kind=kind,
+            uid=uid,
+            gid=gid,
+            groups=groups,
+            capabilities=capabilities or Capabilities(),
+        )
+        assert self._packets is not None
+        taken = False
+        try:
+            async with asyncio.timeout(SPAWN_TIMEOUT_S):
+                await self._packets.send(order)
+                worker = await future
+            taken = True
+            return worker
+        except (TimeoutError, OSError) as error:
+            raise KernelError("the spawner does not answer", "see mosd's log") from error
+        finally:
+            # A worker that comes after this is killed by `_spawned`.
+            self._pending.pop(request, None)
+            if not taken:
+                _discard(future)
+
+    def _reap(self) -> None:
+        if self._packets:
+            self._packets.close()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(KernelError("the spawner died", "try again"))
+        self._pending.clear()
+
+    def stop(self) -> None:
+        self._reap()
+
+
+def _discard(future: asyncio.Future[Worker]) -> None:
+    if future.done() and not future.cancelled() and future.exception() is None:
+        worker = future.result()
+        worker.kill()
+        worker.close()

@@ -1,0 +1,146 @@
+"""One deputy or remote as mosd sees it: its messages, its dialling, its end.
+
+`deputies.py` and `guests.py` build on `WorkerLink`. What a worker asks for is checked here against
+what mosd knows of it: the job, uid and gid of a connection are never taken from the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from mosix.errors import MosixError, ProtocolError
+from mosix.node.peers import Dialer
+from mosix.node.spawning import Worker
+from mosix.wire.channel import Packets
+from mosix.wire.messages import (
+    Dial,
+    Dialed,
+    NodeFeatures,
+    NodeToWorker,
+    PeerAccept,
+    Token,
+    WorkerToNode,
+)
+
+_log = logging.getLogger("mosd.worker")
+
+#: One worker's dials at once; a job with more moves at once waits.
+_MAX_DIALS = 16
+_WORKER_PURPOSES = ("guest", "call", "bulk")
+
+
+class WorkerLink:
+    """Base of both kinds. `run` is the life of the link."""
+
+    name = "worker"
+
+    def __init__(self, worker: Worker, dialer: Dialer, features: NodeFeatures) -> None:
+        self.worker = worker
+        self._packets: Packets[WorkerToNode] = Packets(worker.sock, WorkerToNode)
+        self._dialer = dialer
+        self._features = features
+        self._sending = asyncio.Lock()
+        self._dials = asyncio.Semaphore(_MAX_DIALS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.gone = asyncio.Event()
+
+    async def send(self, message: NodeToWorker, fds: Sequence[int] = ()) -> None:
+        """OSError when the worker is gone."""
+        async with self._sending:
+            await self._packets.send(message, fds)
+
+    async def run(self) -> None:
+        """Until the worker closes, dies or says something it may not."""
+        try:
+            while True:
+                message, fds = await self._packets.receive()
+                for fd in fds:
+                    os.close(fd)  # no worker's message carries any
+                await self.handle(message)
+        except (EOFError, OSError):
+            pass
+        except ProtocolError as error:
+            _log.error("%s %d: %s; killed", self.name, self.worker.pid, error.line())
+            self.worker.kill()
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            self.worker.close()
+            self.gone.set()
+
+    async def handle(self, message: WorkerToNode) -> None:
+        raise NotImplementedError
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs beside the reception; cancelled when the worker is gone."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def dial(self, order: Dial, identity: dict[str, Any]) -> None:
+        """Answers `order` with connected sockets or with why not. `identity`: of the job."""
+        sockets: list[socket.socket] = []
+        async with self._dials:
+            try:
+                token = await self._dial_all(order, identity, sockets)
+                answer = Dialed(request=order.request, token=token)
+            except MosixError as error:
+                answer = Dialed(
+                    request=order.request,
+                    error=error.message[:2000] or "failed",
+                    code=error.code,
+                    hint=error.hint[:2000],
+                )
+                _close_all(sockets)
+            except asyncio.CancelledError:
+                _close_all(sockets)
+                raise
+        with contextlib.suppress(OSError):  # the worker died meanwhile: `run` notices
+            await self.send(answer, [sock.fileno() for sock in sockets])
+        _close_all(sockets)
+
+    async def _dial_all(
+        self, order: Dial, identity: dict[str, Any], sockets: list[socket.socket]
+    ) -> Token | None:
+        purposes = order.purposes
+        if (
+            not purposes
+            or len(set(purposes)) != len(purposes)
+            or set(purposes) - {*_WORKER_PURPOSES}
+        ):
+            raise ProtocolError(f"purposes {purposes}")
+        token = order.token
+        if "guest" not in purposes and token is None:
+            raise ProtocolError("call and bulk connections need a token")
+        made: dict[str, socket.socket] = {}
+        try:
+            # The guest connection gives the token that the others carry.
+            for purpose in sorted(purposes, key=_WORKER_PURPOSES.index):
+                fields = {**identity, "pid": order.pid, "epoch": order.epoch}
+                if purpose == "guest":
+                    fields["features"] = self._features
+                else:
+                    fields["token"] = token
+                sock, answer = await self._dialer.dial(order.ip, purpose, **fields)
+                made[purpose] = sock
+                if purpose == "guest":
+                    if not isinstance(answer, PeerAccept) or answer.token is None:
+                        raise ProtocolError(f"node {order.ip} gives no token")
+                    token = answer.token
+        except BaseException:
+            _close_all(list(made.values()))
+            raise
+        sockets += [made[purpose] for purpose in purposes]
+        return token
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+    sockets.clear()

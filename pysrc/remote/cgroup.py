@@ -1,0 +1,457 @@
+"""Control groups, version 1 or 2 behind one interface: limits for guests, membership for jobs.
+
+Called by mosd (root): it subdivides and measures the cgroup it was given, in each hierarchy; a
+remote or deputy opens one by name to read it. Nothing here ever leaves that cgroup upwards or
+changes one that mosd did not make.
+
+* A cgroup with limits is made in every hierarchy that has one of memory, pids, cpu, cpuacct.
+* A cgroup without limits (a job at home: who belongs to it) is made in one hierarchy only, so
+  that whatever accounts or limits the user's processes stays as it is: with version 1 that of
+  *freezer*, which service managers leave alone; else the unified one.
+* Version 2 forbids processes beside subdivisions with controllers, so the first limited cgroup
+  moves what lives directly in mosd's own cgroup into a leaf of its own.
+
+Sizes in bytes, times in nanoseconds; the CPU weight is version 2's (1 to 10000, usually 100).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mosix.errors import KernelError, MosixError, RefusedError, UsageError
+
+#: Every directory made here begins so: a restarted mosd finds them, and its own leaf.
+PREFIX: Final = "mosixd."
+_LEAF: Final = PREFIX + "node"
+
+#: CPU weight of guests: the owner of a machine comes first.
+GUEST_CPU_WEIGHT: Final = 10
+
+_LIMITING: Final = ("memory", "pids", "cpu", "cpuacct")
+_USED: Final = frozenset((*_LIMITING, "freezer"))
+_CORE_V2: Final = frozenset(("cpuacct", "freezer"))  # cpu.stat, cgroup.freeze: always there
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_UNLIMITED: Final = 1 << 62  # version 1 writes the largest page-aligned number
+_REMOVE_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """One mounted hierarchy. `given`: directory of the cgroup to subdivide, `top`: where it is
+    mounted, so the highest ancestor that can be seen."""
+
+    version: int
+    controllers: frozenset[str]
+    top: Path
+    given: Path
+
+    def levels(self, directory: Path) -> Iterator[Path]:
+        """`directory` and its visible ancestors, from below."""
+        while True:
+            yield directory
+            if directory in (self.top, directory.parent):
+                return
+            directory = directory.parent
+
+
+class Cgroup:
+    """A cgroup: the same name in one or more hierarchies."""
+
+    def __init__(self, name: str, parts: dict[Path, Hierarchy]) -> None:
+        self.name = name
+        self._parts = parts
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        return tuple(self._parts)
+
+    def add(self, pid: int) -> None:
+        """Move a process (all of its threads) in; its children follow when they are born.
+
+        Raises KernelError when it is gone or the kernel refuses.
+        """
+        for directory in self._parts:
+            _write(directory / "cgroup.procs", str(pid))
+
+    def processes(self) -> list[int]:
+        """PIDs in it, as this PID namespace sees them; empty when the cgroup is gone."""
+        return _processes(next(iter(self._parts)))
+
+    def memory_usage(self) -> int:
+        """Memory charged to it, page cache included; for version 2's root what is in use."""
+        hierarchy, directory = self._with("memory")
+        if hierarchy.version == 2 and not (directory / "memory.current").exists():
+            return _meminfo("MemTotal") - _meminfo("MemAvailable")
+        return _usage(hierarchy, directory)
+
+    def memory_limit(self) -> int | None:
+        """The tightest limit of it and its visible ancestors; None without one."""
+        hierarchy, directory = self._with("memory")
+        limits = [_limit(hierarchy, level) for level in hierarchy.levels(directory)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def available(self) -> int:
+        """What a process in it could still take without swapping or being killed.
+
+        The least of MemAvailable and, for it and each visible ancestor, limit less usage plus
+        the page cache that is given up first (inactive file pages).
+        """
+        least = _meminfo("MemAvailable")
+        try:
+            hierarchy, directory = self._with("memory")
+        except KernelError:
+            return least
+        for level in hierarchy.levels(directory):
+            limit = _limit(hierarchy, level)
+            if limit is not None:
+                key = "total_inactive_file" if hierarchy.version == 1 else "inactive_file"
+                cache = _flat(level / "memory.stat").get(key, 0)
+                least = min(least, limit - _usage(hierarchy, level) + cache)
+        return max(least, 0)
+
+    def cpu_time_ns(self) -> int:
+        """User and system time of all that ever ran in it."""
+        hierarchy, directory = self._with("cpuacct")
+        if hierarchy.version == 1:
+            return int(_read(directory / "cpuacct.usage"))
+        return _flat(directory / "cpu.stat")["usage_usec"] * 1000
+
+    def kill(self) -> None:
+        """SIGKILL to everything in it."""
+        for directory, hierarchy in self._parts.items():
+            if hierarchy.version == 2 and (directory / "cgroup.kill").exists():
+                _write(directory / "cgroup.kill", "1")
+                return
+        for directory in self._parts:
+            if (directory / "freezer.state").exists():
+                _write(directory / "freezer.state", "THAWED")  # the frozen do not die
+        # A process that has SIGKILL forks no more, so this ends.
+        killed: set[int] = set()
+        while fresh := set(self.processes()) - killed:
+            for pid in fresh:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            killed |= fresh
+
+    async def remove(self, *, kill: bool = False, timeout: float = _REMOVE_TIMEOUT) -> None:
+        """Wait until it is empty, then remove it everywhere; again is allowed.
+
+        With `kill` whatever is or comes in is killed. Raises RefusedError after `timeout`
+        seconds: somebody is still in it.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._remove_now():
+                    if kill:
+                        self.kill()
+                    await self._one_leaves()
+        except TimeoutError as error:
+            raise RefusedError(
+                f"cgroup {self.name} is not empty", f"processes {self.processes()}"
+            ) from error
+
+    def _remove_now(self) -> bool:
+        for directory in self._parts:
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise KernelError(f"cannot remove {directory}: {error.strerror}") from error
+                return False
+        return True
+
+    async def _one_leaves(self) -> None:
+        loop = asyncio.get_running_loop()
+        gone: asyncio.Future[None] = loop.create_future()
+        for pid in self.processes():
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            loop.add_reader(pidfd, _finish, gone)
+            try:
+                await gone
+            finally:
+                loop.remove_reader(pidfd)
+                os.close(pidfd)
+            return
+        # Nobody to wait for, yet busy: the kernel is just taking the last one out. There is
+        # no event for that in version 1.
+        await asyncio.sleep(0.001)
+
+    def _with(self, controller: str) -> tuple[Hierarchy, Path]:
+        for directory, hierarchy in self._parts.items():
+            if controller in hierarchy.controllers:
+                return hierarchy, directory
+        raise KernelError(f"cgroup {self.name} does not account {controller}")
+
+
+class Cgroups:
+    """The cgroup this process was given, in every hierarchy that matters."""
+
+    def __init__(self, hierarchies: list[Hierarchy]) -> None:
+        self.hierarchies = hierarchies
+        #: that cgroup itself, to measure the node
+        self.own = Cgroup("of this node", {h.given: h for h in hierarchies})
+
+    @classmethod
+    def detect(cls) -> Cgroups:
+        """Of the calling process. Raises KernelError where no cgroups are mounted."""
+        return cls.parse(
+            Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"),
+            Path("/proc/self/cgroup").read_text("utf-8", "surrogateescape"),
+        )
+
+    @classmethod
+    def parse(cls, mountinfo: str, cgroup: str) -> Cgroups:
+        """From the texts of /proc/PID/mountinfo and /proc/PID/cgroup of one process."""
+        paths: dict[str, str] = {}
+        for line in cgroup.splitlines():
+            _, names, path = line.split(":", 2)
+            for name in names.split(","):  # "" is the unified one
+                paths[name] = path
+        found: list[Hierarchy] = []
+        seen: set[str] = set()
+        for root, mount, kind, options in _mounts(mountinfo):
+            mounted = _USED.intersection(options) if kind == "cgroup" else frozenset({""})
+            # Any of its controllers names the hierarchy; one mount of each is enough.
+            named = min(mounted, default=None)
+            if named is None or named not in paths or named in seen:
+                continue
+            given = _below(mount, root, paths[named])
+            if given is None:
+                continue
+            seen |= mounted
+            version = 1 if kind == "cgroup" else 2
+            if version == 2:
+                offered = _read_or_empty(given / "cgroup.controllers").split()
+                mounted = _USED.intersection(offered) | _CORE_V2
+            found.append(Hierarchy(version, mounted, mount, given))
+        if not found:
+            raise KernelError("no cgroup hierarchy is mounted here", "mount one on /sys/fs/cgroup")
+        # A controller belongs to one hierarchy: to version 1 if it is mounted there.
+        result = [
+            h if h.version == 1 else Hierarchy(2, h.controllers - (seen - _CORE_V2), h.top, h.given)
+            for h in found
+        ]
+        return cls(sorted(result, key=lambda h: (h.version, sorted(h.controllers))))
+
+    def create(
+        self,
+        name: str,
+        *,
+        memory_bytes: int | None = None,
+        pids: int | None = None,
+        cpu_weight: int | None = None,
+    ) -> Cgroup:
+        """A new cgroup below the given one; without any limit only for membership.
+
+        `name`: letters, digits, - and _. An empty one of that name that was left is replaced.
+        Raises RefusedError (it exists and is in use), KernelError (a controller is missing).
+        """
+        limits = {"memory": memory_bytes, "pids": pids, "cpu": cpu_weight}
+        wanted = [controller for controller, value in limits.items() if value is not None]
+        chosen = self._limiting(wanted) if wanted else [self._for_membership()]
+        group = self._at(name, chosen)
+        if not group._remove_now():
+            raise RefusedError(f"cgroup {name} exists and has processes")
+        try:
+            for directory in group.directories:
+                directory.mkdir()
+            if memory_bytes is not None:
+                self._set(group, "memory", "memory.limit_in_bytes", "memory.max", memory_bytes)
+            if pids is not None:
+                self._set(group, "pids", "pids.max", "pids.max", pids)
+            if cpu_weight is not None:
+                hierarchy, directory = group._with("cpu")
+                if hierarchy.version == 1:
+                    # cpu.shares: 1024 is version 2's 100; never below 2.
+                    _write(directory / "cpu.shares", str(max(2, cpu_weight * 1024 // 100)))
+                else:
+                    _write(directory / "cpu.weight", str(cpu_weight))
+        except (OSError, MosixError) as error:
+            group._remove_now()
+            if isinstance(error, MosixError):
+                raise
+            raise KernelError(
+                f"cannot make cgroup {name}: {error.strerror}", f"at {error.filename}"
+            ) from error
+        return group
+
+    def open(self, name: str) -> Cgroup:
+        """One that exists, wherever it exists. Raises RefusedError when it does not."""
+        present = [h for h in self.hierarchies if (h.given / (PREFIX + name)).is_dir()]
+        if not present:
+            raise RefusedError(f"there is no cgroup {name}")
+        return self._at(name, present)
+
+    def existing(self) -> list[str]:
+        """Names of the cgroups made here, also by a mosd before this one."""
+        names = {
+            entry.name.removeprefix(PREFIX)
+            for hierarchy in self.hierarchies
+            for entry in hierarchy.given.glob(PREFIX + "*")
+            if entry.is_dir() and entry.name != _LEAF
+        }
+        return sorted(names)
+
+    @staticmethod
+    def _at(name: str, hierarchies: list[Hierarchy]) -> Cgroup:
+        if not _NAME.match(name) or PREFIX + name == _LEAF:
+            raise UsageError(f"not a name for a cgroup: {name!r}")
+        return Cgroup(name, {h.given / (PREFIX + name): h for h in hierarchies})
+
+    def _for_membership(self) -> Hierarchy:
+        for hierarchy in self.hierarchies:
+            if hierarchy.version == 1 and "freezer" in hierarchy.controllers:
+                return hierarchy
+        for hierarchy in self.hierarchies:
+            if hierarchy.version == 2:
+                return hierarchy
+        return self.hierarchies[0]
+
+    def _limiting(self, wanted: list[str]) -> list[Hierarchy]:
+        chosen = [h for h in self.hierarchies if h.controllers.intersection(_LIMITING)]
+        missing = set(wanted).difference(*(h.controllers for h in chosen))
+        if missing:
+            raise KernelError(
+                f"no cgroup controller {', '.join(sorted(missing))} for mosd's cgroup",
+                "a systemd unit needs Delegate=yes; in a container they must be passed on",
+            )
+        for hierarchy in chosen:
+            if hierarchy.version == 2:
+                _subdivide(hierarchy)
+        # A unified hierarchy beside version 1's controllers has nothing to offer but cpu.stat.
+        return [h for h in chosen if h.version == 1 or h.controllers - _CORE_V2]
+
+    @staticmethod
+    def _set(group: Cgroup, controller: str, v1: str, v2: str, value: int) -> None:
+        hierarchy, directory = group._with(controller)
+        _write(directory / (v1 if hierarchy.version == 1 else v2), str(value))
+
+
+def _subdivide(hierarchy: Hierarchy) -> None:
+    """Let the children of the given cgroup (version 2) have the controllers it has."""
+    control = hierarchy.given / "cgroup.subtree_control"
+    missing = hierarchy.controllers - _CORE_V2 - set(_read(control).split())
+    if not missing:
+        return
+    # Only the root of all has no events and may keep processes.
+    if (hierarchy.given / "cgroup.events").exists() and _processes(hierarchy.given):
+        leaf = hierarchy.given / _LEAF
+        leaf.mkdir(exist_ok=True)
+        while inner := _processes(hierarchy.given):
+            for pid in inner:
+                try:
+                    _write(leaf / "cgroup.procs", str(pid))
+                except KernelError:
+                    if Path(f"/proc/{pid}").exists():
+                        raise
+    _write(control, " ".join(f"+{controller}" for controller in sorted(missing)))
+
+
+def _mounts(mountinfo: str) -> Iterator[tuple[str, Path, str, list[str]]]:
+    """Root, mount point, type and super options of each cgroup mount (proc_pid_mountinfo(5))."""
+    for line in mountinfo.splitlines():
+        fields, _, tail = line.partition(" - ")
+        kind, _, options = tail.split(" ", 2)
+        if kind in ("cgroup", "cgroup2"):
+            parts = fields.split(" ")
+            yield _unescape(parts[3]), Path(_unescape(parts[4])), kind, options.split(",")
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _below(mount: Path, root: str, path: str) -> Path | None:
+    """Where cgroup `path` is under a mount whose root is `root`; None if it is not.
+
+    Directories of our own at its end are left out: a mosd that was started again, or a remote,
+    sits inside what was subdivided.
+    """
+    relative = os.path.relpath(path, root)
+    if relative.startswith(".."):
+        return None
+    directory = mount / relative
+    while directory != mount and directory.name.startswith(PREFIX):
+        directory = directory.parent
+    return directory
+
+
+def _processes(directory: Path) -> list[int]:
+    # 0: in another PID namespace, not ours to name.
+    return [pid for pid in map(int, _read_or_empty(directory / "cgroup.procs").split()) if pid]
+
+
+def _limit(hierarchy: Hierarchy, directory: Path) -> int | None:
+    name = "memory.limit_in_bytes" if hierarchy.version == 1 else "memory.max"
+    text = _read_or_empty(directory / name).strip()  # version 2's root has none
+    if text in ("", "max") or int(text) >= _UNLIMITED:
+        return None
+    return int(text)
+
+
+def _usage(hierarchy: Hierarchy, directory: Path) -> int:
+    name = "memory.usage_in_bytes" if hierarchy.version == 1 else "memory.current"
+    return int(_read(directory / name))
+
+
+def _flat(path: Path) -> dict[str, int]:
+    """A flat-keyed file: a name and a number in each line."""
+    pairs = (line.split() for line in _read(path).splitlines())
+    return {key: int(value) for key, value in pairs}
+
+
+def _meminfo(key: str) -> int:
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise KernelError(f"/proc/meminfo has no {key}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise KernelError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_or_empty(path: Path) -> str:
+    """ "" when the file is not there, or its cgroup went while it was read (ENODEV)."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return ""
+        raise KernelError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        # One write(2), no truncation, no creation: a cgroup file is not an ordinary one.
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode("ascii"))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise KernelError(f"cannot write {text!r} to {path}: {error.strerror}") from error
+
+
+def _finish(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
