@@ -72,6 +72,11 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
     mappings = read_mappings(pid)
     vmas = [mapping.vma for mapping in mappings]
     asked = _ask(tracee, vmas, caught)
+    if tracee.stub_on_stack():
+        raise CannotMoveError(
+            f"process {pid} runs a signal handler that interrupted a call continued by mosix",
+            "it can move again when the handler has returned",
+        )
     now, boottime = clocks(pid)
     pending = tracee.pending(shared=False), tracee.pending(shared=True)
     mask = tracee.signal_mask
