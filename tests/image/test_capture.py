@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from mosix.errors import CannotMoveError
 from mosix.image import stream
-from mosix.image.capture import clocks, describe, page_runs, send_pages
+from mosix.image.capture import clocks, describe, page_runs, send_pages, until_null
 from mosix.image.maps import find_hole, read_mappings
 from mosix.image.model import Image, PageRun
 from mosix.image.pending import keep_in_place, restore_context
@@ -61,7 +61,9 @@ def test_auxv_can_be_had_from_the_process_itself() -> None:
             size = tracee.inject(157, 0x41555856, page, 1024)
             if size == -22:
                 pytest.skip("this kernel has no PR_GET_AUXV")
-            assert tracee.read(page, size) == Path(f"/proc/{target.pid}/auxv").read_bytes()
+            assert (
+                until_null(tracee.read(page, size)) == Path(f"/proc/{target.pid}/auxv").read_bytes()
+            )
         tracee.detach()
 
 
