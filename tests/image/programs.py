@@ -33,7 +33,7 @@ static volatile int on_alternate;
 static __thread long thread_local = 4711;
 static const char constant[] = "read-only data";
 static sigset_t blocked;
-static char *past_end;
+static char *past_end, *mapped;
 
 static void on_usr1(int s)
 {
@@ -126,6 +126,17 @@ int main(void)
 		} else if (!strcmp(line, "name")) {
 			prctl(PR_GET_NAME, name);
 			printf("%s %ld %s %d\n", name, thread_local++, constant, errno);
+		} else if (!strncmp(line, "map ", 4)) {
+			void *at = (void *)strtoul(line + 4, 0, 16);
+			int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+			mapped = mmap(at, 4 << 20, PROT_READ | PROT_WRITE, flags, -1, 0);
+			memset(mapped, 77, 4 << 20);
+			printf("mapped %d\n", mapped != MAP_FAILED);
+		} else if (!strcmp(line, "mapped")) {
+			long sum = 0;
+			for (long i = 0; i < 4 << 20; i++)
+				sum += mapped[i];
+			printf("sum %ld\n", sum);
 		} else if (!strcmp(line, "bus")) {
 			printf("first page %c\n", past_end[0]);
 			printf("never %c\n", past_end[4096]);
@@ -188,4 +199,22 @@ for line in iter(sys.stdin.readline, ""):
         seen[f"{line}{i}"] = [i, str(i) * 3, {"n": float(i)}]
         digest.update(repr(seen[f"{line}{i}"]).encode())
     print(len(seen), digest.hexdigest(), line.strip(), flush=True)
+"""
+
+#: A write that fills a pipe several times over; says on stderr what write(2) returned.
+WRITER = r"""
+import os, sys
+print("ready", flush=True)
+sys.stdin.readline()
+block = bytes(range(256)) * 4096
+sys.exit(0 if os.write(1, block) == len(block) else 1)
+"""
+
+SLEEPER = r"""
+import sys, time
+print("ready", flush=True)
+sys.stdin.readline()
+begin = time.monotonic()
+time.sleep(1.2)
+print(round(time.monotonic() - begin, 1) >= 1.2, flush=True)
 """
