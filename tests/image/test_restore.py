@@ -14,15 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import moved_programs as source
 import pytest
 from mosix.errors import MoveFailedError
 from mosix.image import capture, restore
 from mosix.image.model import Image
 from mosix.native.agent import Agent, mapped
 from mosix.native.tracee import Tracee
-
-sys.path.insert(0, str(Path(__file__).parent))
-import programs as source
 
 EXITKILL = 1 << 20
 
@@ -44,20 +42,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         command = ["gcc", "-O2", "-w", *flags, "-o", str(paths[name]), str(code)]
         subprocess.run(command, check=True, timeout=60)
     return paths
-
-
-def children() -> list[str]:
-    me = os.getpid()
-    pids = Path(f"/proc/{me}/task/{me}/children").read_text().split()
-    return [Path(f"/proc/{pid}/cmdline").read_text() or pid for pid in pids]
-
-
-@pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert children() == []
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
