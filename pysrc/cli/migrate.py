@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import msgspec
 from mosix.cli import command
 from mosix.cli.command import Command, paths_for, run_dir_option
 from mosix.errors import MosixError
@@ -16,8 +17,9 @@ _LATER = ("out", "freeze", "continue", "checkpoint", "chkstop", "chkexit")
 @click.argument("pid", type=command.pid)
 @click.argument("target", metavar="{NODE|IP|HOST|home}")
 @click.option("--wait", is_flag=True, help="Wait until it is there; say why if it is not.")
+@click.option("--json", "as_json", is_flag=True, help="With --wait: the result for programs.")
 @run_dir_option
-def main(pid: int, target: str, wait: bool, run_dir: str | None) -> None:
+def main(*, pid: int, target: str, wait: bool, as_json: bool, run_dir: str | None) -> None:
     """Move process PID of a job to a node, or home.
 
     Without --wait the move is only ordered: see mosps for what became of it. On the node where
@@ -30,7 +32,10 @@ def main(pid: int, target: str, wait: bool, run_dir: str | None) -> None:
         requests.Migrated,
         timeout_s=None if wait else 60.0,
     )
-    if wait and moved.freeze_ns:
+    if wait and as_json:
+        result = {"freeze_ns": moved.freeze_ns, "page_bytes": moved.page_bytes}
+        click.echo(msgspec.json.encode(result).decode())
+    elif wait and moved.freeze_ns:
         mib = moved.page_bytes / (1 << 20)
         click.echo(f"moved: frozen for {moved.freeze_ns / 1e6:.1f} ms, {mib:.1f} MiB sent")
 

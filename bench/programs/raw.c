@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The floor of freeze_512m: bytes over one raw TCP connection into fresh memory, in ns.
+ * raw send PORT MIB (one connection for each line of standard input) | raw receive IP PORT MIB
+ */
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include "batch.h"
+
+static void give(int port, size_t size)
+{
+	struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(port)};
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
+	char *memory = malloc(size);
+
+	if (!memory || bind(listener, (struct sockaddr *)&here, sizeof(here)) ||
+	    listen(listener, 8))
+		die("listen");
+	memset(memory, 0x5a, size);
+	puts("ready");
+	fflush(stdout);
+	for (;;) {
+		int fd = accept(listener, NULL, NULL);
+		char begin;
+
+		if (fd < 0 || recv(fd, &begin, 1, 0) != 1)
+			die("accept");
+		for (size_t sent = 0; sent < size;) {
+			ssize_t part = send(fd, memory + sent, size - sent, MSG_NOSIGNAL);
+
+			if (part <= 0)
+				die("send");
+			sent += part;
+		}
+		close(fd);
+	}
+}
+
+static int take(const char *ip, int port, size_t size)
+{
+	struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons(port)};
+
+	if (inet_pton(AF_INET, ip, &there.sin_addr) != 1)
+		die(ip);
+	while (asked()) {
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+		char *memory;
+		double begin;
+
+		if (connect(fd, (struct sockaddr *)&there, sizeof(there)))
+			die("connect");
+		begin = now_ns();
+		memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			      0);
+		if (memory == MAP_FAILED || send(fd, "b", 1, 0) != 1)
+			die("begin");
+		for (size_t got = 0; got < size;) {
+			ssize_t part = recv(fd, memory + got, size - got, 0);
+
+			if (part <= 0)
+				die("recv");
+			got += part;
+		}
+		answer(now_ns() - begin);
+		munmap(memory, size);
+		close(fd);
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 4 && !strcmp(argv[1], "send"))
+		give(atoi(argv[2]), atol(argv[3]) << 20);
+	if (argc == 5 && !strcmp(argv[1], "receive"))
+		return take(argv[2], atoi(argv[3]), atol(argv[4]) << 20);
+	fputs("raw send PORT MIB | receive IP PORT MIB\n", stderr);
+	return 2;
+}

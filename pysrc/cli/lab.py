@@ -1,0 +1,161 @@
+"""mosix-lab: a cluster on this machine, for trying and for tests. The work is in `mosix.lab`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+from mosix.errors import EXIT_CODES, LAUNCH_FAILED, MosixError
+from mosix.lab import cgroups, cluster, enter, state
+
+_EXITS = "\b\nExit codes:\n" + "\n".join(
+    f"{code:4} {summary}" for code, summary in EXIT_CODES.items() if code in (1, 2, 4, 12)
+)
+_NAME = click.option("--name", default="lab", show_default=True, help="Which lab.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@click.group(epilog=_EXITS, context_settings={"help_option_names": ["-h", "--help"]})
+def lab() -> None:
+    """A cluster on one machine: every node has its own network, processes, mounts, host name,
+    IPC, clocks, memory and CPU limits, configuration, /tmp and mosd."""
+
+
+@lab.command()
+@_NAME
+@click.option("--nodes", default=3, show_default=True, help="How many nodes: n1, n2, …")
+@click.option("--memory-mb", default=4096, show_default=True, help="Memory limit of a node.")
+@click.option("--cpus", type=float, help="CPU quota of a node, in processors. [default: none]")
+@click.option("--mosd/--no-mosd", default=True, help="Start mosd in every node.")
+def up(name: str, nodes: int, memory_mb: int, cpus: float | None, mosd: bool) -> None:
+    """Bring a lab up; what a killed `up` left behind is cleaned first."""
+    limits = cgroups.Limits(memory_bytes=memory_mb << 20, cpus=cpus)
+    made = cluster.up(name, nodes, limits, cluster.default_mosd() if mosd else [])
+    _table(made)
+
+
+@lab.command()
+@_NAME
+@click.option("--all", "every", is_flag=True, help="All labs.")
+def down(name: str, every: bool) -> None:
+    """Remove a lab and every trace of it, in whatever state it is."""
+    for each in cluster.names() if every else [name]:
+        found = cluster.down(each)
+        click.echo(f"lab {each!r} is down" if found else f"there is no lab {each!r}")
+
+
+@lab.command()
+@_NAME
+@_JSON
+def status(name: str, as_json: bool) -> None:
+    """Nodes of a lab."""
+    cluster.require_root()
+    running = state.load_running(name)
+    if as_json:
+        click.echo(msgspec.json.encode(cluster.status(running)))
+    else:
+        _table(running)
+
+
+@lab.command(name="list")
+def list_labs() -> None:
+    """Names of all labs, one a line."""
+    for each in cluster.names():
+        click.echo(each)
+
+
+@lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_NAME
+@click.option("--user", help="Name or number. [default: root]")
+@click.option("--cwd", help="Directory. [default: this one if the node has it, or else /node]")
+@click.option("--setsid", is_flag=True, help="In a session of its own on standard input.")
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    *,
+    name: str,
+    user: str | None,
+    cwd: str | None,
+    setsid: bool,
+    node: str,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND in NODE: same terminal, signals, job control and exit status as without
+    mosix-lab; 125 if it could not be started, 126 and 127 as env(1)."""
+    try:
+        cluster.require_root()
+        running = state.load_running(name)
+        where = running.node(node)
+        enter.run(running, where, list(command), user=user, directory=cwd, session=setsid)
+    except MosixError as error:
+        click.echo(f"mosix-lab: {error.line()}", err=True)
+        sys.exit(LAUNCH_FAILED)
+
+
+@lab.command()
+@_NAME
+@click.option("--user", help="Name or number. [default: root]")
+@click.argument("node")
+def shell(name: str, user: str | None, node: str) -> None:
+    """A shell in NODE."""
+    cluster.require_root()
+    running = state.load_running(name)
+    enter.run(running, running.node(node), ["/bin/bash", "-i"], user=user)
+
+
+@lab.command()
+@_NAME
+@click.argument("node")
+@click.argument("state_", metavar="up|down", type=click.Choice(["up", "down"]))
+def link(name: str, node: str, state_: str) -> None:
+    """Plug or unplug the network cable of NODE."""
+    cluster.require_root()
+    running = state.load_running(name)
+    cluster.set_link(running, running.node(node), state_ == "up")
+
+
+@lab.command()
+@_NAME
+@click.argument("node")
+@click.argument("order", type=click.Choice(["start", "stop", "kill"]))
+def mosd(name: str, node: str, order: str) -> None:
+    """Start, stop or kill the mosd of NODE, and wait until that is done."""
+    cluster.require_root()
+    running = state.load_running(name)
+    cluster.order_mosd(running, running.node(node), order)
+
+
+def _table(running: state.Lab) -> None:
+    from rich.console import Console  # noqa: PLC0415 - run must start fast
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title=f"lab {running.name}", title_justify="left")
+    for column in ("node", "address", "init", "mosd", "link", "memory", "cpu", "procs", "clock"):
+        table.add_column(column)
+    for node in cluster.status(running):
+        table.add_row(
+            node.name,
+            node.ip,
+            str(node.init_pid) if node.alive else "dead",
+            node.mosd,
+            "up" if node.link_up else "down",
+            f"{node.memory_bytes >> 20}/{node.memory_limit_bytes >> 20} MB",
+            f"{node.cpu_s:.1f} s",
+            str(node.processes),
+            f"+{node.monotonic_ahead_s} s",
+        )
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 100)
+
+
+def main() -> None:
+    try:
+        lab(prog_name="mosix-lab")
+    except MosixError as error:
+        click.echo(f"mosix-lab: {error.line()}", err=True)
+        sys.exit(error.code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Run a command in a node as if it had been started there: `mosix-lab run` and `shell`.
+
+The caller forks into the node's PID namespace, the child joins the other namespaces and the
+cgroups and execs. The caller stays outside, for a process cannot change its own PID namespace,
+and stands in for the child towards whoever started it: it ends as the child ends (status or
+signal), stops when it stops, and hands on signals that were sent to it. What the terminal sends
+(^C, ^\\, ^Z) reaches the child by itself, since both are in one process group.
+Must be called from a process with one thread (a time namespace takes no other); never returns.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND, MosixError, UsageError
+from mosix.lab import cgroups, kernel
+from mosix.lab.state import Lab, Node
+
+#: signals a caller may send us for the child; not SIGKILL and SIGSTOP, which nobody can hand on
+_HANDED_ON = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
+#: faults are ours if they happen to us
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+
+
+def run(
+    lab: Lab,
+    node: Node,
+    command: list[str],
+    *,
+    user: str | None = None,
+    directory: str | None = None,
+    session: bool = False,
+) -> NoReturn:
+    """Run `command` in `node` and end as it ends.
+
+    `user`: name or number (root). `directory`: where (the caller's, if the node has it, or else
+    /node). `session`: in a new session whose terminal is standard input. Raises MosixError
+    before anything ran; afterwards the exit status is the command's, or 127, 126, 125 as env(1).
+    """
+    try:
+        pidfd = node.init.open()
+        kernel.setns(pidfd, kernel.CLONE_NEWPID)
+    except ProcessLookupError as error:
+        raise MosixError(f"node {node.name} is dead", hint="mosix-lab down, then up") from error
+    here = _cwd()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON - _FAULTS | {signal.SIGCHLD})
+    child = os.fork()
+    if child == 0:
+        try:
+            cgroups.join(cgroups.groups(lab.name, node.name))
+            kernel.setns(pidfd, kernel.NODE_NAMESPACES & ~kernel.CLONE_NEWPID)
+            os.close(pidfd)
+            environment = _environment()
+            if user is not None:
+                _become(user, environment)
+            _go_to(directory, here)
+            _exec(command, environment, session, before)
+        except MosixError as error:
+            _complain(error.line())
+        except OSError as error:
+            _complain(f"cannot enter node {node.name}: {error}")
+        finally:
+            os._exit(LAUNCH_FAILED)
+    os.close(pidfd)
+    _stand_in(child)
+
+
+def _cwd() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def _complain(line: str) -> None:
+    os.write(2, f"mosix-lab: {line}\n".encode())
+
+
+def _environment() -> dict[bytes, bytes]:
+    """The environment we were started with: Python may have added LC_CTYPE (PEP 538)."""
+    pairs = Path(f"/proc/{os.getpid()}/environ").read_bytes().split(b"\0")
+    environment = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
+    own = os.fsencode(Path(sys.executable).parent)
+    path = environment.get(b"PATH", b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    environment[b"PATH"] = own + b":" + path
+    return environment
+
+
+def _become(user: str, environment: dict[bytes, bytes]) -> None:
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError as error:
+        if not user.isdecimal():
+            raise UsageError(f"no user {user!r}") from error
+        uid = int(user)
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+        return
+    groups = [group.gr_gid for group in grp.getgrall() if entry.pw_name in group.gr_mem]
+    os.setgroups([entry.pw_gid, *groups])
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+    for name in (b"USER", b"LOGNAME"):
+        environment[name] = os.fsencode(entry.pw_name)
+    environment[b"HOME"] = os.fsencode(entry.pw_dir)
+
+
+def _go_to(directory: str | None, here: str | None) -> None:
+    if directory is not None:
+        os.chdir(directory)
+        return
+    try:
+        os.chdir(here or "/node")
+    except OSError:
+        os.chdir("/node")
+
+
+def _exec(
+    command: list[str], environment: dict[bytes, bytes], session: bool, mask: set[int]
+) -> NoReturn:
+    if session:
+        import fcntl  # noqa: PLC0415 - only here, and run starts often
+        import termios  # noqa: PLC0415
+
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python's own doing
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        os.execvpe(command[0], command, environment)
+    except FileNotFoundError:
+        _complain(f"{command[0]}: not found")
+        os._exit(NOT_FOUND)
+    except OSError as error:
+        _complain(f"{command[0]}: {error.strerror}")
+        os._exit(NOT_EXECUTABLE)
+
+
+def _stand_in(child: int) -> NoReturn:
+    waited = _HANDED_ON - _FAULTS | {signal.SIGCHLD}
+    while True:
+        info = signal.sigwaitinfo(waited)
+        if info.si_signo == signal.SIGCHLD:
+            pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+            if pid == 0:
+                continue
+            if os.WIFSTOPPED(status):
+                _stop_as(os.WSTOPSIG(status))
+                # Whoever continued our process group has continued it as well.
+                if _is_stopped(child):
+                    os.kill(child, signal.SIGCONT)
+            elif os.WIFEXITED(status):
+                os._exit(os.WEXITSTATUS(status))
+            else:
+                _die_by(os.WTERMSIG(status))
+        elif info.si_signo == signal.SIGCONT:
+            if _is_stopped(child):
+                os.kill(child, signal.SIGCONT)
+        elif info.si_code <= 0:  # sent by a process (SI_USER, SI_TKILL, SI_QUEUE)
+            os.kill(child, info.si_signo)
+
+
+def _is_stopped(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] in "Tt"
+
+
+def _stop_as(number: int) -> None:
+    if number != signal.SIGSTOP:
+        # ^Z sent us one as well: stopping twice would take two `fg`.
+        signal.sigtimedwait({number}, 0)
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    if number != signal.SIGSTOP:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+
+
+def _die_by(number: int) -> NoReturn:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's core is enough
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)

@@ -1,0 +1,156 @@
+"""What every test has: `--full`, and a check that it left nothing behind.
+
+Left behind means: a process below pytest's (orphans come to it), an open descriptor, a mount, a
+network namespace, a lab. A test that leaves one fails with its name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_PR_SET_CHILD_SUBREAPER = 36
+#: processes and cgroups end a moment after the thing that ended them
+_GRACE_S = 5.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also the long runs (marked full)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Orphans of a test come to this process instead of init, so that they are seen.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    skip = pytest.mark.skip(reason="long; runs with scripts/test --full")
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this run has time for long counts."""
+    return bool(request.config.getoption("--full"))
+
+
+def _children(pid: int) -> set[int]:
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found |= {int(child) for child in task.read_text().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """Command and state, or None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text[text.index("(") + 1 : text.rindex(")")], text.rpartition(")")[2].split()[0]
+
+
+def _processes() -> dict[int, str]:
+    """Descendants that run, by PID, with their command."""
+    found: dict[int, str] = {}
+    todo = [os.getpid()]
+    while todo:
+        try:
+            children = _children(todo.pop())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in children:
+            stat = _stat(child)
+            if stat is not None and stat[1] not in "ZX":
+                found[child] = stat[0]
+                todo.append(child)
+    return found
+
+
+def _descriptors() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
+def _mounts() -> set[str]:
+    return set(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def _network_namespaces() -> set[str]:
+    names = Path("/run/netns")
+    return set(os.listdir(names)) if names.is_dir() else set()
+
+
+def _own_labs() -> set[str]:
+    """Labs of this test run (their names carry its PID)."""
+    found: set[str] = set()
+    for where in ("/run/mosix-lab", "/sys/fs/cgroup/memory/mosix-lab", "/sys/fs/cgroup/mosix-lab"):
+        if os.path.isdir(where):
+            found |= {name for name in os.listdir(where) if name.startswith(f"t{os.getpid()}-")}
+    return found
+
+
+def _state() -> dict[str, set[str]]:
+    return {
+        "processes": {f"{pid} {name}" for pid, name in _processes().items()},
+        "descriptors": {f"{fd} {link}" for fd, link in _descriptors().items()},
+        "mounts": _mounts(),
+        "network namespaces": _network_namespaces(),
+        "labs": _own_labs(),
+    }
+
+
+def _leaks(before: dict[str, set[str]]) -> list[str]:
+    now = _state()
+    return [
+        f"{what}: {', '.join(sorted(now[what] - before[what]))}"
+        for what in before
+        if now[what] - before[what]
+    ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves something behind.
+
+    Fixtures that live longer than a test (a session's lab) are set up first, so that what is
+    theirs counts as there before.
+    """
+    for name in ("lab", "pair"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+    before = _state()
+    yield
+    end = time.monotonic() + _GRACE_S
+    while (leaks := _leaks(before)) and time.monotonic() < end:
+        time.sleep(0.02)
+    _reap_orphans()
+    if leaks:
+        pytest.fail("left behind: " + "; ".join(leaks))
+
+
+def _reap_orphans() -> None:
+    for pid in _children(os.getpid()):
+        stat = _stat(pid)
+        if stat is not None and stat[1] == "Z":
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue

@@ -1,0 +1,19 @@
+"""A lab without mosd, for the tests of the lab itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from mosix.lab import drive
+from mosix.lab.drive import Cluster
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Cluster]:
+    """Two nodes without mosd."""
+    name = f"t{os.getpid()}-pair"
+    cluster = Cluster.up(name, 2, "--no-mosd", "--memory-mb=256")
+    yield cluster
+    drive.down(name)
