@@ -91,6 +91,11 @@ class Job:
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 
+    def stdout_bytes(self) -> bytes:
+        """All of the output that is still to come."""
+        assert self.process.stdout is not None
+        return Path(f"/proc/self/fd/{self.process.stdout.fileno()}").read_bytes()
+
     def finish(self) -> tuple[int, str, str]:
         """Close standard input and wait: status, output, complaints."""
         out, err = self.process.communicate(timeout=60)

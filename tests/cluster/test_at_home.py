@@ -68,7 +68,7 @@ def test_reason_is_told_and_it_leaves_again(start: Callable[..., Job]) -> None:
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 def test_shell_scripts_run_right_from_the_start(shell: str, lab: Cluster) -> None:
-    """Forks, pipes, substitutions: as in a plain run, though sent to n2 at the first instruction."""
+    """Forks, pipes, substitutions: as in a plain run, though it starts at n2."""
     script = "for i in 1 2 3; do echo $i $(cat /node/name) | tr 1-3 a-c; done; exit 4"
     plain = lab[1].run([shell, "-c", script])
     sent = lab[1].run(["mosrun", "-2", shell, "-c", script])

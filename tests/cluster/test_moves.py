@@ -113,8 +113,7 @@ def test_blocked_in_a_large_write_to_a_pipe(start: Callable[..., Job]) -> None:
     job = start([PYTHON, "-c", code])
     for target in ROUND_TRIP:
         job.move(target)
-    assert job.process.stdout is not None
-    data = job.process.stdout.buffer.read()
+    data = job.stdout_bytes()
     assert data == bytes(range(256)) * 16384
     assert job.process.stderr is not None
     assert job.process.stderr.read() == str(4 << 20)
