@@ -66,7 +66,7 @@ def address(line: Line, text: str) -> ipaddress.IPv4Address:
             raise line.error(f"'{text}' is not an IPv4 address", "write it as a.b.c.d") from None
         try:
             found = ipaddress.IPv4Address(socket.gethostbyname(text))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise line.error(
                 f"host name '{text}' is not known", "check /etc/hosts, or write the IP"
             ) from error

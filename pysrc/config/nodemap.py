@@ -58,8 +58,8 @@ class NodeMap:
     aliases: dict[str, str] = field(default_factory=dict)
 
     def __contains__(self, ip: str) -> bool:
-        value = int(ipaddress.IPv4Address(self.canonical(ip)))
-        return any(r.first <= value <= r.last for r in self.ranges)
+        value = self._value(ip)
+        return value is not None and any(r.first <= value <= r.last for r in self.ranges)
 
     def __len__(self) -> int:
         return sum(r.count for r in self.ranges)
@@ -69,11 +69,18 @@ class NodeMap:
         return self.aliases.get(ip, ip)
 
     def number_of(self, ip: str) -> int | None:
-        value = int(ipaddress.IPv4Address(self.canonical(ip)))
+        value = self._value(ip)
         for n in self.numbers:
-            if n.first <= value < n.first + n.count:
+            if value is not None and n.first <= value < n.first + n.count:
                 return n.number + value - n.first
         return None
+
+    def _value(self, ip: str) -> int | None:
+        """None when `ip`, which may come from anywhere, is no address."""
+        try:
+            return int(ipaddress.IPv4Address(self.canonical(ip)))
+        except ValueError:
+            return None
 
     def ip_of(self, number: int) -> str | None:
         for n in self.numbers:
@@ -98,7 +105,7 @@ class NodeMap:
             return ip
         try:
             return self.check_member(socket.gethostbyname(text), text)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise UnknownNodeError(
                 f"node '{text}' is not known", "give a number, IP or host name of mosix.map"
             ) from error

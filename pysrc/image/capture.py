@@ -72,11 +72,12 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
     mappings = read_mappings(pid)
     vmas = [mapping.vma for mapping in mappings]
     asked = _ask(tracee, vmas, caught)
-    now, boottime = _clocks(pid)
+    now, boottime = clocks(pid)
     pending = tracee.pending(shared=False), tracee.pending(shared=True)
     mask = tracee.signal_mask
     flags = _first_handler_flags(pending, mask, asked.sigactions)
-    registers, call = resolve(tracee, now, flags)
+    offset = time_offsets(str(pid))[0] - time_offsets("self")[0]
+    registers, call = resolve(tracee, offset, flags)
     rseq = tracee.rseq()
     if rseq is not None and call is None:
         registers = _leave_rseq_section(tracee, registers, rseq)
@@ -325,16 +326,17 @@ def _robust_list(tid: int) -> tuple[int, int]:
     return head[0], length[0]
 
 
-def _clocks(pid: int) -> tuple[int, int]:
+def clocks(pid: int) -> tuple[int, int]:
     """CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process reads them, in ns."""
-    mine, its = _time_offsets("self"), _time_offsets(str(pid))
+    mine, its = time_offsets("self"), time_offsets(str(pid))
     return (
         time.clock_gettime_ns(time.CLOCK_MONOTONIC) + its[0] - mine[0],
         time.clock_gettime_ns(time.CLOCK_BOOTTIME) + its[1] - mine[1],
     )
 
 
-def _time_offsets(who: str) -> tuple[int, int]:
+def time_offsets(who: str) -> tuple[int, int]:
+    """What the time namespace of process `who` adds to CLOCK_MONOTONIC and BOOTTIME, in ns."""
     try:
         with open(f"/proc/{who}/timens_offsets", "rb") as file:
             lines = [line.split() for line in file.read().splitlines()]

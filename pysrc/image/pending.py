@@ -2,7 +2,7 @@
 
 A program must never see that it was stopped for a move. `resolve` turns the registers of a
 stopped process into the context that the program would see, and says what remains of the call it
-was in (`PendingCall`); `reissue` arranges at home that the rest is made.
+was in (`PendingCall`); `restore_context` and `keep_in_place` let it go on, there or here.
 
 Cases, all provoked by PTRACE_INTERRUPT alone (signal(7), restart_syscall(2)):
 * the kernel's restart codes: -512, -513, -514: the call is simply made again (rip back on its
@@ -26,7 +26,7 @@ import stat
 import struct
 import time
 
-from mosix.image.model import PendingCall
+from mosix.image.model import PendingCall, Thread
 from mosix.native.tracee import (
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
@@ -65,6 +65,7 @@ _REMADE_ON_EINTR = frozenset(
         *(SYS_EPOLL_WAIT, SYS_EPOLL_PWAIT, SYS_EPOLL_PWAIT2),
     )
 )
+_RESTART_CODES = frozenset((ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK))
 #: call → index of a relative struct timespec argument
 _TIMESPEC_ARG = {
     SYS_NANOSLEEP: 0,
@@ -91,13 +92,13 @@ _FUTEX_COMMAND = 0x7F
 
 
 def resolve(
-    tracee: Tracee, now_ns: int, handler_flags: int | None
+    tracee: Tracee, offset_ns: int, handler_flags: int | None
 ) -> tuple[Registers, PendingCall | None]:
     """The program's context, and what is left of the call it was in.
 
-    The process stands in a PTRACE_EVENT_STOP and is not changed. `now_ns`: the job's
-    CLOCK_MONOTONIC. `handler_flags`: sa_flags of the handler that will run first when the process
-    is resumed, None if no caught signal waits."""
+    The process stands in a PTRACE_EVENT_STOP and is not changed. `offset_ns`: the job's
+    CLOCK_MONOTONIC minus ours. `handler_flags`: sa_flags of the handler that will run first when
+    the process is resumed, None if no caught signal waits."""
     registers = tracee.get_registers()
     stub = tracee.in_stub(registers)
     while isinstance(stub, Reissue) and stub.offset > 2:
@@ -106,7 +107,7 @@ def resolve(
         registers = tracee.get_registers()
         stub = tracee.in_stub(registers)
     if isinstance(stub, Reissue):
-        return _resolve_reissued(tracee, registers, stub, now_ns, handler_flags)
+        return _resolve_reissued(tracee, registers, stub, offset_ns, handler_flags)
     if not registers.in_syscall:
         return registers, None
     nr = registers.orig_rax
@@ -121,12 +122,12 @@ def resolve(
     context.rax = nr
     context.rip -= 2
     done = result if outcome == "partial" else 0
-    deadline = 0 if done else _deadline(tracee, registers, nr, now_ns)
+    deadline = 0 if done else _deadline(tracee, registers, nr, offset_ns)
     return context, _pending(nr, registers.args, done, deadline)
 
 
 def _resolve_reissued(
-    tracee: Tracee, registers: Registers, stub: Reissue, now_ns: int, handler_flags: int | None
+    tracee: Tracee, registers: Registers, stub: Reissue, offset_ns: int, handler_flags: int | None
 ) -> tuple[Registers, PendingCall | None]:
     """The same for a process whose call was already made again once."""
     context = _copy(registers)
@@ -152,7 +153,7 @@ def _resolve_reissued(
     done = stub.add + (result if outcome == "partial" else 0)
     deadline = 0
     if not done:
-        deadline = _deadline(tracee, registers, nr, now_ns, began=started)
+        deadline = _deadline(tracee, registers, nr, offset_ns, began=started)
     return context, _pending(stub.nr, stub.args, done, deadline)
 
 
@@ -173,7 +174,7 @@ def _outcome(
     """How the call that the process came from ended: ("restart", 0), ("partial", bytes so far)
     or ("finished", result)."""
     result = registers.result
-    if result in (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
+    if result in _RESTART_CODES:
         interrupted = handler_flags is not None and (
             result in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK)
             or (result == ERESTARTSYS and not handler_flags & _SA_RESTART)
@@ -254,7 +255,7 @@ def _read_time(tracee: Tracee, address: int) -> int:
 
 
 def _deadline(
-    tracee: Tracee, registers: Registers, nr: int, now_ns: int, began: bool = True
+    tracee: Tracee, registers: Registers, nr: int, offset_ns: int, began: bool = True
 ) -> int:
     """When the call's timeout ends, on the job's CLOCK_MONOTONIC; 0: no timeout.
 
@@ -264,12 +265,16 @@ def _deadline(
         if timeout is None:
             return 0
         rem = registers.args[_REM_ARG[nr]] if nr in _REM_ARG else 0
-        if began and rem and registers.result == ERESTART_RESTARTBLOCK:
-            return now_ns + min(timeout, _read_time(tracee, rem))
+        exact = began and rem and registers.result == ERESTART_RESTARTBLOCK
+        left = min(timeout, _read_time(tracee, rem)) if exact else timeout
     except OSError:
         return 0  # it will fail with EFAULT when it is made again
-    slept = _slept_ns(tracee.sleep) if began else 0
-    return now_ns + timeout - min(max(slept, 0), timeout)
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    if began and not exact:
+        since = _asleep_since(tracee.sleep)
+        if since is not None:
+            left = max(0, timeout - (now - since))
+    return now + left + offset_ns
 
 
 def _restarted_call(tracee: Tracee, registers: Registers) -> int:
@@ -301,21 +306,21 @@ def _field(sched: bytes, name: bytes) -> float | None:
     return float(rest.partition(b":")[2].split(None, 1)[0])
 
 
-def _slept_ns(evidence: SleepEvidence | None) -> int:
-    """For how long the process had slept when it was interrupted, at the least; 0: unknown.
+def _asleep_since(evidence: SleepEvidence | None) -> int | None:
+    """When (our CLOCK_MONOTONIC) the process fell asleep, at the latest; None: unknown.
 
     se.exec_start is when it last left its CPU, on that CPU's clock: the clocks of two CPUs
     differ, so ours is read on the same one."""
     if evidence is None:
-        return 0
+        return None
     begin = _field(evidence.sched, b"se.exec_start")
     before = _field(evidence.sched, b"nr_voluntary_switches")
     after = _field(evidence.sched_after, b"nr_voluntary_switches")
     fields = evidence.stat.rpartition(b")")[2].split()
     if begin is None or before is None or after is None or len(fields) < 37 or fields[0] != b"S":
-        return 0
+        return None
     if after != before + 1:
-        return 0  # it woke by itself in between: another sleep
+        return None  # it woke by itself in between: another sleep
     cpu = int(fields[36])
     mine = os.sched_getaffinity(0)
     try:
@@ -323,14 +328,35 @@ def _slept_ns(evidence: SleepEvidence | None) -> int:
         time.sleep(1e-6)  # leaving the CPU brings our own exec_start up to date
         with open("/proc/thread-self/sched", "rb") as file:
             ours = _field(file.read(), b"se.exec_start")
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     except OSError:
-        return 0
+        return None
     finally:
         os.sched_setaffinity(0, mine)
-    return int((ours - begin) * 1e6) if ours is not None else 0
+    slept = int((ours - begin) * 1e6) if ours is not None else -1
+    return now - slept if slept >= 0 else None
 
 
-# ---- making the rest ----
+# ---- going on ----
+
+
+def restore_context(tracee: Tracee, thread: Thread, now_ns: int) -> None:
+    """Give a process that has just got its memory the context of `thread`; on resuming it makes
+    the rest of the call that the move interrupted. `now_ns`: the job's CLOCK_MONOTONIC."""
+    registers = Registers.unpack(thread.registers)
+    if thread.call is not None:
+        reissue(tracee, registers, thread.call, now_ns)
+    else:
+        tracee.set_registers(registers)
+
+
+def keep_in_place(tracee: Tracee, thread: Thread, now_ns: int) -> None:
+    """Prepare a process that was described and not moved for going on: without this it would
+    see the EINTR or the short count that the interrupt caused."""
+    registers = tracee.get_registers()
+    if registers.in_syscall and registers.result in _RESTART_CODES:
+        return  # the kernel itself knows best
+    restore_context(tracee, thread, now_ns)
 
 
 def reissue(tracee: Tracee, registers: Registers, call: PendingCall, now_ns: int) -> None:

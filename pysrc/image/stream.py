@@ -157,7 +157,7 @@ class Decoder:
         self._hash.update(data)
         try:
             self._contents.append(_DECODERS[self._kind].decode(data))
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"section {self._kind} of an image: {error}") from error
         self._next(self._section, _SECTION.size)
 

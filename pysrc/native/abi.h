@@ -75,11 +75,12 @@ struct mx_agent_header {
 	uint32_t version;        /* MX_ABI_VERSION */
 	uint32_t blob_size;      /* code and data, a multiple of the page size, stack included */
 	uint32_t serve_entry;    /* serves the call socket until it is closed */
-	uint32_t obey_entry;     /* obeys the control socket until MX_OP_LEAVE */
+	uint32_t obey_entry;     /* obeys the control socket until it ends or the process is stopped */
 	uint32_t call_return;    /* address behind the `syscall` that makes a redirected call */
 	uint32_t state_offset;   /* struct mx_agent_state */
-	uint32_t stack_top;      /* initial rsp for either entry */
-	uint32_t trap_offset;    /* an int3: where obey ends; never a syscall in between */
+	uint32_t stack_top;      /* initial rsp for either entry; from here to blob_size lies
+				  * scratch memory for the arguments of MX_OP_CALLS */
+	uint32_t saved_offset;   /* struct mx_agent_saved */
 };
 
 /* Written by the deputy or remote while the process is stopped, else by the agent. */
@@ -97,6 +98,11 @@ struct mx_agent_state {
 	uint64_t cure;           /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
 
+/* What the cure needs besides the stub, which loads only what a system call clobbers. */
+struct mx_agent_saved {
+	uint64_t rbx, rbp, rsp, r12, r13, r14, r15, rflags;
+};
+
 /* ---- control socket of the agent: SOCK_STREAM pair, one order at a time ---- */
 
 enum mx_op {
@@ -106,7 +112,8 @@ enum mx_op {
 	                  * memory; answer: struct mx_done, result = bytes or -errno (-EPIPE: ended early) */
 	MX_OP_FD = 3,    /* one SCM_RIGHTS descriptor rides on this header; answer: result = number it got,
 	                  * close-on-exec, as high under RLIMIT_NOFILE as is free */
-	MX_OP_LEAVE = 4, /* answer: result = 0, then jumps to trap_offset */
+	MX_OP_MOVE = 4,  /* a copy of the blob has been made elsewhere: goes on in it at obey_entry of the
+	                  * address that follows (uint64); answer: result = 0, then the jump */
 };
 
 struct mx_order {
@@ -122,6 +129,7 @@ struct mx_call {
 	uint64_t flags;      /* MX_CALL_* */
 };
 #define MX_CALL_MAY_FAIL 1
+#define MX_MAX_CALLS 512 /* in one MX_OP_CALLS */
 
 struct mx_run {
 	uint64_t start;      /* address, page aligned */

@@ -29,6 +29,7 @@
 #include <linux/close_range.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/keyctl.h>
 #include <linux/mount.h>
 #include <linux/prctl.h>
 #include <linux/resource.h>
@@ -303,9 +304,6 @@ static _Noreturn void create(char **argv)
 	long last_pid_fd;
 	long n;
 
-	if (channel)
-		CALL(__NR_close_range, 0, channel - 1, 0);
-	CALL(__NR_close_range, channel + 1, ~0u, 0);
 	default_signals();
 	CALL(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL);
 	must("unshare", CALL(__NR_unshare, CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET |
@@ -334,6 +332,11 @@ static _Noreturn void create(char **argv)
 	 * could not trace: our memory was made in the initial namespace. */
 	CALL(__NR_prctl, PR_SET_DUMPABLE, 1);
 	CALL(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL);
+	/* Whoever has a session keyring from its parent possesses its keys.
+	 * Where keyctl is not allowed here, the guest may not either. */
+	n = CALL(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
+	if (n < 0 && n != -ENOSYS && n != -EPERM)
+		fail("session keyring", n);
 	must("sethostname", CALL(__NR_sethostname, "guest", 5));
 	must("setdomainname", CALL(__NR_setdomainname, "(none)", 6));
 	empty_root();
@@ -409,6 +412,9 @@ _Noreturn __attribute__((used)) void start(long *stack)
 	if (argc < 3)
 		end(2);
 	channel = (int)number(argv[2]);
+	if (channel)
+		CALL(__NR_close_range, 0, channel - 1, 0);
+	CALL(__NR_close_range, channel + 1, ~0u, 0);
 	if (argc >= 5 && same(argv[1], "open"))
 		open_files(argv + 3);
 	if (argc != 7 || !same(argv[1], "create"))

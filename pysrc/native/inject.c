@@ -559,3 +559,29 @@ int mx_finish_call(const struct mx_site *site, int pid, const void *regs, uint64
 	g.r9 = a[5];
 	return ptrace(PTRACE_SETREGS, pid, 0, &g) ? -errno : 0;
 }
+
+int mx_cure_prepare(const struct mx_site *site, int pid, uint64_t *stub, void *user_regs)
+{
+	struct user_regs_struct raw, cured;
+	struct code code;
+	uint64_t mask, base;
+	int moved;
+
+	if (ptrace(PTRACE_GETREGS, pid, 0, &raw) ||
+	    ptrace(PTRACE_GETSIGMASK, pid, sizeof(mask), &mask))
+		return -errno;
+	base = free_slot(site, pid, &raw);
+	if (!base)
+		return -ENOSPC;
+	cured = raw;
+	moved = user_context(pid, &cured);
+	build_injection(&code, base, &cured, mask);
+	memcpy(user_regs, moved ? &cured : &raw, sizeof(raw));
+	*stub = base;
+	return put_code(pid, base, &code);
+}
+
+int mx_cure_forget(int pid, uint64_t stub)
+{
+	return ptrace(PTRACE_POKEDATA, pid, stub + MARK_AT, 0) ? -errno : 0;
+}

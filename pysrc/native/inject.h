@@ -65,6 +65,16 @@ int mx_finish_call(const struct mx_site *site, int pid, const void *regs, uint64
 
 /* 2: stands in a reissue stub, *out is set; 1: in an injection stub of a dead tracer; 0: neither. */
 int mx_in_stub(const struct mx_site *site, int pid, const void *regs, struct mx_reissue *out);
+
+/*
+ * Prepares the way back for a process whose registers somebody is about to change for
+ * longer (the agent): a stub as above that stays where it is.  Whoever jumps to it has
+ * restored all registers that a system call does not change, and rax, rdi, rsi... of one
+ * last call, which the stub makes first.  user_regs (216 bytes): what to set, instead of
+ * that, to give the process back from a PTRACE_EVENT_STOP.
+ */
+int mx_cure_prepare(const struct mx_site *site, int pid, uint64_t *stub, void *user_regs);
+int mx_cure_forget(int pid, uint64_t stub);
 /* cffi: end */
 
 #endif

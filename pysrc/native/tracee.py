@@ -464,6 +464,17 @@ class Tracee:
         )
         self._check(error, "reissued call")
 
+    def prepare_cure(self) -> tuple[int, bytes]:
+        """A stub through which the stopped process can go back by itself to where it stands
+        (its address, for `forget_cure`; see inject.h), and the registers that give it back."""
+        stub, registers = ffi.new("uint64_t *"), ffi.new("char[]", _REGISTERS.size)
+        error = lib.mx_cure_prepare(self._stub_site(), self.pid, stub, registers)
+        self._check(error, "way back")
+        return int(stub[0]), bytes(ffi.buffer(registers))
+
+    def forget_cure(self, stub: int) -> None:
+        self._check(lib.mx_cure_forget(self.pid, stub), "way back")
+
     def in_stub(self, registers: Registers) -> Reissue | Literal["injection"] | None:
         """Does it stand in a stub: a reissued call, or what a dead tracer left?"""
         out = ffi.new("struct mx_reissue *")

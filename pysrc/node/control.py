@@ -37,6 +37,7 @@ from mosix.wire.messages import decode, encode
 _log = logging.getLogger("mosd.control")
 
 REQUEST_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
 #: Connections at once of one user, and of all; root is only bound by the latter.
 MAX_PER_USER = 512
 MAX_CONNECTIONS = 4096
@@ -106,13 +107,13 @@ class ControlServer:
                 request: Request = decode(await _receive(sock, fds), Request)
             answer = await self._unless_gone(sock, self._answer(caller, request, fds))
             if answer is not None:
-                await asyncio.get_running_loop().sock_sendall(
-                    sock, frame(encode(answer), MAX_ANSWER)
-                )
+                data = frame(encode(answer), MAX_ANSWER)
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await asyncio.get_running_loop().sock_sendall(sock, data)
         except ProtocolError as error:
             self._complaints.note("malformed request", f"uid {caller.uid}", error.line())
         except TimeoutError:
-            self._complaints.note("malformed request", f"uid {caller.uid}", "none in time")
+            self._complaints.note("slow command", f"uid {caller.uid}", "closed")
         except (EOFError, OSError):
             pass  # the command was interrupted
         finally:

@@ -23,6 +23,7 @@ from mosix.errors import (
     NoSuchProcessError,
     PermissionDeniedError,
     ProtocolError,
+    RefusedError,
     from_code,
 )
 from mosix.node.jobgroup import JobGroup, find_hierarchy
@@ -48,6 +49,8 @@ _log = logging.getLogger("mosd.jobs")
 
 #: From the fork of a deputy to its Started.
 START_TIMEOUT_S = 10.0
+#: Each has a deputy; root has no limit.
+MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
 
 
@@ -172,6 +175,9 @@ class Launcher:
     async def launch(self, caller: Caller, options: LaunchOptions, stderr: int) -> DeputyLink:
         """A job whose first process is `caller`, ready for its exec. The caller must wait for
         the answer: that keeps its PID true. `stderr` < 0: it has none."""
+        mine = sum(job.uid == caller.uid for job in self._registry.jobs.values())
+        if caller.uid and mine >= MAX_JOBS_PER_USER:
+            raise RefusedError(f"uid {caller.uid} has {mine} jobs already", "wait for some to end")
         pidfd, who = _identify(caller)
         try:
             return await self._launch(caller, who, options, pidfd, stderr)
@@ -271,7 +277,7 @@ class Launcher:
             if not path.name.startswith("mosix-job-") or not path.is_dir():
                 record.unlink()
                 continue
-            self._leftovers[record.name] = JobGroup(path)
+            self._leftovers[record.name] = JobGroup(path, self.hierarchy)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
 

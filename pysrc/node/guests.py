@@ -89,7 +89,9 @@ class RemoteLink(WorkerLink):
             case MapIds():
                 await self.send(Mapped(error=self._map(message.carrier)))
             case GuestState():
-                self._registry.update_guest(guest, message)
+                # The cgroup decides which processes are this guest's; one may be gone already.
+                if message.outer_pid in self.room.group.processes():
+                    self._registry.update_guest(guest, message)
             case Dial():
                 # Only the image goes on from here; control and calls belong to home.
                 if message.purposes != ("bulk",):

@@ -15,8 +15,9 @@ import os
 import pwd
 import re
 import struct
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
 
 from mosix.errors import ConfigError, PermissionDeniedError, RefusedError
 
@@ -24,8 +25,6 @@ from mosix.errors import ConfigError, PermissionDeniedError, RefusedError
 FIRST_ID: Final = 0x70000000
 #: How many pairs by default.
 PAIRS: Final = 4096
-
-T = TypeVar("T")
 
 _NS_GET_PARENT: Final = 0xB702  # _IO(0xb7, 2) of linux/nsfs.h
 _NS_GET_OWNER_UID: Final = 0xB704
@@ -104,10 +103,11 @@ def write_id_maps(
     try:
         _check_carrier(directory, carrier_pid, owner_uid, remote_pid)
         for name, inside in (("uid_map", inside_uid), ("gid_map", inside_gid)):
-            if _in(directory, name, os.O_RDONLY, lambda fd: os.read(fd, 1)):
-                raise PermissionDeniedError(f"process {carrier_pid} has a {name} already")
-            line = f"{inside} {outer_id} 1\n".encode("ascii")
-            _in(directory, name, os.O_WRONLY, lambda fd, line=line: os.write(fd, line))
+            with _opened(directory, name, os.O_RDONLY) as fd:
+                if os.read(fd, 1):
+                    raise PermissionDeniedError(f"process {carrier_pid} has a {name} already")
+            with _opened(directory, name, os.O_WRONLY) as fd:
+                os.write(fd, f"{inside} {outer_id} 1\n".encode("ascii"))
     except ProcessLookupError as error:
         raise PermissionDeniedError(f"process {carrier_pid} is gone") from error
     finally:
@@ -142,10 +142,11 @@ def _check_carrier(directory: int, pid: int, owner_uid: int, remote_pid: int | N
         os.close(namespace)
 
 
-def _in(directory: int, name: str, flags: int, act: Callable[[int], T]) -> T:
+@contextmanager
+def _opened(directory: int, name: str, flags: int) -> Iterator[int]:
     fd = os.open(name, flags | os.O_CLOEXEC, dir_fd=directory)
     try:
-        return act(fd)
+        yield fd
     finally:
         os.close(fd)
 

@@ -75,6 +75,7 @@ class JobGroup:
     """One job's cgroup."""
 
     path: Path
+    hierarchy: Hierarchy
 
     @classmethod
     def create(cls, hierarchy: Hierarchy, job: str, beside: int) -> JobGroup:
@@ -84,7 +85,7 @@ class JobGroup:
             path.mkdir(mode=0o755)
         except OSError as error:
             raise KernelError(f"no cgroup for the job: {error}") from error
-        return cls(path)
+        return cls(path, hierarchy)
 
     def add(self, pid: int) -> None:
         """Moves `pid` here; its children follow. KernelError."""
@@ -92,6 +93,14 @@ class JobGroup:
             (self.path / "cgroup.procs").write_text(str(pid))
         except OSError as error:
             raise KernelError(f"{self.path}: {error.strerror}") from error
+
+    def holds(self, pid: int) -> bool:
+        """Whether `pid` is a member; a cgroup elsewhere of the same name does not count."""
+        try:
+            group = self.hierarchy.group_of(pid)
+        except (OSError, KernelError):
+            return False
+        return group == self.path or self.path in group.parents
 
     def pids(self) -> list[int]:
         """The members; empty when the group is gone."""

@@ -195,6 +195,11 @@ class Services:
         if guest is not None:
             check_owner(caller.uid, guest.uid, request.pid)
             return await self._ask_home(caller, guest, target, request.wait)
+        if self._launcher.hierarchy.job_of(request.pid):
+            raise NoSuchProcessError(
+                f"process {request.pid} belongs to a job that this mosd does not know",
+                "mosd was started again since; the job goes on",
+            )
         if request.pid > 0 and Path(f"/proc/{request.pid}").exists():
             raise NoSuchProcessError(
                 f"process {request.pid} is not part of a job", "start programs with mosrun"
@@ -204,7 +209,8 @@ class Services:
     def deputy_of(self, pid: int) -> DeputyLink | None:
         """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
         job = self._launcher.hierarchy.job_of(pid)
-        return self._launcher.deputies.get(job) if job else None
+        link = self._launcher.deputies.get(job) if job else None
+        return link if link is not None and link.job.group.holds(pid) else None
 
     def check_node(self, ip: str) -> None:
         """UnknownNodeError unless a peer's `ip` is in our map too."""
@@ -214,6 +220,8 @@ class Services:
         """Orders the move; with `wait` its outcome."""
         if target == self._names.own:
             target = None
+        if self.stopping and target is not None:
+            raise RefusedError("mosd is stopping", "start it again: mosd")
         outcome = await link.move(pid, target)
         if not wait:
             return Migrated()
@@ -296,7 +304,7 @@ class Services:
             pid=process.pid,
             uid=job.uid,
             where=process.where,
-            where_number=self._number(process.where) if away else None,
+            where_number=self._names.number_of(process.where) if away else None,
             home=self._names.own,
             home_number=self._names.number_of(self._names.own),
             nmigs=process.nmigs,
@@ -319,12 +327,6 @@ class Services:
             origin_pid=guest.pid,
             command=_command(guest.outer_pid),
         )
-
-    def _number(self, where: str) -> int | None:
-        try:
-            return self._names.number_of(where)
-        except ValueError:  # what a deputy says need not be an address
-            return None
 
 
 class PeerService:

@@ -57,7 +57,7 @@ class Hierarchy:
         """`directory` and its visible ancestors, from below."""
         while True:
             yield directory
-            if directory == self.top or directory == directory.parent:
+            if directory in (self.top, directory.parent):
                 return
             directory = directory.parent
 
@@ -86,8 +86,10 @@ class Cgroup:
         return _processes(next(iter(self._parts)))
 
     def memory_usage(self) -> int:
-        """Memory charged to it, page cache included."""
+        """Memory charged to it, page cache included; for version 2's root what is in use."""
         hierarchy, directory = self._with("memory")
+        if hierarchy.version == 2 and not (directory / "memory.current").exists():
+            return _meminfo("MemTotal") - _meminfo("MemAvailable")
         return _usage(hierarchy, directory)
 
     def memory_limit(self) -> int | None:
@@ -220,32 +222,29 @@ class Cgroups:
             _, names, path = line.split(":", 2)
             for name in names.split(","):  # "" is the unified one
                 paths[name] = path
-        found: dict[Path, Hierarchy] = {}
-        version_1: set[str] = set()
+        found: list[Hierarchy] = []
+        seen: set[str] = set()
         for root, mount, kind, options in _mounts(mountinfo):
-            names = _USED & set(options) if kind == "cgroup" else {""}
-            name = next(iter(sorted(names)), None)
-            if name is None or name not in paths or names & version_1:
+            mounted = _USED.intersection(options) if kind == "cgroup" else frozenset({""})
+            # Any of its controllers names the hierarchy; one mount of each is enough.
+            named = min(mounted, default=None)
+            if named is None or named not in paths or named in seen:
                 continue
-            given = _below(mount, root, paths[name])
+            given = _below(mount, root, paths[named])
             if given is None:
                 continue
-            if kind == "cgroup":
-                version_1 |= names
-                controllers = frozenset(names)
-            else:
-                version_1.add("")
-                controllers = frozenset((_read_or_empty(given / "cgroup.controllers")).split())
-                controllers = (controllers & _USED) | _CORE_V2
-            found[given] = Hierarchy(1 if kind == "cgroup" else 2, controllers, mount, given)
+            seen |= mounted
+            version = 1 if kind == "cgroup" else 2
+            if version == 2:
+                offered = _read_or_empty(given / "cgroup.controllers").split()
+                mounted = _USED.intersection(offered) | _CORE_V2
+            found.append(Hierarchy(version, mounted, mount, given))
         if not found:
             raise KernelError("no cgroup hierarchy is mounted here", "mount one on /sys/fs/cgroup")
-        # A controller belongs to one hierarchy; version 1 has it if it is mounted there.
+        # A controller belongs to one hierarchy: to version 1 if it is mounted there.
         result = [
-            h
-            if h.version == 1
-            else Hierarchy(2, frozenset(h.controllers - version_1), h.top, h.given)
-            for h in found.values()
+            h if h.version == 1 else Hierarchy(2, h.controllers - (seen - _CORE_V2), h.top, h.given)
+            for h in found
         ]
         return cls(sorted(result, key=lambda h: (h.version, sorted(h.controllers))))
 
@@ -334,8 +333,8 @@ class Cgroups:
         for hierarchy in chosen:
             if hierarchy.version == 2:
                 _subdivide(hierarchy)
-        # The unified hierarchy beside version 1 controllers has nothing to offer but cpu.stat.
-        return [h for h in chosen if h.controllers.intersection(_LIMITING) - _CORE_V2] or chosen
+        # A unified hierarchy beside version 1's controllers has nothing to offer but cpu.stat.
+        return [h for h in chosen if h.version == 1 or h.controllers - _CORE_V2]
 
     @staticmethod
     def _set(group: Cgroup, controller: str, v1: str, v2: str, value: int) -> None:

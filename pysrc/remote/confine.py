@@ -17,6 +17,7 @@ import re
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ class GuestShell:
         self.carrier_pid = carrier_pid
         self.home_pid = home_pid
         self._helper = helper
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = _pidfd_of(pid, stub_pid)
         self._gone = False
 
     @classmethod
@@ -183,10 +184,10 @@ class GuestShell:
             opened: list[int] = []
             try:
                 for _ in names:
-                    data, fds, _, _ = socket.recv_fds(ours, 300, 1, socket.MSG_CMSG_CLOEXEC)
-                    opened += fds
-                    if not fds:
+                    data, fd = _receive_fd(ours)
+                    if fd is None:
                         _raise_report(data, self.home_pid)
+                    opened.append(fd)
             except BaseException:
                 for fd in opened:
                     os.close(fd)
@@ -208,8 +209,9 @@ class GuestShell:
         os.kill(self.stub_pid, signal.SIGKILL)  # our child, unreaped: cannot be anyone else
         try:
             await _readable(self._pidfd)
-            _reap_tracee(self.pid)
         finally:
+            # Also when cancelled: nobody else can reap a tracee of ours.
+            _reap_tracee(self.pid)
             os.close(self._pidfd)
             stub_pidfd = os.pidfd_open(self.stub_pid)
             try:
@@ -254,7 +256,13 @@ class _Birth:
         return sender
 
     def _receive(self) -> tuple[bytes, int]:
-        data, control, _, _ = self._ours.recvmsg(300, socket.CMSG_SPACE(_UCRED.size))
+        while True:
+            try:
+                data, control, _, _ = self._ours.recvmsg(300, socket.CMSG_SPACE(_UCRED.size))
+                break
+            except ConnectionResetError:
+                # The other end went with an order unread: said once, before what it had sent.
+                continue
         for level, kind, value in control:
             if (level, kind) == (socket.SOL_SOCKET, _SCM_CREDENTIALS):
                 return data, int(_UCRED.unpack(value[: _UCRED.size])[0])
@@ -307,6 +315,31 @@ def _spawn(helper: str, arguments: Sequence[str | bytes], channel: socket.socket
             f"cannot run {HELPER.name}: {error.strerror}",
             f"uid {os.geteuid()} must be able to execute {HELPER}",
         ) from error
+
+
+def _pidfd_of(guest: int, stub: int) -> int:
+    """A pidfd of the guest. Its number may be somebody else's if it was killed just now."""
+    try:
+        pidfd = os.pidfd_open(guest)
+    except ProcessLookupError:
+        raise RefusedError("the new guest was killed", "out of memory?") from None
+    try:
+        status = Path(f"/proc/{guest}/status").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        status = ""
+    if re.search(rf"^PPid:\s+{stub}$", status, re.M):
+        return pidfd
+    os.close(pidfd)
+    raise RefusedError("the new guest was killed", "out of memory?")
+
+
+def _receive_fd(sock: socket.socket) -> tuple[bytes, int | None]:
+    # Not socket.recv_fds: that of Python 3.11 ignores its flags, so no MSG_CMSG_CLOEXEC.
+    data, control, _, _ = sock.recvmsg(300, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, value in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return data, int.from_bytes(value[:4], sys.byteorder)
+    return data, None
 
 
 def _raise_report(data: bytes, home_pid: int) -> NoReturn:

@@ -8,6 +8,7 @@ Both check every message on arrival (`mosix.wire.messages.decode`) and raise `Pr
 
 from __future__ import annotations
 
+import array
 import asyncio
 import socket
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ T = TypeVar("T")
 MAX_FRAME = 4 << 20
 _MAX_PACKET = 160 << 10
 _MAX_FDS = 8
+_INT = array.array("i")
 
 
 class Packets(Generic[T]):
@@ -47,12 +49,15 @@ class Packets(Generic[T]):
         """Next message and the descriptors that came with it (the caller closes them)."""
         while True:
             try:
-                data, fds, flags, _ = socket.recv_fds(
-                    self.sock, _MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                data, ancillary, flags, _ = self.sock.recvmsg(
+                    _MAX_PACKET,
+                    socket.CMSG_SPACE(_MAX_FDS * _INT.itemsize),
+                    socket.MSG_CMSG_CLOEXEC,  # socket.recv_fds of Python 3.11 drops its flags
                 )
                 break
             except BlockingIOError:
                 await _readable(self.sock)
+        fds = _descriptors(ancillary)
         if not data:
             raise EOFError("the other process is gone")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -98,6 +103,14 @@ class Frames(Generic[T]):
 
     def close(self) -> None:
         self.sock.close()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    numbers = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return numbers.tolist()
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -1,14 +1,17 @@
 """A deputy and a remote that only speak: what mosd cannot tell from the real ones.
 
 The deputy "moves" a process by dialling guest, call and bulk at the target and exchanging one
-Ping on the control connection; `MOSIX_FAKE_...`-free: its behaviour depends on the orders only.
+Ping on the control connection. The remote's "guest" is a child in a user namespace of its own,
+mapped by mosd. What they do depends on nothing but their orders.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 
 from mosix.errors import MosixError
@@ -22,6 +25,8 @@ from mosix.wire.messages import (
     GuestState,
     Launch,
     Leave,
+    MapIds,
+    Mapped,
     Move,
     Moved,
     NodeToWorker,
@@ -152,6 +157,20 @@ class _Deputy:
                 await self.home(pid)
 
 
+def _make_guest() -> int:
+    """A child that sleeps in a new user namespace; it dies with its cgroup."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.unshare(0x10000000) == 0  # CLONE_NEWUSER
+        os.write(tell, b"x")
+        while True:
+            signal.pause()
+    assert os.read(ready, 1) == b"x"
+    return pid
+
+
 class _Remote:
     def __init__(self, sock: socket.socket) -> None:
         self.node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
@@ -160,7 +179,17 @@ class _Remote:
         welcome, fds = await self.node.receive()
         assert isinstance(welcome, Welcome)
         control: Frames[ToRemote] = Frames(socket.socket(fileno=fds[0]), ToRemote)
-        await self.node.send(GuestState(outer_pid=os.getpid(), pid=welcome.pid))
+        guest = _make_guest()
+        await self.node.send(MapIds(carrier=guest))
+        mapped, _ = await self.node.receive()
+        assert mapped == Mapped(), mapped
+        await self.node.send(MapIds(carrier=guest))
+        again, _ = await self.node.receive()
+        assert isinstance(again, Mapped)
+        assert "already" in again.error
+        with open(f"/proc/{guest}/uid_map") as file:
+            assert file.read().split() == [str(welcome.uid), str(welcome.outer_uid), "1"]
+        await self.node.send(GuestState(outer_pid=guest, pid=welcome.pid))
         parts = {asyncio.create_task(self.obey()), asyncio.create_task(self.serve(control))}
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
 

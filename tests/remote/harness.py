@@ -6,16 +6,21 @@ import asyncio
 import ctypes
 import os
 import pickle
+import re
+import signal
 import socket
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from mosix.errors import MosixError
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
 from mosix.remote.confine import GuestShell
 
+#: Ids of our own: tests of other parts may run at the same time.
+POOL = IdPool(first=0x71000000 + os.getpid() % 4096 * 64, pairs=32)
 JOB_UID = 1000
 HOME_PID = 54321
 
@@ -62,7 +67,7 @@ class Remote:
         ids: IdPair | None = None,
         actions: dict[str, Callable[..., Any]] | None = None,
     ) -> None:
-        self.ids = ids or IdPool().allocate()
+        self.ids = ids or POOL.allocate()
         self._actions = {"map": self._map} | (actions or {})
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
@@ -121,10 +126,26 @@ class Remote:
         try:
             return self.serve_until("result")
         finally:
-            self._sock.close()
-            os.waitpid(self.pid, 0)
+            self._end()
 
     def kill(self) -> None:
-        os.kill(self.pid, 9)
-        os.waitpid(self.pid, 0)
+        os.kill(self.pid, signal.SIGKILL)
+        self._end()
+
+    def _end(self) -> None:
         self._sock.close()
+        os.waitpid(self.pid, 0)
+
+
+def processes_of(ids: IdPair) -> dict[int, str]:
+    """PID → status text of whoever runs as one of `ids`."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = path.read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        uids = re.search(r"^Uid:\s+(\d+)", text, re.M)
+        if uids and int(uids[1]) in ids:
+            found[int(path.parent.name)] = text
+    return found

@@ -45,13 +45,14 @@ class Puppet:
         self._saved = list(_REGS.unpack(buffer.raw))
         self._scratch = self._saved[_RSP] - 2048
         self._free = self._scratch
+        self._held = self._scratch - 4096
 
     def call(self, nr: int, *args: int | bytes) -> int:
         """The result (or -errno) of system call `nr`; bytes are put into its memory."""
         regs = list(self._saved)
         self._free = self._scratch
         for slot, arg in zip(_ARGS, args, strict=False):
-            regs[slot] = (self.put(arg) if isinstance(arg, bytes) else arg) & (2**64 - 1)
+            regs[slot] = (self._put(arg) if isinstance(arg, bytes) else arg) & (2**64 - 1)
         regs[_RAX], regs[_ORIG_RAX] = nr, 2**64 - 1
         regs[_RIP] = self._saved[_RIP] - 2  # its own `syscall` instruction
         ptrace(_SETREGS, self.pid, _REGS.pack(*regs))
@@ -63,7 +64,13 @@ class Puppet:
         result: int = struct.unpack_from("q", buffer, 8 * _RAX)[0]
         return result
 
-    def put(self, data: bytes) -> int:
+    def hold(self, data: bytes) -> int:
+        """Address of `data`, which stay there; for pointers in arguments."""
+        os.pwrite(self.mem, data, self._held)
+        self._held += (len(data) + 15) // 16 * 16
+        return self._held - (len(data) + 15) // 16 * 16
+
+    def _put(self, data: bytes) -> int:
         address = self._free
         os.pwrite(self.mem, data, address)
         self._free += (len(data) + 15) // 16 * 16

@@ -1,0 +1,295 @@
+"""A deputy: the process at home that owns one job. Forked by the spawner as the job's user.
+
+It alone says where the job's processes are (`mosix.deputy.process`) and moves them
+(`mosix.deputy.moves`); mosd asks for moves, dials other nodes and is told every change. It ends
+with the job. It must never hold a secret: it belongs to the user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+
+from mosix.deputy import moves
+from mosix.deputy.process import JobProcess, Place
+from mosix.errors import (
+    LAUNCH_FAILED,
+    MosixError,
+    NoSuchProcessError,
+    ProtocolError,
+)
+from mosix.native.tracee import Stop, Tracee
+from mosix.native.watch import Watch
+from mosix.wire.channel import Packets
+from mosix.wire.dialer import Dialer
+from mosix.wire.messages import (
+    ComeHome,
+    Dialed,
+    Launch,
+    Move,
+    Moved,
+    NodeFeatures,
+    NodeToWorker,
+    ProcessState,
+    Started,
+    Token,
+    WorkerToNode,
+)
+
+log = logging.getLogger("mosix.deputy")
+
+_PTRACE_EVENT_EXEC = 4
+_PTRACE_O_TRACEEXEC = 1 << _PTRACE_EVENT_EXEC
+_NR_EXIT_GROUP = 231
+
+
+def run(sock: socket.socket) -> None:
+    """Entry of the forked process; `sock` leads to mosd. Returns when the job is over."""
+    asyncio.run(Deputy(sock).main())
+
+
+class Deputy:
+    """The job, its processes and the way to mosd (`mosix.deputy.process.Home`)."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+        self._processes: dict[int, JobProcess] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
+        self._dialer = Dialer(self._outbox.put_nowait)
+        self.watch = Watch()
+        self._launch: Launch | None = None
+        self._stderr = -1
+
+    @property
+    def launch(self) -> Launch:
+        assert self._launch is not None
+        return self._launch
+
+    @property
+    def here(self) -> str:
+        return self.launch.home
+
+    @property
+    def features(self) -> NodeFeatures:
+        return self.launch.features
+
+    async def main(self) -> None:
+        message, fds = await self._node.receive()
+        if not isinstance(message, Launch) or len(fds) != 2:
+            raise ProtocolError("the first message to a deputy must be Launch")
+        self._launch = message
+        pidfd, self._stderr = fds
+        self.watch.start()
+        root = self._process(message.pid)
+        if message.node is not None:
+            root.order(message.node)
+            tracee = Tracee.seize(message.pid, _PTRACE_O_TRACEEXEC)
+            self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
+        await self._node.send(Started())
+        root.report()
+        workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+        try:
+            await self._until_job_ends(pidfd)
+        finally:
+            for process in self._processes.values():
+                process.end()
+            while self._tasks:
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._outbox.join(), 5)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            self._node.close()
+
+    # ---- mosd ----
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message, fds = await self._node.receive()
+                if isinstance(message, Dialed):
+                    self._dialer.answered(message, fds)
+                elif isinstance(message, Move):
+                    self._spawn(self._move(message))
+                elif isinstance(message, ComeHome):
+                    self._spawn(self._all_home(message))
+                else:
+                    log.warning("mosd sent %s to a deputy", type(message).__name__)
+        except EOFError:
+            # mosd is gone: jobs go on, and what is away stays away.
+            self._dialer.fail_all()
+
+    async def _write(self) -> None:
+        while True:
+            message = await self._outbox.get()
+            with contextlib.suppress(OSError):  # mosd is gone; its successor asks again
+                await self._node.send(message)
+            self._outbox.task_done()
+
+    def report(self, state: ProcessState) -> None:
+        self._outbox.put_nowait(state)
+
+    async def dial(
+        self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
+    ) -> tuple[Token, list[socket.socket]]:
+        return await self._dialer.dial(ip, purposes, pid, epoch, token)
+
+    # ---- orders ----
+
+    async def _move(self, order: Move) -> None:
+        try:
+            process = self._member(order.pid)
+            async with process.moves:
+                await self._carry_out(process, order.target)
+        except MosixError as error:
+            self._outbox.put_nowait(
+                Moved(
+                    request=order.request,
+                    pid=order.pid,
+                    error=error.message[:2000] or "failed",
+                    code=error.code,
+                    hint=error.hint[:2000],
+                )
+            )
+            return
+        self._outbox.put_nowait(
+            Moved(
+                request=order.request,
+                pid=order.pid,
+                freeze_ns=process.freeze_ns,
+                page_bytes=process.page_bytes,
+            )
+        )
+
+    async def _carry_out(self, process: JobProcess, target: str | None) -> None:
+        if process.place is Place.ENDED:
+            raise NoSuchProcessError(f"process {process.pid} has ended")
+        if target is None or target == self.here:
+            process.order(None)
+            if process.place is Place.AWAY:
+                await moves.come_home(process)
+        else:
+            process.order(target)
+            if process.place is Place.HOME:
+                await moves.leave(process, target)
+            elif process.link is not None and process.link.ip != target:
+                await moves.move_on(process, target)
+        process.why = ""
+        process.report()
+
+    async def _all_home(self, order: ComeHome) -> None:
+        errors = []
+        for process in list(self._processes.values()):
+            process.order(None)
+            try:
+                async with process.moves:
+                    if process.place is Place.AWAY:
+                        await moves.come_home(process)
+            except MosixError as error:
+                errors.append(error.line())
+        self._outbox.put_nowait(Moved(request=order.request, pid=0, error="; ".join(errors)[:2000]))
+
+    async def come_home(self, process: JobProcess) -> None:
+        await moves.come_home(process)
+
+    async def leave(self, process: JobProcess, ip: str) -> None:
+        await moves.leave(process, ip)
+
+    # ---- the job ----
+
+    def _process(self, pid: int) -> JobProcess:
+        process = self._processes.get(pid)
+        if process is None or process.place is Place.ENDED:
+            process = self._processes[pid] = JobProcess(self, pid)
+        return process
+
+    def _member(self, pid: int) -> JobProcess:
+        if pid not in self._members():
+            raise NoSuchProcessError(f"process {pid} is not part of this job, or has ended")
+        return self._process(pid)
+
+    def _members(self) -> set[int]:
+        try:
+            text = (Path(self.launch.cgroup) / "cgroup.procs").read_text(encoding="ascii")
+        except OSError:
+            return set()
+        return {int(line) for line in text.split()}
+
+    async def _until_job_ends(self, pidfd: int) -> None:
+        """Waits for the launching process, then for whatever it left behind."""
+        while True:
+            await _ended(pidfd)
+            os.close(pidfd)
+            members = self._members()
+            if not members:
+                return
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    pidfd = os.pidfd_open(pid)
+                    break
+            else:
+                return
+
+    def _before_exec(self, root: JobProcess, tracee: Tracee, stop: Stop) -> None:
+        """Launch with -{node}: the program leaves at its first instruction."""
+        if stop.ended:
+            root.end()
+        elif stop.kind == "event" and stop.event == _PTRACE_EVENT_EXEC:
+            self.watch.remove(tracee)
+            self._spawn(self._leave_at_exec(root, tracee))
+        elif stop.kind == "group":
+            tracee.listen()
+        else:
+            tracee.cont(stop.signal if stop.kind == "signal" else 0)
+
+    async def _leave_at_exec(self, root: JobProcess, tracee: Tracee) -> None:
+        node = self.launch.node
+        assert node is not None
+        try:
+            async with root.moves:
+                await moves.leave(root, node, seized=tracee)
+        except MosixError as error:
+            with contextlib.suppress(MosixError):
+                if self.launch.fallback:
+                    root.why = f"home: {error.line()}"
+                    root.report()
+                    tracee.detach()
+                else:
+                    self.tell_user(error.line(), "mosrun")
+                    tracee.inject(_NR_EXIT_GROUP, LAUNCH_FAILED)
+
+    def tell_user(self, text: str, who: str = "mosix") -> None:
+        """One line on the job's stderr; in a thread, since it may be a full pipe."""
+        line = f"{who}: {' '.join(text.split())}\n".encode(errors="replace")
+        self._spawn(self._write_stderr(line))
+
+    async def _write_stderr(self, line: bytes) -> None:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(os.write, self._stderr, line)
+
+    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("deputy of job %s", self.launch.job, exc_info=error)
+
+
+async def _ended(pidfd: int) -> None:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(pidfd, lambda: None if done.done() else done.set_result(None))
+    try:
+        await done
+    finally:
+        loop.remove_reader(pidfd)

@@ -1,0 +1,392 @@
+"""The moves of a process: home → node, node → node, node → home.
+
+Each is one coroutine, called with the process's `moves` lock held. The order of its steps is the
+promise: until the commit (the deputy accepts `Running`, or decides that home has the body) every
+failure leaves the process where it was, running; after it the old body can do nothing, since
+every effect passes through the ghost. docs/architecture.md tells the same story in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from mosix.deputy.link import RemoteLink
+from mosix.deputy.process import JobProcess, Place
+from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownError
+from mosix.image import capture, eligibility, maps, restore, stream
+from mosix.image.model import Image, PageRun
+from mosix.native.agent import Agent
+from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
+from mosix.wire.dialer import STALL
+from mosix.wire.messages import (
+    Drop,
+    Freeze,
+    Frozen,
+    Hold,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Ready,
+    Resume,
+    Run,
+    Running,
+    Sent,
+)
+
+T = TypeVar("T")
+
+#: Runs of memory below this are not worth announcing (bytes).
+_PREFAULT_FROM = 1 << 20
+_MAX_PREFAULT = 512
+_SIGINFO_BYTES = 128
+_NR_RT_TGSIGQUEUEINFO = 297
+
+
+async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -> None:
+    """home → node `ip`. `seized`: already traced and stopped (at its first instruction).
+
+    CannotMoveError, RefusedError, NodeDownError, MoveFailedError: nothing changed, it runs on
+    (or, if `seized`, stands where it stood)."""
+    reason = eligibility.why_not(process.pid) if seized is None else None
+    if reason:
+        raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
+    epoch = process.epoch + 1
+    token, (control, call, bulk) = await process.home.dial(
+        ip, ("guest", "call", "bulk"), process.pid, epoch, None
+    )
+    link = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    with contextlib.ExitStack() as sockets:
+        sockets.callback(call.close)
+        sockets.callback(bulk.close)
+        try:
+            await _prepare(process, link, epoch, _expected_runs(process.pid))
+            await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
+        except BaseException:
+            link.post(Drop())
+            await link.close()
+            raise
+
+
+async def _leave_prepared(
+    process: JobProcess,
+    link: RemoteLink,
+    sockets: tuple[socket.socket, socket.socket],
+    *,
+    epoch: int,
+    seized: Tracee | None,
+) -> None:
+    call, bulk = sockets
+    begin = time.monotonic_ns()
+    tracee = seized or Tracee.seize(process.pid)
+    agent: Agent | None = None
+    process.place = Place.MOVING
+    try:
+        if seized is None:
+            stop = tracee.stop()
+            if stop.ended:
+                process.end()
+                raise MoveFailedError(f"process {process.pid} ended")
+            process.held = stop.kind == "group"
+        reason = eligibility.why_not_stopped(tracee)
+        if reason:
+            raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
+        image = capture.describe(tracee, epoch)
+        image.process.stopped = process.held
+        agent = Agent.inject(tracee, restore.body_ranges(image))
+        sending = asyncio.create_task(_send(process.pid, bulk, image))
+        try:
+            agent.obey()
+            call_number = agent.give_fd(call.fileno())
+            await sending
+            await link.expect(Ready, epoch, timeout=STALL + 60)
+            link.post(Run(epoch=epoch, held=process.held))
+            await link.expect(Running, epoch, timeout=STALL)
+        except BaseException:
+            sending.cancel()
+            _shut(bulk)
+            with contextlib.suppress(OSError, MosixError, asyncio.CancelledError):
+                await sending
+            raise
+    except BaseException:
+        _resume_at_home(process, tracee, agent, keep=seized is not None)
+        raise
+    # Committed: from here on this body is only an image of the past.
+    process.freeze_ns = time.monotonic_ns() - begin
+    process.link, process.tracee, process.agent = link, tracee, agent
+    _become_ghost(process, image, call_number)
+
+
+def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
+    """The body runs elsewhere: what is left here gives its memory back and serves."""
+    link, tracee, agent = process.link, process.tracee, process.agent
+    assert link is not None and tracee is not None and agent is not None
+    process.page_bytes = image.page_bytes
+    process.epoch = image.header.epoch
+    process.nmigs += 1
+    agent.finish()
+    tracee.set_options(PTRACE_O_EXITKILL)
+    agent.obey()
+    restore.empty_ghost(agent, image)
+    agent.finish()
+    stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
+    agent.serve(call_number, image.threads[0].signal_mask, image.process.ignored)
+    process.place = Place.AWAY
+    process.why = ""
+    process.home.watch.add(tracee, process.on_stop)
+    if stopped_meanwhile and not process.held:
+        process.held = True
+        link.post(Hold(held=True))
+    process.report()
+    if link.lost:
+        process.on_lost(link)
+
+
+def _resume_at_home(
+    process: JobProcess, tracee: Tracee, agent: Agent | None, *, keep: bool
+) -> None:
+    """Undoes what `_leave_prepared` did to the process: it goes on as if nothing had been."""
+    process.place = Place.HOME
+    with contextlib.suppress(MosixError, OSError):
+        if agent is not None:
+            agent.abandon()
+        if not keep:
+            tracee.detach()
+
+
+async def come_home(process: JobProcess) -> None:
+    """node → home. On failure the guest runs on where it is (MoveFailedError, NodeDownError)."""
+    link, tracee, agent = process.link, process.tracee, process.agent
+    assert link is not None and tracee is not None and agent is not None
+    epoch = process.epoch + 1
+    _, (bulk,) = await process.home.dial(link.ip, ("bulk",), process.pid, epoch, link.token)
+    with contextlib.closing(bulk):
+        process.place = Place.MOVING
+        begin = time.monotonic_ns()
+        link.post(Freeze(epoch=epoch))
+        image: Image | None = None
+        paused = False
+        try:
+            await link.expect(Frozen, epoch, timeout=STALL)
+            _check_alive(process)
+            agent.pause()
+            paused = True
+            body = image = await _blocking(stream.read_image, bulk.fileno())
+            agent.obey()
+            number = agent.give_fd(bulk.fileno())
+            await _blocking(restore.fill_ghost, agent, body, number)
+            await _blocking(stream.read_end, bulk.fileno(), body)
+            await link.expect(Sent, epoch, timeout=STALL)
+            agent.finish()
+        except BaseException:
+            _shut(bulk)
+            _back_to_guest(process, epoch + 1, paused=paused, filled=image)
+            raise
+        # Committed: home has the body.
+        process.epoch = epoch
+        process.nmigs += 1
+        process.page_bytes = body.page_bytes
+        process.calls_before = process.calls_before + agent.calls_served()
+        process.home.watch.remove(tracee)
+        await _until_clock(body.header.monotonic_ns)
+        agent.leave(*restore.final_state(tracee, body))
+        for siginfo in (*process.postponed, *process.at_home):
+            _queue(tracee, process.pid, siginfo)
+        process.postponed.clear()
+        process.at_home.clear()
+        tracee.set_options(0)
+        process.link = process.tracee = process.agent = None
+        process.place = Place.HOME
+        tracee.detach()
+        process.freeze_ns = time.monotonic_ns() - begin
+    link.post(Drop())
+    await link.close()
+    process.held = False
+    process.report()
+
+
+async def move_on(process: JobProcess, ip: str) -> None:
+    """node → node `ip`, the image going straight there. On failure the guest runs on."""
+    old, tracee, agent = process.link, process.tracee, process.agent
+    assert old is not None and tracee is not None and agent is not None
+    epoch = process.epoch + 1
+    token, (control, call) = await process.home.dial(
+        ip, ("guest", "call"), process.pid, epoch, None
+    )
+    new = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    with contextlib.closing(call):
+        process.place = Place.MOVING
+        paused = False
+        try:
+            await _prepare(process, new, epoch, [PageRun(0, process.page_bytes)], hints=False)
+            _check_alive(process)
+            begin = time.monotonic_ns()
+            old.post(Freeze(epoch=epoch, target=ip, token=token))
+            frozen = await old.expect(Frozen, epoch, timeout=STALL)
+            _check_alive(process)
+            agent.pause()
+            paused = True
+            await _first_failure(
+                old.expect(Sent, epoch, timeout=STALL + 600),
+                new.expect(Ready, epoch, timeout=STALL + 600),
+            )
+            _check_alive(process)
+            agent.obey()
+            number = agent.give_fd(call.fileno())
+            agent.finish()
+            new.post(Run(epoch=epoch, held=process.held))
+            await new.expect(Running, epoch, timeout=STALL)
+        except BaseException:
+            new.post(Drop())
+            await new.close()
+            _back_to_guest(process, epoch + 1, paused=paused, filled=None)
+            raise
+    # Committed.
+    process.freeze_ns = time.monotonic_ns() - begin
+    process.epoch = epoch
+    process.nmigs += 1
+    process.page_bytes = frozen.page_bytes
+    process.link = new
+    agent.serve_on(number)
+    process.place = Place.AWAY
+    process.forward_postponed()
+    process.report()
+    old.post(Drop())
+    await old.close()
+    if new.lost:
+        process.on_lost(new)
+
+
+def _back_to_guest(process: JobProcess, epoch: int, *, paused: bool, filled: Image | None) -> None:
+    """A move away from a node failed: its guest goes on as `epoch`, the ghost serves again.
+
+    `filled`: the body that was, perhaps in part, put back into the ghost."""
+    link, agent = process.link, process.agent
+    if process.place is Place.ENDED or link is None or agent is None:
+        return
+    process.place = Place.AWAY
+    process.epoch = epoch
+    if link.lost:
+        process.on_lost(link)
+        return
+    if filled is not None and agent.obeying:
+        restore.empty_ghost(agent, filled)
+    if paused:
+        agent.unpause()
+    link.post(Resume(epoch=epoch, held=process.held))
+    process.forward_postponed()
+
+
+async def _prepare(
+    process: JobProcess, link: RemoteLink, epoch: int, runs: list[PageRun], *, hints: bool = True
+) -> None:
+    round_trip = await _round_trip(link)
+    big = sorted((run for run in runs if run.size >= _PREFAULT_FROM), key=lambda run: -run.size)
+    link.post(
+        Prepare(
+            pid=process.pid,
+            comm=_comm(process.pid),
+            epoch=epoch,
+            needs=sum(run.size for run in runs),
+            prefault=[(run.start, run.size) for run in big[:_MAX_PREFAULT]] if hints else [],
+            monotonic_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC) + round_trip,
+            boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + round_trip,
+            features=process.home.features,
+        )
+    )
+    await link.expect(Prepared, timeout=STALL)
+
+
+async def _round_trip(link: RemoteLink) -> int:
+    """The shortest of three, in ns: the first waits for the remote to get up."""
+    times = []
+    for _ in range(3):
+        link.post(Ping(sent_ns=time.monotonic_ns()))
+        pong = await link.expect(Pong, timeout=STALL)
+        times.append(time.monotonic_ns() - pong.sent_ns)
+    return min(times)
+
+
+def _expected_runs(pid: int) -> list[PageRun]:
+    """What would travel if the process were stopped now."""
+    try:
+        return capture.page_runs(pid, [mapping.vma for mapping in maps.read_mappings(pid)])
+    except OSError as error:
+        raise CannotMoveError(
+            f"process {pid} cannot move: its memory cannot be read ({error.strerror})"
+        ) from error
+
+
+async def _send(pid: int, bulk: socket.socket, image: Image) -> None:
+    def send() -> None:
+        fd = bulk.fileno()
+        stream.write_image(fd, image)
+        capture.send_pages(pid, fd, image.runs)
+        stream.write_end(fd, image)
+
+    try:
+        await _blocking(send)
+    except OSError as error:
+        raise MoveFailedError(
+            f"sending the image failed: {os.strerror(error.errno or 0)}"
+        ) from error
+
+
+async def _blocking(function: Callable[..., T], *args: object) -> T:
+    """Runs `function` in a thread: it only reads and writes descriptors, never traces."""
+    try:
+        return await asyncio.to_thread(function, *args)
+    except OSError as error:
+        raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
+
+
+async def _first_failure(*awaitables: Awaitable[object]) -> None:
+    """All of them, or the first exception; the others are then cancelled."""
+    tasks = [asyncio.ensure_future(item) for item in awaitables]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _until_clock(monotonic_ns: int) -> None:
+    """Waits (a round trip at the most) until home's clock has passed the body's last reading."""
+    behind = monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    if behind > 0:
+        await asyncio.sleep(behind / 1e9)
+
+
+def _check_alive(process: JobProcess) -> None:
+    if process.place is Place.ENDED:
+        raise NodeDownError(f"process {process.pid} ended")
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _queue(tracee: Tracee, pid: int, siginfo: bytes) -> None:
+    """Puts a signal back into the queue of the stopped process, exactly as it was.
+
+    Only a process itself may queue siginfo of the kernel's kinds (SI_USER, CLD_EXITED…)."""
+    (number,) = struct.unpack_from("<i", siginfo)
+    with tracee.scratch(_SIGINFO_BYTES) as address:
+        tracee.write(address, siginfo)
+        tracee.inject(_NR_RT_TGSIGQUEUEINFO, pid, pid, number, address)
+
+
+def _comm(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError as error:
+        raise CannotMoveError(f"process {pid} is gone") from error

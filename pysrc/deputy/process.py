@@ -1,0 +1,339 @@
+"""One process of a job, as its deputy sees it: where it is, and what happens to its ghost.
+
+The moves themselves are in `mosix.deputy.moves`; this module holds the state between moves,
+handles the ghost's stops (signals, job control, death) and what a remote says unasked.
+Everything here runs in the deputy's one thread, from which all its ptrace calls must come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import signal
+import socket
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Protocol
+
+from mosix.deputy import signals
+from mosix.deputy.link import RemoteLink, Unasked
+from mosix.deputy.signals import Fate
+from mosix.errors import MosixError
+from mosix.native.agent import Agent
+from mosix.native.tracee import Stop, Tracee
+from mosix.wire.messages import (
+    Cancel,
+    Cancelled,
+    Drop,
+    GuestDied,
+    Hold,
+    NeedHome,
+    NodeFeatures,
+    ProcessState,
+    Signal,
+    Token,
+)
+
+if TYPE_CHECKING:
+    from mosix.native.watch import Watch
+
+#: How long a process stays at home before it goes back to the last ordered node, in seconds.
+FIRST_RETURN = 1.0
+LAST_RETURN = 60.0
+
+_RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
+_ERESTARTSYS = -512
+_CANCEL_RETRY = 0.001
+
+
+class Place(enum.Enum):
+    HOME = "home"
+    MOVING = "moving"
+    AWAY = "away"
+    ENDED = "ended"
+
+
+class Home(Protocol):
+    """What a process needs of its deputy."""
+
+    watch: Watch
+
+    @property
+    def here(self) -> str: ...
+
+    @property
+    def features(self) -> NodeFeatures: ...
+
+    async def dial(
+        self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
+    ) -> tuple[Token, list[socket.socket]]: ...
+
+    def report(self, state: ProcessState) -> None: ...
+
+    def tell_user(self, text: str) -> None: ...
+
+    async def come_home(self, process: JobProcess) -> None: ...
+
+    async def leave(self, process: JobProcess, ip: str) -> None: ...
+
+
+class JobProcess:
+    """Process `pid` of the job. `moves` serialises its moves."""
+
+    def __init__(self, home: Home, pid: int) -> None:
+        self.home = home
+        self.pid = pid
+        self.place = Place.HOME
+        self.epoch = 0
+        self.nmigs = 0
+        self.why = ""
+        self.link: RemoteLink | None = None
+        self.tracee: Tracee | None = None
+        self.agent: Agent | None = None
+        #: in group stop: the guest, or the body once it is home, must not run
+        self.held = False
+        self.moves = asyncio.Lock()
+        self.page_bytes = 0
+        self.freeze_ns = 0
+        #: calls served for bodies that have come home since
+        self.calls_before = 0
+        self.ordered: str | None = None
+        self._return_after = FIRST_RETURN
+        self._returning: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._signals = 0
+        #: siginfo of signals that wait for the next guest, and of those that wait for home
+        self.postponed: list[bytes] = []
+        self.at_home: list[bytes] = []
+
+    # ---- what others see ----
+
+    def report(self) -> None:
+        where = {Place.HOME: "home", Place.MOVING: "moving", Place.ENDED: "home"}.get(self.place)
+        self.home.report(
+            ProcessState(
+                pid=self.pid,
+                where=where or (self.link.ip if self.link else "home"),
+                nmigs=self.nmigs,
+                why=self.why[:2000],
+                epoch=self.epoch,
+                stats={
+                    "calls": self.calls,
+                    "page_bytes": self.page_bytes,
+                    "freeze_us": self.freeze_ns // 1000,
+                },
+                ended=self.place is Place.ENDED,
+            )
+        )
+
+    @property
+    def calls(self) -> int:
+        """System calls redirected home so far."""
+        now = 0
+        if self.agent is not None and self.place is Place.AWAY:
+            try:
+                now = self.agent.calls_served()
+            except (OSError, MosixError):
+                now = 0
+        return self.calls_before + now
+
+    # ---- the ghost's stops ----
+
+    def on_stop(self, stop: Stop) -> None:
+        """A stop of the ghost that no move was waiting for."""
+        tracee = self.tracee
+        if stop.ended:
+            self.end()
+        elif tracee is None:
+            return
+        elif stop.kind == "signal":
+            tracee.cont(self.take_signal(stop))
+        elif stop.kind == "group":
+            self.held = True
+            if self.place is Place.AWAY and self.link is not None:
+                self.link.post(Hold(held=True))
+                tracee.listen()
+            else:
+                tracee.cont()  # the agent obeys a move; the stop is kept by the kernel
+        elif stop.kind == "event":
+            # Only the end of a group stop comes here: moves wait for their own interrupts.
+            if self.held and self.place is Place.AWAY and self.link is not None:
+                self.link.post(Hold(held=False))
+            self.held = False
+            tracee.cont()
+        else:
+            tracee.cont()
+
+    def take_signal(self, stop: Stop) -> int:
+        """The ghost is about to take `stop.signal`: what it is given instead (0: nothing)."""
+        tracee, agent, link = self.tracee, self.agent, self.link
+        assert tracee is not None
+        caught, ignored = signals.dispositions(self.pid)
+        fate = signals.decide(
+            stop.signal, caught=caught, ignored=ignored, core_limit=signals.core_limit(self.pid)
+        )
+        if fate is Fate.TAKE or link is None or agent is None:
+            return stop.signal
+        if fate is Fate.FORWARD:
+            # Behind a freeze order the guest's queue has been read already: the signal goes to
+            # whoever runs the body next.
+            self.postponed.append(tracee.siginfo)
+            if self.place is Place.AWAY:
+                self.forward_postponed()
+            self._interrupted(tracee, agent)
+        elif fate is Fate.HOME_FIRST:
+            self.at_home.append(tracee.siginfo)
+            self.why = f"home: dies by {signal.Signals(stop.signal).name}"
+            self.spawn(self._come_home())
+        return 0
+
+    def forward_postponed(self) -> None:
+        """Sends what waits for a guest that can take it."""
+        assert self.link is not None
+        for siginfo in self.postponed:
+            self._signals += 1
+            self.link.post(Signal(seq=self._signals, siginfo=siginfo))
+        self.postponed.clear()
+
+    def _interrupted(self, tracee: Tracee, agent: Agent) -> None:
+        """If the ghost stands behind a redirected call that did nothing, the agent shall say so."""
+        registers = tracee.get_registers()
+        if (
+            registers.rip == agent.call_return
+            and registers.in_syscall
+            and registers.result in _RESTART_CODES
+        ):
+            agent.mark_cancelled(registers.result)
+
+    def cancel(self, identity: int) -> None:
+        """The remote waits for request `identity` to be interrupted."""
+        tracee, agent, link = self.tracee, self.agent, self.link
+        if tracee is None or agent is None or link is None or self.place is Place.ENDED:
+            return
+        if self.place is Place.MOVING and agent.obeying:
+            return
+        stop = tracee.stop(on_signal=self.take_signal)
+        if stop.ended:
+            self.end()
+            return
+        if agent.state().current_id != identity:
+            link.post(Cancelled(id=identity))
+        else:
+            registers = tracee.get_registers()
+            if registers.rip == agent.call_return:
+                self._interrupted(tracee, agent)
+            elif registers.rip == agent.call_return - 2 and not registers.in_syscall:
+                agent.mark_cancelled(_ERESTARTSYS)
+            else:  # between receiving the request and making the call, or behind it
+                asyncio.get_running_loop().call_later(_CANCEL_RETRY, self.cancel, identity)
+        tracee.cont()
+
+    # ---- what a remote says unasked ----
+
+    def on_unasked(self, link: RemoteLink, message: Unasked) -> None:
+        if link is not self.link or self.place is Place.ENDED:
+            return
+        if isinstance(message, Cancel):
+            self.cancel(message.id)
+        elif isinstance(message, NeedHome):
+            self.why = f"home: {message.reason}"
+            self.spawn(self._come_home())
+        elif isinstance(message, GuestDied):
+            self._guest_died(message.status)
+
+    def on_lost(self, link: RemoteLink) -> None:
+        """The connection ended. While a move is under way the move finds out by itself."""
+        if link is self.link and self.place is Place.AWAY:
+            self.lose(f"the connection to node {link.ip} was lost")
+
+    def lose(self, reason: str) -> None:
+        """The body is lost for good: the process ends, and the user is told why."""
+        if self.place is Place.ENDED:
+            return
+        self.why = reason
+        self.home.tell_user(f"process {self.pid} ended: {reason}")
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self.end()
+
+    def _guest_died(self, status: int) -> None:
+        """The guest ended without an exit call: the ghost ends the same way."""
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else signal.SIGKILL
+        self.why = f"the guest died by {signal.Signals(number).name}"
+        self.home.tell_user(f"process {self.pid}: {self.why} on node {self.link and self.link.ip}")
+        try:
+            os.kill(self.pid, number)
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self.end()
+
+    def end(self) -> None:
+        """The process is dead, whoever killed it."""
+        if self.place is Place.ENDED:
+            return
+        self.place = Place.ENDED
+        if self._returning is not None:
+            self._returning.cancel()
+        if self.link is not None:
+            link, self.link = self.link, None
+            link.post(Drop())
+            self.spawn(link.close())
+        if self.tracee is not None:
+            self.home.watch.remove(self.tracee)
+            self.tracee = None
+        if self.agent is not None:
+            self.agent.close()
+            self.agent = None
+        self.report()
+
+    # ---- going back ----
+
+    def spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _come_home(self) -> None:
+        try:
+            async with self.moves:
+                if self.place is Place.AWAY:
+                    await self.home.come_home(self)
+        except MosixError as error:
+            if self.place is Place.AWAY:
+                # A guest that waits before a call which only home can do cannot go on.
+                self.lose(f"it could not come home: {error.message}")
+            return
+        self.go_back_later()
+
+    def go_back_later(self) -> None:
+        """Schedules the return to the last ordered node (rule 2 of the design)."""
+        if self.ordered is None or self.place is not Place.HOME:
+            return
+        if self._returning is not None:
+            self._returning.cancel()
+        self._returning = asyncio.create_task(self._go_back(self.ordered, self._return_after))
+        self._return_after = min(2 * self._return_after, LAST_RETURN)
+
+    async def _go_back(self, ip: str, delay: float) -> None:
+        await asyncio.sleep(delay)
+        async with self.moves:
+            self._returning = None
+            if self.place is not Place.HOME or self.ordered != ip:
+                return
+            try:
+                await self.home.leave(self, ip)
+                self.why = ""
+                self.report()
+            except MosixError as error:
+                self.why = f"home: {error.line()}"
+                self.report()
+                self.go_back_later()
+
+    def order(self, ip: str | None) -> None:
+        """Remembers where a person or the balancer wants it; None: home."""
+        self.ordered = ip
+        self._return_after = FIRST_RETURN
+        if self._returning is not None:
+            self._returning.cancel()
+            self._returning = None

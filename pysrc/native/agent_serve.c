@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The agent's serving half: executes the calls that a guest's redirector sends
+ * (abi.h, "call socket") in the ghost, one at a time, until the socket ends.
+ * Entered by mosix.native.agent through the blob; with -DMX_HOSTED it is an
+ * ordinary C file, which the tests link into a process of their own.
+ *
+ * It must never let the program reach the agent's own descriptors, never trust
+ * a size, and keep nothing that belongs to a call when it waits for the next:
+ * whoever stops it with current_id == 0 may take its memory away.
+ */
+#include <asm/unistd.h>
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/mman.h>
+#include <linux/resource.h>
+#include <linux/signal.h>
+
+#include "agent.h"
+
+#define MSG_NOSIGNAL_ 0x4000
+#define NR_CLOSE_RANGE 436
+#define NR_EPOLL_PWAIT2 441
+#define SIGSET_SIZE 8
+#define HIGHEST_FD 4096
+
+/* One request with its relocations and up to a megabyte of area; only what was
+ * touched takes memory.  Larger calls map what they need and give it back. */
+#define SCRATCH_SIZE ((1u << 20) + 4096)
+
+struct kernel_sigaction {
+	uint64_t handler;
+	uint64_t flags;
+	uint64_t restorer;
+	uint64_t mask;
+};
+
+long mx_redirected(long nr, const uint64_t *args);
+
+/* The one `syscall` whose next instruction the deputy knows. */
+__asm__(
+	".pushsection .text,\"ax\"\n"
+	".globl mx_redirected, mx_call_return\n"
+	".hidden mx_redirected, mx_call_return\n"
+	"mx_redirected:\n"
+	"	mov %rdi, %rax\n"
+	"	mov %rsi, %r11\n"
+	"	mov 0(%r11), %rdi\n"
+	"	mov 8(%r11), %rsi\n"
+	"	mov 16(%r11), %rdx\n"
+	"	mov 24(%r11), %r10\n"
+	"	mov 32(%r11), %r8\n"
+	"	mov 40(%r11), %r9\n"
+	"	syscall\n"
+	"mx_call_return:\n"
+	"	ret\n"
+	"	.popsection\n");
+
+static uint64_t bit(long signal)
+{
+	return 1ULL << (signal - 1);
+}
+
+static int is_ours(const struct mx_agent_state *state, long fd)
+{
+	return (int32_t)fd >= 0 && ((int32_t)fd == state->call_fd || (int32_t)fd == state->control_fd);
+}
+
+static void set_ghost_mask(const struct mx_agent_state *state)
+{
+	uint64_t mask = state->guest_mask | state->ignored;
+
+	mx_syscall(__NR_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, SIGSET_SIZE, 0, 0);
+}
+
+static int ignores(int signal, uint64_t handler)
+{
+	if (handler == (uint64_t)SIG_IGN)
+		return 1;
+	return handler == (uint64_t)SIG_DFL && (signal == SIGCHLD || signal == SIGCONT ||
+						signal == SIGURG || signal == SIGWINCH);
+}
+
+/*
+ * A signal that the guest ignores is blocked in the ghost and so stays pending,
+ * where natively it would have been dropped.  Setting the ignoring disposition
+ * once more drops it: before anything else is installed.  What the guest blocks
+ * itself is pending natively too and stays.
+ */
+static long do_sigaction(struct mx_agent_state *state, const uint64_t *args)
+{
+	const struct kernel_sigaction *action = (const struct kernel_sigaction *)args[1];
+	struct kernel_sigaction old;
+	long signal = (int32_t)args[0];
+	long result;
+
+	if (signal < 1 || signal > 64 || args[3] != SIGSET_SIZE)
+		return -EINVAL;
+	if (action && state->ignored & bit(signal) && !(state->guest_mask & bit(signal))) {
+		mx_syscall(__NR_rt_sigaction, signal, 0, (long)&old, SIGSET_SIZE, 0, 0);
+		mx_syscall(__NR_rt_sigaction, signal, (long)&old, 0, SIGSET_SIZE, 0, 0);
+	}
+	result = mx_redirected(__NR_rt_sigaction, args);
+	if (result || !action)
+		return result;
+	if (ignores(signal, action->handler))
+		state->ignored |= bit(signal);
+	else
+		state->ignored &= ~bit(signal);
+	set_ghost_mask(state);
+	return result;
+}
+
+static long do_sigprocmask(struct mx_agent_state *state, const uint64_t *args)
+{
+	const uint64_t *set = (const uint64_t *)args[1];
+	uint64_t *old = (uint64_t *)args[2];
+	uint64_t mask = state->guest_mask;
+
+	if (args[3] != SIGSET_SIZE)
+		return -EINVAL;
+	if (set) {
+		switch ((int32_t)args[0]) {
+		case SIG_BLOCK:
+			mask |= *set;
+			break;
+		case SIG_UNBLOCK:
+			mask &= ~*set;
+			break;
+		case SIG_SETMASK:
+			mask = *set;
+			break;
+		default:
+			return -EINVAL;
+		}
+	}
+	if (old)
+		*old = state->guest_mask;
+	if (set) {
+		state->guest_mask = mask & ~(bit(SIGKILL) | bit(SIGSTOP));
+		set_ghost_mask(state);
+	}
+	return 0;
+}
+
+static long do_sigpending(struct mx_agent_state *state, const uint64_t *args)
+{
+	long result = mx_redirected(__NR_rt_sigpending, args);
+
+	/* Natively nothing that is not blocked is ever seen pending. */
+	if (!result && args[1] == SIGSET_SIZE)
+		*(uint64_t *)args[0] &= state->guest_mask;
+	return result;
+}
+
+/* A temporary mask must block what the guest ignores: the tracer would be told. */
+static void block_ignored(const struct mx_agent_state *state, long nr, const uint64_t *args)
+{
+	uint64_t *mask = 0;
+
+	switch (nr) {
+	case __NR_ppoll:
+		mask = (uint64_t *)args[3];
+		break;
+	case __NR_epoll_pwait:
+	case NR_EPOLL_PWAIT2:
+		mask = (uint64_t *)args[4];
+		break;
+	case __NR_rt_sigsuspend:
+		mask = (uint64_t *)args[0];
+		break;
+	case __NR_pselect6:
+		if (args[5])
+			mask = *(uint64_t **)args[5];
+		break;
+	}
+	if (mask)
+		*mask |= state->ignored;
+}
+
+/* The program wants our number: another one, as high as is free. */
+static int renumber(struct mx_agent_state *state, int fd)
+{
+	struct rlimit limit = { 0 };
+	long number, at;
+
+	mx_syscall(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, (long)&limit, 0, 0);
+	at = limit.rlim_cur < HIGHEST_FD ? limit.rlim_cur : HIGHEST_FD;
+	do {
+		if (at <= 0)
+			return -EMFILE;
+		number = mx_syscall(__NR_fcntl, fd, F_DUPFD_CLOEXEC, --at, 0, 0, 0);
+	} while (number < 0);
+	mx_syscall(__NR_close, fd, 0, 0, 0, 0, 0);
+	if (state->call_fd == fd)
+		state->call_fd = number;
+	else
+		state->control_fd = number;
+	return 0;
+}
+
+static long do_close_range(const struct mx_agent_state *state, const uint64_t *args)
+{
+	uint64_t first = (uint32_t)args[0], last = (uint32_t)args[1];
+	uint64_t flags = (uint32_t)args[2];
+	int64_t low = state->call_fd, high = state->control_fd;
+	int i;
+
+	if (low > high) {
+		low = state->control_fd;
+		high = state->call_fd;
+	}
+	if (first > last)
+		return mx_redirected(NR_CLOSE_RANGE, args);
+	for (i = 0; i < 3; i++) {
+		int64_t stop = i == 0 ? low : i == 1 ? high : -1;
+		uint64_t part[6] = { first, last, flags, 0, 0, 0 };
+		long result;
+
+		if (i < 2) {
+			if (stop < 0 || (uint64_t)stop < first || (uint64_t)stop > last)
+				continue;
+			part[1] = stop - 1;
+		}
+		if (part[0] <= part[1] && part[1] <= UINT32_MAX) {
+			result = mx_redirected(NR_CLOSE_RANGE, part);
+			if (result)
+				return result;
+		}
+		if (i < 2)
+			first = stop + 1;
+	}
+	return 0;
+}
+
+static long execute(struct mx_agent_state *state, const struct mx_request *request)
+{
+	const uint64_t *args = request->args;
+	long result;
+	int i;
+
+	for (i = 0; i < 6; i++)
+		if (request->fd_mask & (1 << i) && is_ours(state, args[i]))
+			return -EBADF;
+	switch (request->nr) {
+	case __NR_rt_sigaction:
+		return do_sigaction(state, args);
+	case __NR_rt_sigprocmask:
+		return do_sigprocmask(state, args);
+	case __NR_rt_sigpending:
+		return do_sigpending(state, args);
+	case NR_CLOSE_RANGE:
+		return do_close_range(state, args);
+	case __NR_dup2:
+	case __NR_dup3:
+		if (is_ours(state, args[1])) {
+			result = renumber(state, args[1]);
+			if (result)
+				return result;
+		}
+		break;
+	case __NR_fcntl:
+		if (((int32_t)args[1] == F_DUPFD || (int32_t)args[1] == F_DUPFD_CLOEXEC) &&
+		    is_ours(state, args[2])) {
+			result = renumber(state, args[2]);
+			if (result)
+				return result;
+		}
+		break;
+	default:
+		block_ignored(state, request->nr, args);
+	}
+	return mx_redirected(request->nr, args);
+}
+
+static long map(uint64_t size)
+{
+	return mx_syscall(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			  0);
+}
+
+static int send_all(const struct mx_agent_state *state, const char *from, uint64_t size)
+{
+	while (size) {
+		long n = mx_syscall(__NR_sendto, state->call_fd, (long)from, size, MSG_NOSIGNAL_, 0, 0);
+
+		if (n == -EINTR)
+			continue;
+		if (n <= 0)
+			return -1;
+		from += n;
+		size -= n;
+	}
+	return 0;
+}
+
+static int receive_until(const struct mx_agent_state *state, char *to, uint64_t *have,
+			 uint64_t wanted, uint64_t room)
+{
+	while (*have < wanted) {
+		long n = mx_syscall(__NR_recvfrom, state->call_fd, (long)(to + *have), room - *have, 0,
+				    0, 0);
+
+		if (n == -EINTR)
+			continue;
+		if (n <= 0)
+			return -1;
+		*have += n;
+	}
+	return 0;
+}
+
+static int is_sound(const struct mx_request *request)
+{
+	uint64_t relocs = request->n_relocs * sizeof(struct mx_reloc);
+	uint64_t out = (uint64_t)request->out_offset + request->out_fixed + request->out_var;
+
+	return request->n_relocs <= MX_MAX_RELOCS && request->area_size <= MX_MAX_AREA &&
+	       request->data_size <= request->area_size && out <= request->area_size &&
+	       request->size == relocs + request->data_size;
+}
+
+static int relocate(struct mx_request *request, const struct mx_reloc *relocs, char *area)
+{
+	int i;
+
+	for (i = 0; i < request->n_relocs; i++) {
+		uint64_t target = (uint64_t)area + relocs[i].to;
+		uint32_t at = relocs[i].at;
+
+		if (relocs[i].to > request->area_size)
+			return -1;
+		if (at & MX_RELOC_ARG) {
+			if ((at & ~MX_RELOC_ARG) >= 6)
+				return -1;
+			request->args[at & ~MX_RELOC_ARG] = target;
+		} else {
+			if (at % 8 || (uint64_t)at + 8 > request->area_size)
+				return -1;
+			*(uint64_t *)(area + at) = target;
+		}
+	}
+	return 0;
+}
+
+static uint64_t out_size(const struct mx_request *request, int64_t result)
+{
+	uint64_t more;
+
+	if (result < 0)
+		return request->flags & MX_REQ_OUT_ON_ERROR ? request->out_fixed : 0;
+	/* No call returns a larger count than fits; an address (brk) has no unit. */
+	more = (uint64_t)result > MX_MAX_AREA ? MX_MAX_AREA : (uint64_t)result;
+	more *= request->out_unit;
+	return request->out_fixed + (more < request->out_var ? more : request->out_var);
+}
+
+/* One request; -1 when the socket ended or what came was not a request. */
+static int serve_one(struct mx_agent_state *state)
+{
+	char *buffer = (char *)state->area;
+	uint64_t room = state->area_size;
+	uint64_t have = 0, wanted, needed;
+	struct mx_request request;
+	struct mx_reply *reply;
+	uint32_t size;
+	char *area;
+	long result;
+
+	if (receive_until(state, buffer, &have, sizeof(request), room))
+		return -1;
+	request = *(struct mx_request *)buffer;
+	if (!is_sound(&request))
+		return -1;
+	state->cancelled = 0;
+	state->current_id = request.id;
+	wanted = sizeof(request) + request.size;
+	needed = sizeof(request) + request.n_relocs * sizeof(struct mx_reloc) + request.area_size;
+	if (have > wanted)
+		return -1;
+	if (needed > room) {
+		room = (needed + 4095) & ~4095ULL;
+		result = map(room);
+		if (result < 0 && result >= -4095)
+			return -1;
+		memcpy((char *)result, buffer, have);
+		buffer = (char *)result;
+	}
+	area = buffer + needed - request.area_size;
+	result = -1;
+	if (!receive_until(state, buffer, &have, wanted, wanted) &&
+	    !relocate(&request, (struct mx_reloc *)(buffer + sizeof(request)), area)) {
+		result = execute(state, &request);
+		/* The reply's header goes over what is no longer needed, right in
+		 * front of the bytes that go back: one send without a copy. */
+		size = out_size(&request, result);
+		reply = (struct mx_reply *)(area + request.out_offset) - 1;
+		reply->size = size;
+		reply->flags = state->cancelled ? MX_REP_CANCELLED : 0;
+		reply->id = request.id;
+		reply->result = result;
+		state->calls++;
+		result = send_all(state, (char *)reply, sizeof(*reply) + size);
+	}
+	if (buffer != (char *)state->area)
+		mx_syscall(__NR_munmap, (long)buffer, room, 0, 0, 0, 0);
+	state->current_id = 0;
+	return result;
+}
+
+void serve(struct mx_agent_state *state)
+{
+	if (!state->area) {
+		long address = map(SCRATCH_SIZE);
+
+		if (address < 0 && address >= -4095)
+			return;
+		state->area = address;
+		state->area_size = SCRATCH_SIZE;
+	}
+	while (!serve_one(state))
+		;
+	state->current_id = 0;
+}

@@ -1,0 +1,361 @@
+"""One guest: a body that runs here, is stopped and resumed, given signals, sent onward.
+
+Owned by `mosix.remote.main`, which speaks with the deputy. Everything here runs in the remote's
+main thread, from which all its ptrace calls must come; the redirector's loop has a thread of its
+own and the transfers have theirs. A guest is *halted* when it stands in a ptrace stop, no call in
+flight, the redirector standing still: only then is it captured or given a signal.
+It must never let the guest run while the deputy has not said so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from mosix.errors import KernelError, MosixError, MoveFailedError
+from mosix.image import capture, restore, stream
+from mosix.image.capture import ProcFiles
+from mosix.image.model import Image, PendingCall
+from mosix.native.agent import Agent
+from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.watch import Watch
+from mosix.remote.confine import GuestShell
+from mosix.remote.notify import NotifyRedirector
+from mosix.remote.redirector import (
+    ERESTARTSYS,
+    Cancelled,
+    CancelWanted,
+    Event,
+    LinkBroken,
+    NeedsHome,
+    Sleeping,
+    Stopped,
+)
+from mosix.syscalls import filter as syscall_filter
+from mosix.wire.messages import Cancel, GuestDied, NeedHome, ToDeputy
+
+_NR_RT_TGSIGQUEUEINFO = 297
+_SIGTRAP = 5
+_FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
+_SIGINFO_BYTES = 128
+_SI_CODE = struct.Struct("<8xi")
+_INT3 = b"\xcc"
+_NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
+
+
+class Guest:
+    """The process `shell.pid`, its redirector, and what it waits for.
+
+    `say` sends a message to the deputy."""
+
+    def __init__(self, shell: GuestShell, watch: Watch, say: Callable[[ToDeputy], None]) -> None:
+        self.shell = shell
+        self.home_pid = shell.home_pid
+        #: job control has stopped it
+        self.held = False
+        self._watch = watch
+        self._say = say
+        self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL)
+        self._agent: Agent | None = None
+        self._prefaulted: list[tuple[int, int]] = []
+        self._redirector: NotifyRedirector | None = None
+        #: the redirector's: listener and call socket
+        self._descriptors: tuple[int, ...] = ()
+        self._events: asyncio.Task[None] | None = None
+        #: what the redirector said last and stands still with
+        self._event: Event | None = None
+        self._still = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._halting = False
+        self._halted = True
+        self._gone = False
+        #: an interrupted call that the next redirector, or home, has to finish
+        self._pending: PendingCall | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def redirector(self) -> NotifyRedirector:
+        assert self._redirector is not None
+        return self._redirector
+
+    # ---- coming in ----
+
+    def prepare(self) -> None:
+        """The agent goes into the empty process."""
+        if self.tracee.stop().ended:
+            raise KernelError("the empty guest died")
+        self._agent = Agent.inject(self.tracee, (), way_back=False)
+        self._agent.obey()
+        self._watch.add(self.tracee, self._on_stop)
+
+    def prefault(self, ranges: list[tuple[int, int]]) -> None:
+        """Populates announced memory, (start, size) each; called in a thread."""
+        assert self._agent is not None
+        wanted = [(start, start + size) for start, size in ranges]
+        self._agent.relocate(wanted)
+        self._prefaulted = restore.prefault(self._agent, wanted)
+
+    def restore(self, bulk: socket.socket, room: int) -> Image:
+        """Reads the image from `bulk` and fills the guest; called in a thread.
+
+        `room`: bytes that the guest may have. MoveFailedError, ProtocolError."""
+        agent = self._agent
+        assert agent is not None
+        image = stream.read_image(bulk.fileno())
+        if image.page_bytes * 11 // 10 > room:
+            raise MoveFailedError(
+                f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
+            )
+        number = agent.give_fd(bulk.fileno())
+        restore.fill_guest(agent, image, number, self._prefaulted)
+        stream.read_end(bulk.fileno(), image)
+        return image
+
+    def confine(self, image: Image, call: socket.socket) -> None:
+        """Installs the filter, starts the redirector, sets the final state: ready to run."""
+        agent, tracee = self._agent, self.tracee
+        assert agent is not None
+        agent.finish()
+        self._watch.remove(tracee)
+        self._descriptors = (_install_filter(agent), call.detach())
+        theirs, ours = capture.time_offsets(str(tracee.pid)), capture.time_offsets("self")
+        self._redirector = NotifyRedirector(
+            *self._descriptors,
+            tracee.pid,
+            self.home_pid,
+            monotonic_offset_ns=theirs[0] - ours[0],
+            boottime_offset_ns=theirs[1] - ours[1],
+            carried_ns=image.process.cpu_ns,
+        )
+        self._redirector.start(still=True)
+        self._events = asyncio.create_task(self._listen())
+        with self._redirector.injecting():
+            agent.leave(*restore.guest_state(image))
+        self._agent = None
+        self._pending = image.threads[0].call
+        self._watch.add(tracee, self._on_stop)
+
+    def clock_ns(self) -> int:
+        """The guest's CLOCK_MONOTONIC."""
+        return capture.clocks(self.tracee.pid)[0]
+
+    # ---- running ----
+
+    def resume(self, *, held: bool) -> None:
+        """Runs (or, `held`, will run when job control says so)."""
+        self.held = held
+        if not self._halted:
+            return
+        if self._pending is not None:
+            self.redirector.prime(self._pending)
+            self._pending = None
+        self._halted = False
+        self._still.clear()
+        self._event = None
+        self.redirector.resume()
+        if not held:
+            self._run()
+
+    def hold(self, held: bool) -> None:
+        """Job control at home has stopped or continued the process."""
+        self.held = held
+        if self._halted or self._halting or self._gone:
+            return
+        if held:
+            self.tracee.interrupt()
+        elif self.tracee.current is not None:
+            self._run()
+
+    def _run(self) -> None:
+        self._stopped.clear()
+        self.tracee.cont()
+
+    async def halt(self, *, for_signal: bool = False) -> None:
+        """Brings the guest to a stop with no call in flight.
+
+        A call in flight is cancelled at home and, unless it completed, made again by the kernel:
+        `for_signal` with the code that lets it choose between restart and EINTR, else rewound,
+        what it had done being kept for the image. MoveFailedError: the guest is dead."""
+        if self._halted:
+            return
+        self._halting = True
+        try:
+            if self.tracee.current is None:
+                self._stopped.clear()
+                self.tracee.interrupt()
+            self.redirector.request_stop()
+            await self._still.wait()
+            self._settle(for_signal)
+            if self.tracee.current is None:
+                await self._stopped.wait()
+        finally:
+            self._halting = False
+        if self._gone:
+            raise MoveFailedError("the guest died")
+        self._halted = True
+
+    def _settle(self, for_signal: bool) -> None:
+        """Answers the call that the redirector holds, a ptrace stop being pending behind it."""
+        event = self._event
+        if isinstance(event, NeedsHome):
+            self.redirector.answer(ERESTARTNOINTR)
+        elif isinstance(event, (Cancelled, Sleeping)):
+            if for_signal or (isinstance(event, Cancelled) and event.completed):
+                self.redirector.finish()
+            else:
+                self._pending = event.pending()
+                self.redirector.answer(-ERESTARTSYS)
+        elif isinstance(event, LinkBroken):
+            raise MoveFailedError("the connection for system calls was lost")
+
+    async def deliver(self, siginfo: bytes) -> None:
+        """Queues a signal that home has taken from the ghost, as its own kernel would have.
+
+        Only the process itself may queue siginfo of the kernel's own kinds."""
+        was_halted = self._halted
+        await self.halt(for_signal=True)
+        (number,) = struct.unpack_from("<i", siginfo)
+        with self.redirector.injecting(), self.tracee.scratch(_SIGINFO_BYTES) as address:
+            self.tracee.write(address, siginfo)
+            result = self.tracee.inject(
+                _NR_RT_TGSIGQUEUEINFO, self.home_pid, self.home_pid, number, address
+            )
+        if result < 0:
+            raise KernelError(f"queueing signal {number}: {os.strerror(-result)}")
+        if not was_halted:
+            self.resume(held=self.held)
+
+    # ---- going out ----
+
+    async def describe(self, epoch: int) -> Image:
+        """Halts and describes the guest; it stands still until `resume` or `destroy`."""
+        await self.halt()
+        pagemap, mem = self.shell.open_all(("pagemap", "mem"))
+        try:
+            with self.redirector.injecting():
+                image = capture.describe(self.tracee, epoch, ProcFiles(pagemap=pagemap, mem=mem))
+        finally:
+            os.close(pagemap)
+            os.close(mem)
+        image.process.pid = image.threads[0].tid = self.home_pid
+        if self._pending is not None:
+            image.threads[0].call = self._pending
+        image.process.stopped = self.held
+        return image
+
+    def send(self, image: Image, bulk: socket.socket) -> None:
+        """Writes the image and its pages; called in a thread."""
+        fd = bulk.fileno()
+        stream.write_image(fd, image)
+        capture.send_pages(self.tracee.pid, fd, image.runs)
+        stream.write_end(fd, image)
+
+    async def destroy(self) -> None:
+        """Kills the guest and everything made for it; nothing is left."""
+        self._watch.remove(self.tracee)
+        for task in (*self._tasks, *([self._events] if self._events else [])):
+            task.cancel()
+        await self.shell.destroy()
+        if self._redirector is not None:
+            self._redirector.close()
+        for fd in self._descriptors:
+            os.close(fd)
+        if self._agent is not None:
+            self._agent.close()
+
+    # ---- stops of the guest ----
+
+    def _on_stop(self, stop: Stop) -> None:
+        if stop.ended:
+            self._gone = True
+            self._stopped.set()
+            self._still.set()
+            self._say(GuestDied(status=stop.wait_status))
+        elif stop.kind == "signal":
+            self._on_signal(stop)
+        elif stop.quiet:
+            self._stopped.set()
+            if not self._halting and not self.held:
+                self._run()
+        else:
+            self.tracee.cont()
+
+    def _on_signal(self, stop: Stop) -> None:
+        """A signal is about to be taken in the guest: one from home, a fault or a CPU timer."""
+        tracee = self.tracee
+        if stop.signal in _FAULTS and _SI_CODE.unpack_from(tracee.siginfo)[0] > 0:
+            caught, blocked = _handled(tracee.pid, stop.signal)
+            if not caught or blocked:
+                # It dies: at home, of its own fault, so that status and core are its own.
+                tracee.stop(on_signal=lambda _: 0)
+                if stop.signal == _SIGTRAP:
+                    _step_back_over_int3(tracee)
+                self._stopped.set()
+                self._spawn_need_home(f"fault (signal {stop.signal})", -1)
+                return
+        tracee.cont(stop.signal)
+
+    def _spawn_need_home(self, reason: str, nr: int) -> None:
+        task = asyncio.create_task(self._need_home(reason, nr))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _need_home(self, reason: str, nr: int) -> None:
+        try:
+            await self.halt()
+        except MosixError:
+            return  # dead, or its link is: the deputy learns that by other ways
+        self._say(NeedHome(reason=reason, nr=nr))
+
+    # ---- events of the redirector ----
+
+    async def _listen(self) -> None:
+        redirector = self.redirector
+        while True:
+            event = await redirector.events.get()
+            if isinstance(event, CancelWanted):
+                self._say(Cancel(id=event.id))
+                continue
+            self._event = event
+            self._still.set()
+            if self._halting or self._halted:
+                continue
+            if isinstance(event, NeedsHome):
+                self._spawn_need_home(event.reason, event.call.nr)
+            elif isinstance(event, Stopped):  # asked for by a halt that is over
+                self._still.clear()
+                redirector.resume()
+
+
+def _install_filter(agent: Agent) -> int:
+    """The generated filter, with the kind of listener that this kernel has."""
+    program = syscall_filter.program()
+    try:
+        return agent.install_filter(program, _NEW_LISTENER | _WAIT_KILLABLE_RECV)
+    except KernelError:
+        # Before Linux 5.19: the redirector then keeps results that a signal got in the way of.
+        return agent.install_filter(program, _NEW_LISTENER)
+
+
+def _step_back_over_int3(tracee: Tracee) -> None:
+    """A breakpoint instruction traps behind itself; at home it must be executed again."""
+    registers = tracee.get_registers()
+    with contextlib.suppress(OSError):
+        if tracee.read(registers.rip - 1, 1) == _INT3:
+            registers.rip -= 1
+            tracee.set_registers(registers)
+
+
+def _handled(pid: int, number: int) -> tuple[bool, bool]:
+    """(has a handler, is blocked) for signal `number` of process `pid`."""
+    bit = 1 << (number - 1)
+    masks = {}
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith(("SigCgt:", "SigBlk:")):
+                masks[line[:6]] = int(line.split()[1], 16)
+    return bool(masks["SigCgt"] & bit), bool(masks["SigBlk"] & bit)

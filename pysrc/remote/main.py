@@ -1,0 +1,277 @@
+"""A remote: the process that owns one guest. Forked by the spawner with a reserved uid.
+
+It speaks with the deputy (control connection) and with its own mosd (id maps, bulk connections
+to other nodes). It treats the deputy as hostile: every message is checked on decoding, sizes are
+bounded by the guest's cgroup, and the job's uid comes from mosd, never from the wire.
+It ends with the guest, or when the deputy is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+
+from mosix.errors import MosixError, MoveFailedError, ProtocolError
+from mosix.image.model import Image
+from mosix.native.watch import Watch
+from mosix.remote.cgroup import Cgroups
+from mosix.remote.confine import GuestShell
+from mosix.remote.guest import Guest
+from mosix.wire.channel import Frames, Packets
+from mosix.wire.dialer import Dialer, make_blocking
+from mosix.wire.messages import (
+    Attach,
+    Cancelled,
+    Dialed,
+    Drop,
+    Failed,
+    Freeze,
+    Frozen,
+    GuestState,
+    Hold,
+    Leave,
+    MapIds,
+    Mapped,
+    NeedHome,
+    NodeToWorker,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Ready,
+    Refused,
+    Resume,
+    Run,
+    Running,
+    Sent,
+    Signal,
+    ToDeputy,
+    ToRemote,
+    Welcome,
+    WorkerToNode,
+)
+
+log = logging.getLogger("mosix.remote")
+
+#: How long mosd may take to answer (seconds).
+_MOSD = 30
+
+
+def run(sock: socket.socket) -> None:
+    """Entry of the forked process; `sock` leads to mosd. Returns when the guest is gone."""
+    asyncio.run(Remote(sock).main())
+
+
+class Remote:
+    def __init__(self, sock: socket.socket) -> None:
+        self._node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+        self._watch = Watch()
+        self._guest: Guest | None = None
+        self._welcome: Welcome | None = None
+        self._control: Frames[ToRemote] | None = None
+        self._outbox: asyncio.Queue[ToDeputy] = asyncio.Queue()
+        self._attached: dict[str, asyncio.Queue[socket.socket]] = {
+            "call": asyncio.Queue(),
+            "bulk": asyncio.Queue(),
+        }
+        self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
+        self._dialer = Dialer(self._to_node.put_nowait)
+        self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
+        self._receiving: asyncio.Task[None] | None = None
+        self._image: Image | None = None
+
+    @property
+    def welcome(self) -> Welcome:
+        assert self._welcome is not None
+        return self._welcome
+
+    @property
+    def guest(self) -> Guest:
+        if self._guest is None:
+            raise ProtocolError("there is no guest yet")
+        return self._guest
+
+    async def main(self) -> None:
+        message, fds = await self._node.receive()
+        if not isinstance(message, Welcome) or len(fds) != 1:
+            raise ProtocolError("the first message to a remote must be Welcome")
+        self._welcome = message
+        self._control = Frames(socket.socket(fileno=fds[0]), ToRemote)
+        self._watch.start()
+        workers = [
+            asyncio.create_task(self._listen_to_node()),
+            asyncio.create_task(self._write()),
+            asyncio.create_task(self._write_to_node()),
+        ]
+        try:
+            await self._listen_to_deputy()
+        except (EOFError, OSError):
+            log.warning("guest %d: the deputy is gone", message.pid)
+        except MosixError as error:
+            log.warning("guest %d: %s", message.pid, error.line())
+        finally:
+            if self._receiving is not None:
+                self._receiving.cancel()
+            if self._guest is not None:
+                await self._guest.destroy()
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            self._control.close()
+            self._node.close()
+
+    def _say(self, message: ToDeputy) -> None:
+        self._outbox.put_nowait(message)
+
+    async def _write(self) -> None:
+        assert self._control is not None
+        with contextlib.suppress(OSError):
+            while True:
+                await self._control.send(await self._outbox.get())
+
+    async def _write_to_node(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await self._node.send(await self._to_node.get())
+
+    # ---- the deputy ----
+
+    async def _listen_to_deputy(self) -> None:
+        """Obeys the deputy, one order after the other: a freeze never overtakes a signal."""
+        assert self._control is not None
+        while True:
+            message = await self._control.receive()
+            match message:
+                case Ping():
+                    self._say(Pong(sent_ns=message.sent_ns))
+                case Prepare():
+                    await self._prepare(message)
+                case Run():
+                    self._say(Running(epoch=message.epoch))
+                    self.guest.resume(held=message.held)
+                case Signal():
+                    await self.guest.deliver(message.siginfo)
+                case Hold():
+                    self.guest.hold(message.held)
+                case Freeze():
+                    await self._freeze(message)
+                case Resume():
+                    self.guest.resume(held=message.held)
+                case Cancelled():
+                    pass  # its reply is on the call socket already
+                case Drop():
+                    return
+
+    async def _prepare(self, order: Prepare) -> None:
+        welcome = self.welcome
+        if self._guest is not None:
+            raise ProtocolError("a second Prepare")
+        room = self._room()
+        if order.needs * 11 // 10 > room:
+            self._say(
+                Refused(
+                    reason=f"not enough memory: it needs {order.needs >> 20} MiB and 10%, "
+                    f"{room >> 20} MiB are free",
+                    hint="choose another node",
+                )
+            )
+            return
+        try:
+            shell = await GuestShell.create(
+                home_pid=welcome.pid,
+                uid=welcome.uid,
+                gid=welcome.gid,
+                monotonic_ns=order.monotonic_ns,
+                boottime_ns=order.boottime_ns,
+                map_ids=self._map_ids,
+                comm=order.comm,
+            )
+            self._guest = Guest(shell, self._watch, self._say)
+            self._guest.prepare()
+            await asyncio.to_thread(self._guest.prefault, order.prefault)
+        except MosixError as error:
+            self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
+            return
+        self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
+        self._say(Prepared())
+        self._receiving = asyncio.create_task(self._receive(order.epoch))
+
+    def _room(self) -> int:
+        """Bytes a guest may take: the node's free memory, and its cgroup's limit."""
+        return min(Cgroups.detect().own.available(), self.welcome.memory_limit)
+
+    async def _receive(self, epoch: int) -> None:
+        """Waits for the image and fills the guest with it."""
+        try:
+            async with asyncio.timeout(600):
+                call = await self._attached["call"].get()
+                bulk = await self._attached["bulk"].get()
+            try:
+                image = await asyncio.to_thread(self.guest.restore, bulk, self._room())
+            finally:
+                bulk.close()
+            self.guest.confine(image, call)
+            behind = image.header.monotonic_ns - self.guest.clock_ns()
+            if behind > 0:  # the new clock is never behind the old one's last reading
+                await asyncio.sleep(behind / 1e9)
+            self._say(Ready(epoch=epoch, received=image.page_bytes))
+        except (OSError, TimeoutError, EOFError) as error:
+            self._say(Failed(epoch=epoch, reason=f"receiving the image failed: {error}"[:2000]))
+        except MosixError as error:
+            self._say(Failed(epoch=epoch, reason=error.line()[:2000]))
+
+    async def _freeze(self, order: Freeze) -> None:
+        guest = self.guest
+        try:
+            image = await guest.describe(order.epoch)
+            self._say(
+                Frozen(
+                    epoch=order.epoch,
+                    page_bytes=image.page_bytes,
+                    stopped_ns=image.header.monotonic_ns,
+                )
+            )
+            if order.target is None:
+                async with asyncio.timeout(_MOSD):
+                    bulk = await self._attached["bulk"].get()
+            else:
+                _, (bulk,) = await self._dialer.dial(
+                    order.target, ("bulk",), self.welcome.pid, order.epoch, order.token
+                )
+            with contextlib.closing(bulk):
+                await asyncio.to_thread(guest.send, image, bulk)
+            self._say(Sent(epoch=order.epoch))
+        except (OSError, TimeoutError) as error:
+            self._say(Failed(epoch=order.epoch, reason=f"sending the image failed: {error}"[:2000]))
+        except MosixError as error:
+            self._say(Failed(epoch=order.epoch, reason=error.line()[:2000]))
+
+    # ---- mosd ----
+
+    async def _listen_to_node(self) -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                message, fds = await self._node.receive()
+                if isinstance(message, Attach) and len(fds) == 1:
+                    sock = socket.socket(fileno=fds[0])
+                    queue = self._attached.get(message.purpose)
+                    if queue is None or queue.qsize() > 1:
+                        sock.close()
+                    else:
+                        make_blocking(sock)
+                        queue.put_nowait(sock)
+                elif isinstance(message, Mapped):
+                    self._mapped.put_nowait(message)
+                elif isinstance(message, Dialed):
+                    self._dialer.answered(message, fds)
+                elif isinstance(message, Leave):
+                    self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+
+    async def _map_ids(self, carrier: int) -> None:
+        self._to_node.put_nowait(MapIds(carrier=carrier))
+        async with asyncio.timeout(_MOSD):
+            answer = await self._mapped.get()
+        if answer.error:
+            raise MoveFailedError(f"mapping ids: {answer.error}")

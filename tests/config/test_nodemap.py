@@ -1,0 +1,105 @@
+"""mosix.map and userview.map: what they mean, and complaints with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mosix.config import parse_map
+from mosix.errors import ConfigError, UnknownNodeError
+
+
+def test_a_range_of_the_manual_names_consecutive_nodes() -> None:
+    nodes = parse_map("# ours\n\n10.0.0.1 3 p\n10.0.1.254 4\n")
+    assert len(nodes) == 7
+    assert "10.0.0.3" in nodes
+    assert "10.0.0.4" not in nodes
+    assert "10.0.2.1" in nodes
+    assert nodes.number_of("10.0.0.1") is None
+
+
+def test_numbers_come_from_userview_map_or_from_the_line_itself() -> None:
+    apart = parse_map("10.0.0.1 3", userview="7 10.0.0.1 3\n")
+    together = parse_map("7 10.0.0.1 3")
+    for nodes in (apart, together):
+        assert nodes.number_of("10.0.0.2") == 8
+        assert nodes.resolve("9") == "10.0.0.3"
+        assert nodes.resolve("10.0.0.3") == "10.0.0.3"
+        with pytest.raises(UnknownNodeError, match="no node number 10"):
+            nodes.resolve("10")
+
+
+def test_a_number_for_a_node_outside_of_the_map_is_not_a_node() -> None:
+    nodes = parse_map("10.0.0.1 1", userview="1 10.0.0.1 2")
+    with pytest.raises(UnknownNodeError, match="not in mosix.map"):
+        nodes.resolve("2")
+
+
+def test_an_alias_is_the_same_node() -> None:
+    nodes = parse_map("192.168.1.5=10.0.0.2\n1 10.0.0.1 2\n")
+    assert "192.168.1.5" in nodes
+    assert nodes.resolve("192.168.1.5") == "10.0.0.2"
+    assert nodes.number_of("192.168.1.5") == 2
+
+
+def test_host_names_are_looked_up() -> None:
+    assert "127.0.0.1" in parse_map("localhost 1")
+    assert parse_map("127.0.0.1 1").resolve("localhost") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("10.0.0.1", 1, "1 fields"),
+        ("\n#\n10.0.0.1 x", 3, "must be a number"),
+        ("10.0.0.1 0", 1, "must be 1 to"),
+        ("10.0.0.300 1", 1, "not an IPv4 address"),
+        ("fe80::1 1", 1, "not an IPv4 address"),
+        ("0.0.3.4 1", 1, "cannot be a node"),
+        ("255.255.255.1 1", 1, "cannot be a node"),
+        ("255.255.254.255 2", 1, "ends behind"),
+        ("no.such.host.invalid 1", 1, "not known"),
+        ("10.0.0.1 4 q", 1, "unknown flag"),
+        ("10.0.0.1 4\n10.0.0.4 1", 2, "overlaps line 1"),
+        ("1 10.0.0.1 4\n3 10.0.1.0 1", 2, "numbers overlap"),
+        ("10.0.0.1 1\n10.9.9.9=10.0.0.2", 2, "not in the data lines"),
+        ("0 10.0.0.1 1", 1, "must be 1 to 65535"),
+        ("65535 10.0.0.1 2", 1, "larger than 65535"),
+        ("10.0.0.1 1\n" * 257, 2, "overlaps"),
+        ("\n".join(f"10.0.{i >> 8}.{i & 255} 1" for i in range(257)), 257, "more than 256"),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_line(text: str, line: int, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_map(text, Path("/etc/mosix/mosix.map"))
+    assert caught.value.message.startswith(f"/etc/mosix/mosix.map, line {line}: ")
+    assert said in caught.value.message
+
+
+def test_an_empty_map_is_no_map() -> None:
+    with pytest.raises(ConfigError, match="names no node"):
+        parse_map("# nobody\n")
+
+
+@given(st.text(alphabet="0123456789. =#\npo/x-", max_size=200))
+def test_any_text_is_a_map_or_a_complaint(text: str) -> None:
+    try:
+        nodes = parse_map(text.replace("x", ":"))
+    except ConfigError as error:
+        assert "mosix.map" in error.message
+    else:
+        assert len(nodes) >= 1
+
+
+@given(st.text(max_size=30))
+def test_any_name_is_a_node_or_unknown(name: str) -> None:
+    nodes = parse_map("1 10.0.0.1 2")
+    assert name not in nodes or name in ("10.0.0.1", "10.0.0.2")
+    assert nodes.number_of(name) is None or name in ("10.0.0.1", "10.0.0.2")
+    try:
+        ip = nodes.resolve_number_or_ip(name)
+    except UnknownNodeError:
+        return
+    assert ip in (None, "10.0.0.1", "10.0.0.2")
