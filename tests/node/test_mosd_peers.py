@@ -137,7 +137,7 @@ def test_the_job_stays_home_when_the_remote_cannot_start(cluster: Cluster) -> No
     two.start()
     job = one.job()
     done = one.mosix("migrate", job.pid, 2, "--wait")
-    assert done.status in (7, 8, 13), done
+    assert done.status in (7, 8, 10, 13), done  # it dies before, between or after the dials
     assert one.row(job.pid)["where"] == "home"
     eventually(lambda: two.rows() == [])
     assert end(job) == 0
