@@ -121,7 +121,7 @@ def test_a_job_whose_deputy_died_leaves_no_cgroup_when_mosd_stops(cluster: Clust
     os.kill(deputy, 9)
     eventually(lambda: node.rows() == [])
     job.kill()
-    job.wait()
+    assert end(job) == -9
     assert node.stop() == 0
     assert not group.exists()
     assert not record.exists()
