@@ -168,13 +168,13 @@ async def _receive(sock: socket.socket, fds: list[int]) -> bytes:
     decoder = FrameDecoder(MAX_REQUEST)
     while True:
         try:
-            data, new, flags, _ = socket.recv_fds(
-                sock, decoder.wanted, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, new, flags, _ = socket.recv_fds(sock, decoder.wanted, _MAX_FDS)
         except BlockingIOError:
             await _readable(sock)
             continue
         fds += new
+        for fd in new:
+            os.set_inheritable(fd, False)  # recv_fds of Python 3.11 drops MSG_CMSG_CLOEXEC
         if flags & socket.MSG_CTRUNC or len(fds) > _MAX_FDS:
             raise ProtocolError("too many descriptors")
         if not data:

@@ -129,13 +129,22 @@ class _Deputy:
             return
         assert len(fds) == len(PURPOSES)
         sockets = [socket.socket(fileno=fd) for fd in fds]
-        for name, sock in zip(PURPOSES[1:], sockets[1:], strict=True):
-            sock.setblocking(True)
-            assert sock.recv(4) == name.encode()  # the remote got the right ones
-            sock.close()
         control: Frames[ToDeputy] = Frames(sockets[0], ToDeputy)
-        await control.send(Ping(sent_ns=7))
-        assert await control.receive() == Pong(sent_ns=7)
+        try:
+            for name, sock in zip(PURPOSES[1:], sockets[1:], strict=True):
+                with sock:
+                    sock.setblocking(True)
+                    # The remote got the right ones.
+                    if sock.recv(4) != name.encode():
+                        raise EOFError
+            await control.send(Ping(sent_ns=7))
+            assert await control.receive() == Pong(sent_ns=7)
+        except (EOFError, OSError):
+            await self.tell(order.pid, "home", "the remote is gone")
+            await self.node.send(
+                Moved(request=order.request, pid=order.pid, error="the remote is gone", code=10)
+            )
+            return
         self.controls[order.pid] = control
         self.epochs[order.pid] = epoch
         await self.tell(order.pid, order.target, "ordered")

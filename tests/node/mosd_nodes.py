@@ -242,5 +242,7 @@ class Cluster:
                 node.stop()
         for node in self.nodes:
             eventually(lambda node=node: node.processes() == [])  # type: ignore[misc]
-        for group in groups:
-            eventually(lambda group=group: not group.exists())  # type: ignore[misc]
+        left = [group for group in groups if group.exists()]
+        for group in left:
+            group.rmdir()
+        assert not left

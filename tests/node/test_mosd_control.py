@@ -112,6 +112,21 @@ def test_a_second_mosd_is_refused_and_the_first_goes_on(cluster: Cluster) -> Non
     assert node.mosix("mosctl", "status").status == 0
 
 
+def test_a_job_whose_deputy_died_leaves_no_cgroup_when_mosd_stops(cluster: Cluster) -> None:
+    node = cluster.node(1)
+    job = node.job(uid=NOBODY)
+    (deputy,) = [pid for pid in node.processes() if os.stat(f"/proc/{pid}").st_uid == NOBODY]
+    (record,) = (node.run_dir / "jobs").iterdir()
+    group = Path(record.read_text().strip())
+    os.kill(deputy, 9)
+    eventually(lambda: node.rows() == [])
+    job.kill()
+    assert end(job) == -9
+    assert node.stop() == 0
+    assert not group.exists()
+    assert not record.exists()
+
+
 def test_after_a_kill_it_starts_again(cluster: Cluster) -> None:
     node = cluster.node(1)
     job = node.job()

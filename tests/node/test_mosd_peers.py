@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from mosd_nodes import HERE, NOBODY, Cluster, Node, end, eventually
+from mosix.config import Paths, load
+from mosix.errors import RefusedError
+from mosix.node.peers import Dialer
 from mosix.wire.handshake import MAX_HALF_OPEN
 
 
@@ -27,6 +31,14 @@ def group_of(pid: object) -> Path:
         if "memory" in controllers.split(",") or (not controllers and "mosixd" in path):
             return Path("/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup") / path[1:]
     raise AssertionError("no cgroup")
+
+
+def is_dead(pid: object) -> bool:
+    """Also a zombie: its remote is gone, and who inherited it may take its time."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_process_goes_away_and_comes_home_and_leaves_nothing_there(cluster: Cluster) -> None:
@@ -70,7 +82,7 @@ def test_a_stopping_mosd_brings_its_own_home_and_sends_guests_to_theirs(
     guest = moved_away(two, one, other.pid)
     assert one.stop() == 0
     eventually(lambda: two.rows() != [] and len(two.rows()) == 1)
-    eventually(lambda: not Path(f"/proc/{guest['pid']}").exists())
+    eventually(lambda: is_dead(guest["pid"]))
     assert one.processes() == []
     one.start()
     assert end(own) == 0  # a job at home went on
@@ -125,7 +137,7 @@ def test_the_job_stays_home_when_the_remote_cannot_start(cluster: Cluster) -> No
     two.start()
     job = one.job()
     done = one.mosix("migrate", job.pid, 2, "--wait")
-    assert done.status in (7, 8, 13), done
+    assert done.status in (7, 8, 10, 13), done  # it dies before, between or after the dials
     assert one.row(job.pid)["where"] == "home"
     eventually(lambda: two.rows() == [])
     assert end(job) == 0
@@ -179,12 +191,6 @@ def test_one_address_cannot_hold_more_than_its_share_of_connections(cluster: Clu
 
 def test_a_token_is_only_good_for_its_guest(cluster: Cluster) -> None:
     """Another node of the cluster, which knows the secret, invents a token."""
-    import asyncio
-
-    from mosix.config import Paths, load
-    from mosix.errors import RefusedError
-    from mosix.node.peers import Dialer
-
     one, two = cluster.node(1), cluster.node(2)
     three = cluster.node(3, start=False)
     job = one.job()
