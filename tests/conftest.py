@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,17 +55,19 @@ def _children(pid: int) -> set[int]:
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
-    """Command and state, or None if it is gone."""
+    """Command line and state letter, or None if it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return text[text.index("(") + 1 : text.rindex(")")], text.rpartition(")")[2].split()[0]
+    comm = text[text.index("(") : text.rindex(")") + 1]
+    return line or comm, text.rpartition(")")[2].split()[0]
 
 
-def _processes() -> dict[int, str]:
-    """Descendants that run, by PID, with their command."""
-    found: dict[int, str] = {}
+def _processes() -> Counter[str]:
+    """Descendants that run, by command line: a daemon that was started again is no leak."""
+    found: Counter[str] = Counter()
     todo = [os.getpid()]
     while todo:
         try:
@@ -74,7 +77,7 @@ def _processes() -> dict[int, str]:
         for child in children:
             stat = _stat(child)
             if stat is not None and stat[1] not in "ZX":
-                found[child] = stat[0]
+                found[stat[0]] += 1
                 todo.append(child)
     return found
 
@@ -107,17 +110,17 @@ def _own_labs() -> set[str]:
     return found
 
 
-def _state() -> dict[str, set[str]]:
+def _state() -> dict[str, Counter[str]]:
     return {
-        "processes": {f"{pid} {name}" for pid, name in _processes().items()},
-        "descriptors": {f"{fd} {link}" for fd, link in _descriptors().items()},
-        "mounts": _mounts(),
-        "network namespaces": _network_namespaces(),
-        "labs": _own_labs(),
+        "processes": _processes(),
+        "descriptors": Counter(f"{fd} {link}" for fd, link in _descriptors().items()),
+        "mounts": Counter(_mounts()),
+        "network namespaces": Counter(_network_namespaces()),
+        "labs": Counter(_own_labs()),
     }
 
 
-def _leaks(before: dict[str, set[str]]) -> list[str]:
+def _leaks(before: dict[str, Counter[str]]) -> list[str]:
     now = _state()
     return [
         f"{what}: {', '.join(sorted(now[what] - before[what]))}"

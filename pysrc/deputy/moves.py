@@ -144,9 +144,17 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
     if stopped_meanwhile and not process.held:
         process.held = True
         link.post(Hold(held=True))
+    _stop_again(process)
     process.report()
     if link.lost:
         process.on_lost(link)
+
+
+def _stop_again(process: JobProcess) -> None:
+    """The agent has run although job control stopped the process: back into its group stop, in
+    which `JobProcess.on_stop` lets it listen for SIGCONT."""
+    if process.held and process.tracee is not None:
+        process.tracee.interrupt()
 
 
 def _resume_at_home(
@@ -256,6 +264,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     process.link = new
     agent.serve_on(number)
     process.place = Place.AWAY
+    _stop_again(process)
     process.forward_postponed()
     process.report()
     old.post(Drop())
@@ -280,6 +289,7 @@ def _back_to_guest(process: JobProcess, epoch: int, *, paused: bool, filled: Ima
         restore.empty_ghost(agent, filled)
     if paused:
         agent.unpause()
+        _stop_again(process)
     link.post(Resume(epoch=epoch, held=process.held))
     process.forward_postponed()
 

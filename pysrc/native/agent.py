@@ -386,6 +386,11 @@ class Agent:
         registers.orig_rax = _M64
         self._tracee.set_registers(registers)
 
+    def mark_overtaken(self) -> None:
+        """At a stop: the request being executed gets MX_REP_CANCELLED with whatever its result
+        will be, because a signal has to be taken before that is seen."""
+        self._set_state(cancelled=1)
+
     def state(self) -> State:
         """What the agent does; also while the process runs. OSError if it is gone."""
         state = self._read_state()

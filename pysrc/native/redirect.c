@@ -1257,6 +1257,16 @@ static int is_same(const struct kept *kept, const struct mx_redirect *r)
 	return kept->valid && kept->nr == r->nr && !memcmp(kept->args, r->args, sizeof(r->args));
 }
 
+int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result)
+{
+	struct internal *in = r->internal;
+	int valid = in->undelivered.valid;
+
+	*result = in->undelivered.result;
+	in->undelivered.valid = 0;
+	return valid;
+}
+
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done,
 		       int64_t deadline_ns)
 {

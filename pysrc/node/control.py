@@ -95,13 +95,13 @@ class ControlServer:
                 sock.close()
                 continue
             sock.setblocking(False)
+            self._connections[caller.uid] += 1
             task = asyncio.create_task(self._connection(sock, caller))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _connection(self, sock: socket.socket, caller: Caller) -> None:
         fds: list[int] = []
-        self._connections[caller.uid] += 1
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 request: Request = decode(await _receive(sock, fds), Request)

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import socket
 import struct
+import termios
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from mosix.remote.redirector import (
     Sleeping,
     Stopped,
 )
-from served import Kit, Served, served
+from served import CANCELLED, Kit, Served, served
 
 READ, WRITE, POLL, GETPID, RT_TGSIGQUEUEINFO = 0, 1, 7, 39, 297
 
@@ -142,6 +144,40 @@ async def test_a_signal_ends_or_restarts_a_read_as_its_handler_wants(
     os.close(there)
 
 
+@pytest.mark.parametrize("what", ["raise", "unblock"])
+async def test_a_signal_to_oneself_is_handled_before_the_call_returns(
+    kit: Kit, tmp_path: Path, what: str
+) -> None:
+    binary = kit.build("one_call", static=False)
+    with served(kit, [binary, what], tmp_path, still=True) as pair:
+        ghost = Tracee.seize(pair.ghost.pid)
+        pair.redirector.resume()
+        while (stop := ghost.wait(block=False)) is None or stop.kind != "signal":
+            await asyncio.sleep(0)
+        assert stop.signal == signal.SIGUSR1
+        info = ghost.siginfo
+        ghost.write(kit.symbols["host_state"] + CANCELLED, (1).to_bytes(4, "little"))
+        ghost.cont(0)
+        event = await pair.event()
+        assert isinstance(event, Cancelled) and event.completed and event.result == 0
+        ghost.stop()
+        ghost.detach()
+        guest = Tracee.seize(pair.guest.pid)
+        guest.interrupt()
+        assert pair.redirector.finish()
+        stop = guest.wait()
+        assert stop is not None and stop.quiet
+        number, pid = signal.SIGUSR1, pair.guest.pid
+        with pair.redirector.injecting(), guest.scratch(128) as address:
+            guest.write(address, info)
+            assert guest.inject(RT_TGSIGQUEUEINFO, pid, pid, number, address) == 0
+        pair.redirector.resume()
+        guest.detach()
+        await pair.serve()
+        before = ["blocked 0 0 0"] if what == "unblock" else []
+        assert said(pair) == [*before, f"{what} 0 0 {signal.SIGUSR1 * 1000}"]
+
+
 async def test_a_sleep_goes_on_behind_a_stop(kit: Kit, tmp_path: Path) -> None:
     with served(kit, [kit.build("one_call", static=False), "sleep"], tmp_path) as pair:
         await _until_asleep(pair)
@@ -252,15 +288,41 @@ async def test_without_killable_listeners_a_call_is_still_made_once(
         tracee.stop()  # the notification is dropped: the call will be issued again
         before = pair.redirector.calls
         os.write(here, b"abc")
-        while Path(f"/proc/{pair.ghost.pid}/syscall").read_text().startswith("0 "):
+        while int.from_bytes(fcntl.ioctl(there, termios.FIONREAD, bytes(4)), "little"):
             await asyncio.sleep(0)
         os.write(here, b"def")
         tracee.detach()
         os.close(here)
         await pair.serve()
-        assert said(pair)[0] == "abc 3 0 0"
-        assert said(pair) == []
+        assert said(pair) == ["abc 3 0 0", "def 3 0 0"]
         assert pair.redirector.calls > before
+    os.close(there)
+
+
+async def test_a_result_that_a_stop_kept_from_the_guest_can_be_taken_along(
+    kit: Kit, tmp_path: Path
+) -> None:
+    there, here = os.pipe()
+    binary = kit.build("one_call", static=False)
+    with served(kit, [binary, "read"], tmp_path, stdin=there, killable=False) as pair:
+        pair.blocked_in = READ
+        await pair.until_blocked()
+        tracee = Tracee.seize(pair.guest.pid)
+        tracee.stop()
+        assert pair.redirector.request_stop()
+        assert isinstance(await pair.event(), CancelWanted)
+        os.write(here, b"abc")  # the call completes before it is cancelled
+        assert isinstance(await pair.event(), Stopped)
+        assert pair.redirector.take_undelivered() == 3
+        assert pair.redirector.take_undelivered() is None
+        registers = tracee.get_registers()
+        registers.rax, registers.orig_rax = 3, (1 << 64) - 1
+        tracee.set_registers(registers)
+        pair.redirector.resume()
+        tracee.detach()
+        os.close(here)
+        await pair.serve()
+        assert said(pair) == ["abc 3 0 0", " 0 0 0"]
     os.close(there)
 
 

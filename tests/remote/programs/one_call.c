@@ -60,6 +60,17 @@ int main(int argc, char **argv)
 		tell("long enough", after.tv_nsec - before.tv_nsec >= 300000000);
 	} else if (!strcmp(what, "pause")) {
 		tell("pause", pause());
+	} else if (!strcmp(what, "raise")) {
+		tell("raise", kill(getpid(), SIGUSR1));
+	} else if (!strcmp(what, "unblock")) {
+		sigset_t set;
+
+		sigemptyset(&set);
+		sigaddset(&set, SIGUSR1);
+		sigprocmask(SIG_BLOCK, &set, NULL);
+		kill(getpid(), SIGUSR1);
+		tell("blocked", 0);
+		tell("unblock", sigprocmask(SIG_UNBLOCK, &set, NULL));
 	} else if (!strcmp(what, "fork")) {
 		tell("fork", fork());
 	} else if (!strcmp(what, "maps")) {
