@@ -19,7 +19,8 @@ import pytest
 from mosix.errors import MoveFailedError
 from mosix.image import capture, restore
 from mosix.image.model import Image
-from mosix.native.agent import Agent, mapped
+from mosix.native.agent import Agent
+from mosix.native.blob import mapped
 from mosix.native.tracee import Tracee
 
 EXITKILL = 1 << 20
@@ -122,7 +123,7 @@ def sent(pid: int, image: Image) -> tuple[socket.socket, threading.Thread]:
 
 def fill_guest(image: Image, source_pid: int, guest: Tracee, prefault: bool = False) -> None:
     """`image` into the empty process `guest`, which then stands still as the program."""
-    agent = Agent.inject(guest, restore.body_ranges(image) if not prefault else [])
+    agent = Agent.inject(guest, [], way_back=False)
     agent.obey()
     ready = []
     if prefault:

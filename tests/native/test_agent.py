@@ -17,7 +17,8 @@ import pytest
 from mosix.errors import MoveFailedError
 from mosix.image.model import PageRun
 from mosix.native._native import ffi, lib
-from mosix.native.agent import Agent, mapped
+from mosix.native.agent import Agent
+from mosix.native.blob import mapped
 from mosix.native.tracee import Tracee
 
 COUNTER = r"""
