@@ -126,6 +126,10 @@ class Spawner:
                 self._tell(Spawned(request=order.request, error=f"fork: {error.strerror}"))
                 return None
             if pid == 0:
+                # Objects that own a descriptor would close its number once more when they are
+                # collected, and by then it is somebody else's.
+                self._selector.close()
+                self._sock.close()
                 return _Worker(order, theirs, self._workers[order.kind])
             theirs.close()
             pidfd = os.pidfd_open(pid)
