@@ -20,7 +20,7 @@ from typing import TypeVar
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownError
-from mosix.image import capture, eligibility, maps, restore, stream
+from mosix.image import capture, eligibility, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent
 from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
@@ -87,6 +87,7 @@ async def _leave_prepared(
     begin = time.monotonic_ns()
     tracee = seized or Tracee.seize(process.pid)
     agent: Agent | None = None
+    image: Image | None = None
     process.place = Place.MOVING
     try:
         if seized is None:
@@ -100,6 +101,8 @@ async def _leave_prepared(
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch)
         image.process.stopped = process.held
+        # What waits in the ghost's queue stays there: it is the process's only queue.
+        image.process.pending, image.threads[0].pending = [], []
         agent = Agent.inject(tracee, restore.body_ranges(image))
         sending = asyncio.create_task(_send(process.pid, bulk, image))
         try:
@@ -116,7 +119,7 @@ async def _leave_prepared(
                 await sending
             raise
     except BaseException:
-        _resume_at_home(process, tracee, agent, keep=seized is not None)
+        _resume_at_home(process, tracee, agent, image, keep=seized is not None)
         raise
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
@@ -158,13 +161,22 @@ def _stop_again(process: JobProcess) -> None:
 
 
 def _resume_at_home(
-    process: JobProcess, tracee: Tracee, agent: Agent | None, *, keep: bool
+    process: JobProcess,
+    tracee: Tracee,
+    agent: Agent | None,
+    image: Image | None,
+    *,
+    keep: bool,
 ) -> None:
     """Undoes what `_leave_prepared` did to the process: it goes on as if nothing had been."""
     process.place = Place.HOME
     with contextlib.suppress(MosixError, OSError):
         if agent is not None:
             agent.abandon()
+        if image is not None:
+            pending.keep_in_place(
+                tracee, image.threads[0], time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            )
         if not keep:
             tracee.detach()
 
