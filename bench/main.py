@@ -13,6 +13,7 @@ import click
 import moving
 from harness import REGISTRY, Result, evaluate, pair_of_nodes
 from mosix.errors import MosixError
+from mosix.lab import drive
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +36,7 @@ def main(names: tuple[str, ...], file: Path | None, strict: bool, only_list: boo
     if unknown:
         known = ", ".join(REGISTRY)
         raise click.UsageError(f"no benchmark {', '.join(unknown)}; there are {known}")
+    drive.end_in_order()
     results: list[Result] = []
     failed = False
     with pair_of_nodes() as cluster:

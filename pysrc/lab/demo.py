@@ -242,7 +242,7 @@ def show(home: NodeHandle, program: Program, console: Console) -> tuple[list[Mov
 
 def report(moves: list[Move], console: Console) -> None:
     table = Table(title="moves", title_justify="left")
-    for column in ("program", "from", "to", "freeze ms", "MiB moved", "calls forwarded"):
+    for column in ("program", "from", "to", "freeze ms", "MiB moved", "calls before"):
         table.add_column(column, justify="left" if column in ("program", "from", "to") else "right")
     for move in moves:
         figures = (f"{move.freeze_ms:.1f}", f"{move.mebibytes:.1f}", str(move.calls))
@@ -271,6 +271,7 @@ def programs(index: Path) -> list[Program]:
 def main(lab_name: str, index: Path) -> None:
     """Programs move while they work (called by scripts/demo)."""
     console = Console(width=None if sys.stdout.isatty() else 100)
+    drive.end_in_order()
     try:
         ok = run(lab_name, index.resolve(), console)
     except MosixError as error:
