@@ -327,7 +327,7 @@ class JobProcess:
                 return
             try:
                 await self.home.leave(self, ip)
-                self.why = ""
+                self.why = "went back to where it was ordered"
                 self.report()
             except MosixError as error:
                 self.why = f"home: {error.line()}"
