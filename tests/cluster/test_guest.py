@@ -57,7 +57,7 @@ def test_namesake_of_the_owner_can_do_nothing_to_it(
     lab: Cluster, start: Callable[..., Job]
 ) -> None:
     job = start(["cat"], user="games")
-    lab[1].migrate(job.pid, "2", user="games")
+    lab[1].check(["migrate", "--wait", str(job.pid), "2"], user="games")
     guest = guest_of(lab[2], job)
     done = lab[2].check([PYTHON, str(PROGRAMS / "spy.py"), str(guest["pid"])], user="games")
     assert json.loads(done) == []
@@ -93,7 +93,7 @@ def test_stranger_may_not_move_a_job(lab: Cluster, start: Callable[..., Job]) ->
     assert done.returncode == 4
     assert len(done.stderr.splitlines()) == 1
     assert job.where() == "home"
-    lab[1].migrate(job.pid, "2", user="games")
+    lab[1].check(["migrate", "--wait", str(job.pid), "2"], user="games")
     lab[1].migrate(job.pid, "home")  # root may
     assert job.finish() == (0, "", "")
 

@@ -153,9 +153,7 @@ class Node:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def mosix(self, name: str, *arguments: object, uid: int = 0) -> "Done":
-        return self.run(
-            sys.executable, "-m", f"mosix.cli.{name}", *map(str, arguments), uid=uid
-        )
+        return self.run(sys.executable, "-m", f"mosix.cli.{name}", *map(str, arguments), uid=uid)
 
     def mosrun(self, *arguments: object, **more: object) -> "Done":
         return self.run(MOSRUN, *map(str, arguments), **more)  # type: ignore[arg-type]

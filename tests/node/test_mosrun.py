@@ -44,9 +44,7 @@ def test_what_cannot_be_executed_is_126_or_127_as_with_env(node: Node) -> None:
         (["-rno.such.host.invalid", "true"], "'no.such.host.invalid' is not known"),
     ],
 )
-def test_its_own_failures_are_125_and_one_line(
-    node: Node, options: list[str], said: str
-) -> None:
+def test_its_own_failures_are_125_and_one_line(node: Node, options: list[str], said: str) -> None:
     done = node.mosrun(*options)
     assert done.status == 125
     assert said in done.err
@@ -88,9 +86,7 @@ def test_environment_masks_dispositions_and_limits_are_as_natively(node: Node) -
 
     program = ["/usr/bin/python3", "-c", _STATE, "-x", "ü", ""]
     natively = node.run(*program, preexec_fn=prepare, env={"A": "ü b", "LC_ALL": ""})
-    as_job = node.mosrun(
-        "--", *program, preexec_fn=prepare, env={"A": "ü b", "LC_ALL": ""}, uid=0
-    )
+    as_job = node.mosrun("--", *program, preexec_fn=prepare, env={"A": "ü b", "LC_ALL": ""}, uid=0)
     assert natively.status == 0
     assert as_job.out == natively.out
 

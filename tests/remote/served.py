@@ -152,7 +152,9 @@ def launch(
     return Served(redirector, guest, ghost, [near], fds[0])
 
 
-def native(command: list[str | Path], cwd: Path, stdin: int = subprocess.DEVNULL) -> tuple[int, bytes]:
+def native(
+    command: list[str | Path], cwd: Path, stdin: int = subprocess.DEVNULL
+) -> tuple[int, bytes]:
     done = subprocess.run(
         [str(word) for word in command],
         executable=shutil.which(str(command[0]), path="/usr/bin:/bin"),

@@ -57,9 +57,10 @@ async def test_a_tool_prints_what_it_prints_natively(
     kit: Kit, files: Path, tmp_path: Path, command: list[str | Path]
 ) -> None:
     status, expected = native(command, files)
-    with (tmp_path / "out").open("w+b") as out, served(
-        kit, command, files, stdout=out.fileno()
-    ) as pair:
+    with (
+        (tmp_path / "out").open("w+b") as out,
+        served(kit, command, files, stdout=out.fileno()) as pair,
+    ):
         assert await pair.serve() == status
         assert pair.homes == []
         out.seek(0)
@@ -74,9 +75,10 @@ async def test_calls_of_every_shape_return_what_they_return_natively(
 ) -> None:
     binary = kit.build("many_calls", static=static)
     status, expected = native([binary], files)
-    with (tmp_path / "out").open("w+b") as out, served(
-        kit, [binary], files, stdout=out.fileno(), killable=killable
-    ) as pair:
+    with (
+        (tmp_path / "out").open("w+b") as out,
+        served(kit, [binary], files, stdout=out.fileno(), killable=killable) as pair,
+    ):
         assert await pair.serve() == status == 7
         assert pair.homes == []
         out.seek(0)
