@@ -112,7 +112,9 @@ def _descriptors() -> dict[str, str]:
 
 
 def _mounts() -> set[str]:
-    return set(Path("/proc/self/mountinfo").read_text().splitlines())
+    """But not those that the kernel makes when somebody looks (tracefs)."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line for line in lines if not line.split()[4].startswith("/sys/kernel/")}
 
 
 def _network_namespaces() -> set[str]:

@@ -179,7 +179,7 @@ class NodeHandle:
     def host_pid(self, pid: int) -> int:
         """The host's PID of the node's process `pid`; ProcessLookupError if there is none."""
         for outer in self.processes():
-            if _pids(outer)[1:] == [pid]:
+            if _pids(outer)[1:2] == [pid]:  # a guest has a third one, its home's
                 return outer
         raise ProcessLookupError(pid)
 
@@ -252,6 +252,7 @@ def kill_command(process: subprocess.Popen[Any]) -> None:
     pids = _children(process.pid)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
     if not pids:
         process.kill()
 
