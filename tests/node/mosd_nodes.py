@@ -136,7 +136,7 @@ class Node:
                     found.append(int(entry.name))
         return found
 
-    def run(self, *command: str | Path, uid: int = 0, **more: object) -> "Done":
+    def run(self, *command: str | Path, uid: int = 0, **more: object) -> Done:
         done = subprocess.run(
             [str(word) for word in command],
             env={**self.environment, **more.pop("env", {})},  # type: ignore[dict-item]
@@ -152,10 +152,10 @@ class Node:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def mosix(self, name: str, *arguments: object, uid: int = 0) -> "Done":
+    def mosix(self, name: str, *arguments: object, uid: int = 0) -> Done:
         return self.run(sys.executable, "-m", f"mosix.cli.{name}", *map(str, arguments), uid=uid)
 
-    def mosrun(self, *arguments: object, **more: object) -> "Done":
+    def mosrun(self, *arguments: object, **more: object) -> Done:
         return self.run(MOSRUN, *map(str, arguments), **more)  # type: ignore[arg-type]
 
     def job(self, *arguments: object, uid: int = 0) -> subprocess.Popen[str]:
@@ -195,7 +195,7 @@ class Done:
     err: str
 
 
-def end(job: "subprocess.Popen[str]") -> int:
+def end(job: subprocess.Popen[str]) -> int:
     assert job.stdin is not None
     assert job.stdout is not None
     job.stdin.close()
