@@ -34,7 +34,7 @@ def main(pid: int | None, why: bool, as_json: bool, run_dir: str | None) -> None
         click.echo(msgspec.json.encode(rows).decode())
     elif why:
         for row in rows:
-            click.echo(f"{row.pid}: {_where(row)}: {row.why or 'no order was given'}")
+            click.echo(f"{row.pid}: {_where(row)}: {row.why or 'it was never ordered elsewhere'}")
     else:
         _print_table(rows)
 

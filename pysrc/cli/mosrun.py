@@ -5,7 +5,6 @@ Nothing here may block, print or exit: `Parsed` says what the front has to do.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,7 +136,8 @@ def _command(
 def parse(argv: Sequence[bytes], columns: int) -> Parsed:
     """`argv` without the name of mosrun itself; `columns`: width for help. `Parsed.program` is an
     index into `argv`."""
-    words = [os.fsdecode(word) for word in argv]
+    # Only for options and complaints: the front executes the bytes that it has.
+    words = [word.decode("utf-8", "replace") for word in argv]
     try:
         with click.Context(
             _command,

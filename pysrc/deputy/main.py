@@ -181,7 +181,7 @@ class Deputy:
                 await moves.leave(process, target)
             elif process.link is not None and process.link.ip != target:
                 await moves.move_on(process, target)
-        process.why = ""
+        process.why = "ordered"
         process.report()
 
     async def _all_home(self, order: ComeHome) -> None:

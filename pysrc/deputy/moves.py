@@ -20,7 +20,7 @@ from typing import TypeVar
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownError
-from mosix.image import capture, eligibility, maps, restore, stream
+from mosix.image import capture, eligibility, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent
 from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
@@ -87,6 +87,7 @@ async def _leave_prepared(
     begin = time.monotonic_ns()
     tracee = seized or Tracee.seize(process.pid)
     agent: Agent | None = None
+    image: Image | None = None
     process.place = Place.MOVING
     try:
         if seized is None:
@@ -100,6 +101,8 @@ async def _leave_prepared(
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch)
         image.process.stopped = process.held
+        # What waits in the ghost's queue stays there: it is the process's only queue.
+        image.process.pending, image.threads[0].pending = [], []
         agent = Agent.inject(tracee, restore.body_ranges(image))
         sending = asyncio.create_task(_send(process.pid, bulk, image))
         try:
@@ -116,7 +119,7 @@ async def _leave_prepared(
                 await sending
             raise
     except BaseException:
-        _resume_at_home(process, tracee, agent, keep=seized is not None)
+        _resume_at_home(process, tracee, agent, image, keep=seized is not None)
         raise
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
@@ -144,19 +147,36 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
     if stopped_meanwhile and not process.held:
         process.held = True
         link.post(Hold(held=True))
+    _stop_again(process)
     process.report()
     if link.lost:
         process.on_lost(link)
 
 
+def _stop_again(process: JobProcess) -> None:
+    """The agent has run although job control stopped the process: back into its group stop, in
+    which `JobProcess.on_stop` lets it listen for SIGCONT."""
+    if process.held and process.tracee is not None:
+        process.tracee.interrupt()
+
+
 def _resume_at_home(
-    process: JobProcess, tracee: Tracee, agent: Agent | None, *, keep: bool
+    process: JobProcess,
+    tracee: Tracee,
+    agent: Agent | None,
+    image: Image | None,
+    *,
+    keep: bool,
 ) -> None:
     """Undoes what `_leave_prepared` did to the process: it goes on as if nothing had been."""
     process.place = Place.HOME
     with contextlib.suppress(MosixError, OSError):
         if agent is not None:
             agent.abandon()
+        if image is not None:
+            pending.keep_in_place(
+                tracee, image.threads[0], time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            )
         if not keep:
             tracee.detach()
 
@@ -256,6 +276,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     process.link = new
     agent.serve_on(number)
     process.place = Place.AWAY
+    _stop_again(process)
     process.forward_postponed()
     process.report()
     old.post(Drop())
@@ -280,6 +301,7 @@ def _back_to_guest(process: JobProcess, epoch: int, *, paused: bool, filled: Ima
         restore.empty_ghost(agent, filled)
     if paused:
         agent.unpause()
+        _stop_again(process)
     link.post(Resume(epoch=epoch, held=process.held))
     process.forward_postponed()
 

@@ -180,7 +180,7 @@ class JobProcess:
             self.postponed.append(tracee.siginfo)
             if self.place is Place.AWAY:
                 self.forward_postponed()
-            self._interrupted(tracee, agent)
+            self._interrupted(tracee, agent, by_signal=True)
         elif fate is Fate.HOME_FIRST:
             self.at_home.append(tracee.siginfo)
             self.why = f"home: dies by {signal.Signals(stop.signal).name}"
@@ -195,15 +195,21 @@ class JobProcess:
             self.link.post(Signal(seq=self._signals, siginfo=siginfo))
         self.postponed.clear()
 
-    def _interrupted(self, tracee: Tracee, agent: Agent) -> None:
-        """If the ghost stands behind a redirected call that did nothing, the agent shall say so."""
+    def _interrupted(self, tracee: Tracee, agent: Agent, *, by_signal: bool) -> None:
+        """The ghost was stopped while it executed a call: what its reply shall say.
+
+        A call that did nothing is replied to with the kernel's own code. One that is over is
+        marked when a signal waits behind it: the guest must take that before it sees the result."""
         registers = tracee.get_registers()
-        if (
-            registers.rip == agent.call_return
-            and registers.in_syscall
-            and registers.result in _RESTART_CODES
-        ):
-            agent.mark_cancelled(registers.result)
+        if registers.rip == agent.call_return and registers.in_syscall:
+            if registers.result in _RESTART_CODES:
+                agent.mark_cancelled(registers.result)
+                return
+        elif registers.rip == agent.call_return - 2 and not registers.in_syscall:
+            agent.mark_cancelled(_ERESTARTSYS)
+            return
+        if by_signal and agent.state().current_id:
+            agent.mark_overtaken()
 
     def cancel(self, identity: int) -> None:
         """The remote waits for request `identity` to be interrupted."""
@@ -219,11 +225,9 @@ class JobProcess:
         if agent.state().current_id != identity:
             link.post(Cancelled(id=identity))
         else:
-            registers = tracee.get_registers()
-            if registers.rip == agent.call_return:
-                self._interrupted(tracee, agent)
-            elif registers.rip == agent.call_return - 2 and not registers.in_syscall:
-                agent.mark_cancelled(_ERESTARTSYS)
+            at_call = tracee.get_registers().rip - agent.call_return
+            if at_call in (0, -2):
+                self._interrupted(tracee, agent, by_signal=False)
             else:  # between receiving the request and making the call, or behind it
                 asyncio.get_running_loop().call_later(_CANCEL_RETRY, self.cancel, identity)
         tracee.cont()
@@ -323,7 +327,7 @@ class JobProcess:
                 return
             try:
                 await self.home.leave(self, ip)
-                self.why = ""
+                self.why = "went back to where it was ordered"
                 self.report()
             except MosixError as error:
                 self.why = f"home: {error.line()}"

@@ -72,6 +72,11 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
     mappings = read_mappings(pid)
     vmas = [mapping.vma for mapping in mappings]
     asked = _ask(tracee, vmas, caught)
+    if tracee.stub_on_stack():
+        raise CannotMoveError(
+            f"process {pid} runs a signal handler that interrupted a call continued by mosix",
+            "it can move again when the handler has returned",
+        )
     now, boottime = clocks(pid)
     pending = tracee.pending(shared=False), tracee.pending(shared=True)
     mask = tracee.signal_mask
@@ -187,7 +192,7 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
             raise TraceError(f"injected call {nr} of process {tracee.pid}", -result)
     if auxv is None:
         at = auxv_at - page
-        auxv = data[at : at + min(results[-1], _AUXV_SIZE)]
+        auxv = until_null(data[at : at + min(results[-1], _AUXV_SIZE)])
     sigactions = {}
     for i, number in enumerate(signals):
         action = data[i * _SIGACTION_SIZE : (i + 1) * _SIGACTION_SIZE]
@@ -222,6 +227,14 @@ def _read_auxv(pid: int) -> bytes | None:
         return _read(pid, "auxv") or None
     except PermissionError:
         return None
+
+
+def until_null(auxv: bytes) -> bytes:
+    """PR_GET_AUXV gives all of the kernel's array, /proc/PID/auxv only up to AT_NULL."""
+    for at in range(0, len(auxv), 16):
+        if auxv[at : at + 8] == bytes(8):
+            return auxv[: at + 16]
+    return auxv
 
 
 def _first_handler_flags(

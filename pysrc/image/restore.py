@@ -22,7 +22,8 @@ from typing import NamedTuple
 from mosix.errors import MoveFailedError
 from mosix.image.model import PAGE_SIZE, Image, MemoryMap, Process, Rseq, Thread, Vma
 from mosix.image.pending import reissue
-from mosix.native.agent import Agent, Argument, Mapped, mapped
+from mosix.native.agent import Agent, Argument
+from mosix.native.blob import Mapped, find_hole, mapped
 from mosix.native.tracee import Registers, Tracee
 
 Range = tuple[int, int]  # start, end
@@ -67,8 +68,6 @@ _SIGNALS = range(1, 65)
 
 #: Kinds of VMA that the kernel made and that are moved or left, never filled.
 _KERNEL_KINDS = ("vdso", "vvar", "vsyscall")
-#: Moving the vdso aside, and looking for a hole: user addresses end here.
-_LOWEST, _HIGHEST = 0x10000, 0x7FFFFFFFF000
 
 
 class Call(NamedTuple):
@@ -113,18 +112,6 @@ def intersect(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
         for low, high in kept
         if low < end and start < high
     ]
-
-
-def find_hole(size: int, taken: Iterable[Range], lowest: int = _LOWEST) -> int:
-    """Lowest page address ≥ `lowest` where `size` bytes and a page on both sides are free."""
-    at = lowest
-    for start, end in sorted(taken):
-        if at + size + 2 * PAGE_SIZE <= start:
-            break
-        at = max(at, end)
-    if at + size + 2 * PAGE_SIZE > _HIGHEST:
-        raise MoveFailedError("the address space has no hole left", "this process cannot move")
-    return at + PAGE_SIZE
 
 
 def arguments_range(mm: MemoryMap) -> Range:

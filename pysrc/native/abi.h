@@ -60,9 +60,10 @@ struct mx_reply {
 	int64_t result;      /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
 };
 
-/* The call was interrupted before it did anything; result is the kernel's own
- * restart code (-512, -513, -514, -516) or -EINTR.  A signal or a freeze is on
- * its way over the control connection. */
+/* A signal or a freeze met the call and is on its way over the control connection.
+ * With the kernel's own restart code (-512, -513, -514, -516) or -EINTR as result
+ * the call did nothing; with any other the call is over (kill(2) of itself,
+ * unblocking a signal), and the signal is to be taken before its result is seen. */
 #define MX_REP_CANCELLED 1
 
 /* ---- the agent's blob: position independent, mapped rwx in one piece ---- */

@@ -12,49 +12,43 @@ Until `serve` the host's own body must stay as it was, whatever happens to this 
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
-import os
-import resource
 import select
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mosix.errors import KernelError, MoveFailedError
 from mosix.native._native import ffi, lib
+from mosix.native.blob import (
+    Range,
+    find_hole,
+    load_blob,
+    make_control,
+    ranges_of,
+    strerror,
+    take_fd,
+)
 from mosix.native.tracee import Registers, Stop, Tracee
-
-Range = tuple[int, int]  # start, end
 
 #: An argument of a call: a number; bytes that are placed in the blob's scratch memory; or a
 #: function that is told their address and returns them (for structures that point into themselves).
 Argument = int | bytes | Callable[[int], bytes]
 
-_BLOB = Path(__file__).resolve().parent / "bin" / "agent.bin"
-_PAGE = 4096
-_LOWEST = 0x10000  # the usual vm.mmap_min_addr
-_HIGHEST = 0x7FFFFFFFF000
 _M64 = (1 << 64) - 1
 _ALL_SIGNALS = _M64
 _ARGUMENT_ALIGN = 16
-#: agent.c: descriptors go no higher, a table of descriptors is as large as its highest one
-_HIGHEST_FD = 4096
 #: How often a blocking order looks whether the process still runs, in seconds.
 _LOOK_INTERVAL = 0.05
 
 # x86-64 system call numbers
-_NR_MMAP, _NR_MUNMAP, _NR_CLOSE, _NR_SOCKETPAIR, _NR_FCNTL = 9, 11, 3, 53, 72
-_NR_PRCTL, _NR_SECCOMP, _NR_RT_TGSIGQUEUEINFO, _NR_PIDFD_GETFD = 157, 317, 297, 438
-_NR_GETPID, _NR_GETTID = 39, 186
+_NR_MMAP, _NR_MUNMAP, _NR_CLOSE, _NR_GETPID, _NR_GETTID = 9, 11, 3, 39, 186
+_NR_PRCTL, _NR_SECCOMP, _NR_RT_TGSIGQUEUEINFO = 157, 317, 297
 _PROT_RWX = 7
 _MAP_PRIVATE_ANONYMOUS_NOREPLACE = 0x2 | 0x20 | 0x100000
 _NO_FD = _M64
-_F_DUPFD_CLOEXEC = 1030
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
@@ -72,14 +66,6 @@ class Run(Protocol):
     def size(self) -> int: ...
 
 
-class Mapped(NamedTuple):
-    """A line of /proc/PID/maps; `name` is a path or something like ``[vdso]``."""
-
-    start: int
-    end: int
-    name: str
-
-
 class State(NamedTuple):
     """What the deputy looks at of struct mx_agent_state."""
 
@@ -87,27 +73,6 @@ class State(NamedTuple):
     calls: int
     area: int
     area_size: int
-
-
-class _Blob(NamedTuple):
-    image: bytes
-    header: Any
-    scratch: Range  # offsets
-
-    @property
-    def size(self) -> int:
-        return int(self.header.blob_size)
-
-
-@cache
-def _blob() -> _Blob:
-    """The blob as it is loaded; KernelError if the file belongs to another build."""
-    image = _BLOB.read_bytes()
-    header = ffi.new("struct mx_agent_header *")
-    ffi.buffer(header)[:] = image[: ffi.sizeof("struct mx_agent_header")]
-    if header.magic != lib.MX_AGENT_MAGIC or header.version != lib.MX_ABI_VERSION:
-        raise KernelError(f"{_BLOB} belongs to another version", "build and install again")
-    return _Blob(image, header, (header.stack_top, header.blob_size))
 
 
 class Agent:
@@ -131,7 +96,6 @@ class Agent:
         self._registers = tracee.registers
         self._mask = tracee.signal_mask
         self._cure: int | None = None
-        self._vdso = 0  # where the vdso was then
         # where serve was left by `pause`
         self._paused: tuple[bytes, int] | None = None
         self._serving = False
@@ -146,16 +110,16 @@ class Agent:
         Only self-curing injected calls: whenever we die, the process goes on as it was (it may
         keep a mapping or a descriptor). `way_back`: so it does while the agent obeys, too; not for
         an empty guest, whose vdso is moved. MoveFailedError when it has no room."""
-        blob = _blob()
-        base = _find_hole(blob.size, [*_ranges(tracee.pid), *avoid])
+        blob = load_blob()
+        base = find_hole(blob.size, [*ranges_of(tracee.pid), *avoid])
         got = tracee.inject(
             _NR_MMAP, base, blob.size, _PROT_RWX, _MAP_PRIVATE_ANONYMOUS_NOREPLACE, _NO_FD, 0
         )
         if got != base:
-            raise MoveFailedError(f"no memory for the agent: {_strerror(got)}")
+            raise MoveFailedError(f"no memory for the agent: {strerror(got)}")
         try:
             tracee.write(base, blob.image)
-            control, number = _make_control(tracee, base + blob.scratch[0])
+            control, number = make_control(tracee, base + blob.scratch[0])
         except BaseException:
             if tracee.alive:
                 tracee.inject(_NR_MUNMAP, base, blob.size)
@@ -169,7 +133,7 @@ class Agent:
     @property
     def blob(self) -> Range:
         """Where the blob lies in the process."""
-        return self._base, self._base + _blob().size
+        return self._base, self._base + load_blob().size
 
     @property
     def obeying(self) -> bool:
@@ -179,7 +143,7 @@ class Agent:
     @property
     def call_return(self) -> int:
         """Address behind the instruction that makes a redirected call."""
-        return self._base + int(_blob().header.call_return)
+        return self._base + int(load_blob().header.call_return)
 
     # ---- obeying ----
 
@@ -187,7 +151,7 @@ class Agent:
         """Resumes the stopped process in the agent; it then waits for orders.
 
         No signal is delivered to it until `leave`, `abandon`, `serve` or `unpause`."""
-        header = _blob().header
+        header = load_blob().header
         registers = self._tracee.get_registers()
         stack = self._base + header.stack_top
         if self._paused is not None and not self._restart_serve:
@@ -208,14 +172,13 @@ class Agent:
     def _prepare_cure(self) -> None:
         """Tells the agent how to give the process back to its body if we die."""
         self._cure, self._registers = self._tracee.prepare_cure()
-        self._vdso = _vdso(self.pid)
         self._mask = self._tracee.signal_mask
         host = self._tracee.get_registers()
         saved = ffi.new("struct mx_agent_saved *")
         for name in ("rbx", "rbp", "rsp", "r12", "r13", "r14", "r15"):
             setattr(saved, name, getattr(host, name))
         saved.rflags = host.eflags
-        self.write(self._base + _blob().header.saved_offset, bytes(ffi.buffer(saved)))
+        self.write(self._base + load_blob().header.saved_offset, bytes(ffi.buffer(saved)))
         self._set_state(cure=self._cure)
 
     def calls(self, calls: Sequence[tuple[int, Sequence[Argument], bool]]) -> list[int]:
@@ -229,7 +192,7 @@ class Agent:
             count, data, batch = self._place(pending)
             with self._lock:
                 if data:
-                    self.write(self._base + _blob().scratch[0], data)
+                    self.write(self._base + load_blob().scratch[0], data)
                 self._send(_CALLS, count, bytes(ffi.buffer(batch)))
                 _, some = self._receive()
             results += some
@@ -246,7 +209,7 @@ class Agent:
         self, calls: Sequence[tuple[int, Sequence[Argument], bool]]
     ) -> tuple[int, bytes, Any]:
         """As many of `calls` as fit into one order: how many, scratch memory, struct mx_call[]."""
-        start, end = (self._base + offset for offset in _blob().scratch)
+        start, end = (self._base + offset for offset in load_blob().scratch)
         data = bytearray()
         placed: list[tuple[int, list[int], bool]] = []
         for nr, args, may_fail in calls[: lib.MX_MAX_CALLS]:
@@ -286,7 +249,7 @@ class Agent:
         if result == -errno.EPIPE:
             raise MoveFailedError("the image ended early", "the connection was cut")
         if result < 0:
-            raise MoveFailedError(f"receiving memory failed: {_strerror(result)}")
+            raise MoveFailedError(f"receiving memory failed: {strerror(result)}")
         return result
 
     def give_fd(self, fd: int) -> int:
@@ -299,7 +262,7 @@ class Agent:
                 raise self._lost(error) from error
             number, _ = self._receive()
         if number < 0:
-            raise MoveFailedError(f"the process has no free descriptor: {_strerror(number)}")
+            raise MoveFailedError(f"the process has no free descriptor: {strerror(number)}")
         self._fds.add(number)
         return number
 
@@ -353,7 +316,7 @@ class Agent:
         self.unpause()
 
     def _enter_serve(self, mask: int) -> None:
-        header = _blob().header
+        header = load_blob().header
         registers = self._tracee.get_registers()
         registers.rip = self._base + header.serve_entry
         registers.rsp = self._base + header.stack_top
@@ -389,7 +352,7 @@ class Agent:
 
     def _queue_again(self, signals: Sequence[bytes]) -> None:
         """Only a process itself may queue siginfo of the kernel's kinds."""
-        scratch = self._base + _blob().scratch[0]
+        scratch = self._base + load_blob().scratch[0]
         me, thread = self._tracee.inject_many([(_NR_GETPID, ()), (_NR_GETTID, ())])
         for info in signals:
             self._tracee.write(scratch, info)
@@ -423,6 +386,11 @@ class Agent:
         registers.orig_rax = _M64
         self._tracee.set_registers(registers)
 
+    def mark_overtaken(self) -> None:
+        """At a stop: the request being executed gets MX_REP_CANCELLED with whatever its result
+        will be, because a signal has to be taken before that is seen."""
+        self._set_state(cancelled=1)
+
     def state(self) -> State:
         """What the agent does; also while the process runs. OSError if it is gone."""
         state = self._read_state()
@@ -445,14 +413,14 @@ class Agent:
         if not any(low < end and start < high for low, high in wanted):
             return
         size = end - start
-        base = _find_hole(size, [*_ranges(self.pid), *wanted])
+        base = find_hole(size, [*ranges_of(self.pid), *wanted])
         got = self._call_anyhow(
             _NR_MMAP, base, size, _PROT_RWX, _MAP_PRIVATE_ANONYMOUS_NOREPLACE, _NO_FD, 0
         )
         if got != base:
-            raise MoveFailedError(f"no memory to move the agent: {_strerror(got)}")
-        header = _blob().header
-        self.write(base, _blob().image)
+            raise MoveFailedError(f"no memory to move the agent: {strerror(got)}")
+        header = load_blob().header
+        self.write(base, load_blob().image)
         for offset, kind in (
             (header.state_offset, "struct mx_agent_state"),
             (header.saved_offset, "struct mx_agent_saved"),
@@ -464,11 +432,8 @@ class Agent:
                 self._receive()
         self._base = base
         self._restart_serve = True
-        if not self._obeying and self._paused is None:
-            # stopped beside the body: its registers are not ours
-            self._call_anyhow(_NR_MUNMAP, start, size)
-            return
-        if not self._obeying:
+        if not self._obeying and self._paused is not None:
+            # where the injected call returns to, should we die just then
             registers = self._tracee.get_registers()
             registers.rip = base + header.obey_entry
             registers.rsp = base + header.stack_top
@@ -484,10 +449,10 @@ class Agent:
         descriptor of its listener. The process stands still afterwards (`finish`), and every
         later call in its name passes the filter: somebody must answer the listener."""
         self.finish()
-        scratch = self._base + _blob().scratch[0]
+        scratch = self._base + load_blob().scratch[0]
         count = len(program) // _SOCK_FILTER_SIZE
         head = struct.pack("<HxxxxxxQ", count, scratch + 16)
-        if len(head) + len(program) > _blob().size - _blob().scratch[0]:
+        if len(head) + len(program) > load_blob().size - load_blob().scratch[0]:
             raise ValueError(f"a filter of {count} instructions is too long")
         self._tracee.write(scratch, head + program)
         privileges, number = self._tracee.inject_many(
@@ -497,9 +462,9 @@ class Agent:
             ]
         )
         if privileges < 0 or number < 0:
-            raise KernelError(f"seccomp refused the filter: {_strerror(min(privileges, number))}")
+            raise KernelError(f"seccomp refused the filter: {strerror(min(privileges, number))}")
         self._fds.add(number)
-        return _take_fd(self.pid, number)
+        return take_fd(self.pid, number)
 
     def leave(self, registers: bytes, xstate: bytes, mask: int) -> None:
         """Takes the agent out; the process stands still with exactly this state.
@@ -539,8 +504,7 @@ class Agent:
 
     def _forget_cure(self) -> None:
         if self._cure is not None:
-            # the stub has moved with the vdso if a guest was filled
-            self._tracee.forget_cure(self._cure - self._vdso + _vdso(self.pid))
+            self._tracee.forget_cure(self._cure)
             self._cure = None
 
     def close(self) -> None:
@@ -606,7 +570,7 @@ class Agent:
 
     def _read_state(self) -> Any:
         state = ffi.new("struct mx_agent_state *")
-        address = self._base + _blob().header.state_offset
+        address = self._base + load_blob().header.state_offset
         ffi.buffer(state)[:] = self.read(address, ffi.sizeof("struct mx_agent_state"))
         return state
 
@@ -615,7 +579,7 @@ class Agent:
 
     def _set_state(self, **fields: int) -> None:
         """Writes only the named fields: the others may be changing."""
-        base = self._base + _blob().header.state_offset
+        base = self._base + load_blob().header.state_offset
         for name, value in fields.items():
             kind = dict(ffi.typeof("struct mx_agent_state").fields)[name]
             size = ffi.sizeof(kind.type)
@@ -629,89 +593,3 @@ class Agent:
     def write(self, address: int, data: bytes) -> None:
         """Writes where the process itself could. OSError EFAULT otherwise."""
         self._tracee.write(address, data)
-
-
-# ---- making the control socket ----
-
-
-def _make_control(tracee: Tracee, scratch: int) -> tuple[socket.socket, int]:
-    """A socket pair made inside the process: our end, and the number of its own."""
-    kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC
-    result = tracee.inject(_NR_SOCKETPAIR, socket.AF_UNIX, kind, 0, scratch)
-    if result < 0:
-        raise MoveFailedError(f"no socket in process {tracee.pid}: {_strerror(result)}")
-    low, ours = struct.unpack("<ii", tracee.read(scratch, 8))
-    number = low
-    try:
-        control = socket.socket(fileno=_take_fd(tracee.pid, ours))
-    except OSError as error:
-        tracee.inject_many([(_NR_CLOSE, (ours,)), (_NR_CLOSE, (low,))])
-        raise MoveFailedError(
-            f"cannot take a descriptor of process {tracee.pid}: {error.strerror}"
-        ) from error
-    # Programs count on getting the lowest number: ours goes as high as is free.
-    soft, _ = resource.prlimit(tracee.pid, resource.RLIMIT_NOFILE)
-    wanted = min(soft, _HIGHEST_FD) if soft >= 0 else _HIGHEST_FD
-    high = -1
-    while high < 0 and wanted - 1 > low:
-        wanted -= 1
-        high = tracee.inject(_NR_FCNTL, low, _F_DUPFD_CLOEXEC, wanted)
-    closing = [(_NR_CLOSE, (ours,))]
-    if high >= 0:
-        number = high
-        closing.append((_NR_CLOSE, (low,)))
-    tracee.inject_many(closing)
-    return control, number
-
-
-def _take_fd(pid: int, number: int) -> int:
-    """A duplicate of descriptor `number` of process `pid`; close-on-exec (pidfd_getfd(2))."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.syscall.restype = ctypes.c_long
-        got = int(libc.syscall(_NR_PIDFD_GETFD, pidfd, number, 0))
-        if got < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return got
-    finally:
-        os.close(pidfd)
-
-
-def mapped(pid: int) -> list[Mapped]:
-    """All that is mapped in process `pid`, by address."""
-    ranges: list[Mapped] = []
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        for line in maps:
-            fields = line.rstrip("\n").split(None, 5)
-            start, end = fields[0].split("-")
-            name = fields[5] if len(fields) > 5 else ""
-            ranges.append(Mapped(int(start, 16), int(end, 16), name))
-    return ranges
-
-
-def _vdso(pid: int) -> int:
-    return next(at.start for at in mapped(pid) if at.name == "[vdso]")
-
-
-def _ranges(pid: int) -> list[Range]:
-    return [(at.start, at.end) for at in mapped(pid)]
-
-
-def _find_hole(size: int, taken: Iterable[Range]) -> int:
-    """The lowest page address where `size` bytes and a page on both sides are free."""
-    at = _LOWEST
-    for start, end in sorted(taken):
-        if at + size + 2 * _PAGE <= start:
-            break
-        at = max(at, end)
-    if at + size + 2 * _PAGE > _HIGHEST:
-        raise MoveFailedError("the address space has no hole left", "this process cannot move")
-    return at + _PAGE
-
-
-def _strerror(result: int) -> str:
-    return os.strerror(-result) if result < 0 else f"unexpected result {result:#x}"
-
-
-__all__ = ["SECCOMP_FILTER_FLAG_NEW_LISTENER", "Agent", "Argument", "Mapped", "State", "mapped"]

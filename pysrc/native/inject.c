@@ -291,6 +291,23 @@ static uint64_t free_slot(const struct mx_site *site, int pid, const struct user
 	return 0;
 }
 
+int mx_stub_on_stack(const struct mx_site *site, int pid, const void *regs)
+{
+	const struct user_regs_struct *r = regs;
+	uint64_t base, mark;
+	int found = 0;
+
+	for (base = site->tail; base + SLOT <= site->end; base += SLOT) {
+		if (slot_of(site, r->rip) == base || peek(pid, base + MARK_AT, &mark) || !mark)
+			continue;
+		if (on_stack(pid, base, r->rsp))
+			found = 1;
+		else if (ptrace(PTRACE_POKEDATA, pid, base + MARK_AT, 0))
+			return -errno;
+	}
+	return found;
+}
+
 /* ---- stops ---- */
 
 enum { AT_EVENT_STOP, AT_SYSCALL, AT_OTHER_EVENT };

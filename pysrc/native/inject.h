@@ -67,6 +67,12 @@ int mx_finish_call(const struct mx_site *site, int pid, const void *regs, uint64
 int mx_in_stub(const struct mx_site *site, int pid, const void *regs, struct mx_reissue *out);
 
 /*
+ * 1: a signal handler of the process will return into a stub (it interrupted the call
+ * that was made from there).  Slots that nobody can be in any more are freed.
+ */
+int mx_stub_on_stack(const struct mx_site *site, int pid, const void *regs);
+
+/*
  * Prepares the way back for a process whose registers somebody is about to change for
  * longer (the agent): a stub as above that stays where it is.  Whoever jumps to it has
  * restored all registers that a system call does not change, and rax, rdi, rsi... of one

@@ -2,12 +2,9 @@
 #include "pages.h"
 
 #include <errno.h>
-#include <limits.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -178,31 +175,24 @@ long mx_readable(int pid, int mem_fd, uint64_t start, uint64_t size)
 	return (long)(low * PAGE);
 }
 
-/* ---- sending: one thread reads ahead while the caller's sends ---- */
+/* ---- sending ---- */
 
-#define PIECE (1UL << 20)
-#define RING 4
+/*
+ * Small enough to stay in the CPU's cache between the copy from the process and the copy
+ * into the socket.  A second thread reading ahead was measured to gain nothing.
+ */
+#define PIECE (256UL << 10)
 #define MAX_IOV 256
 
-struct pipeline {
-	int pid;
-	int mem_fd;
+struct position {
 	const struct mx_range *ranges;
 	long count;
-	char *buffers;
-	size_t filled[RING];
-	unsigned int head;   /* pieces read */
-	unsigned int tail;   /* pieces sent */
-	int error;           /* the reader's */
-	int done;            /* the reader has read all, or the sender gave up */
-	pthread_mutex_t lock;
-	pthread_cond_t moved;
-	long range;          /* reader's position */
+	long range;
 	uint64_t offset;
 };
 
-/* Fills one piece from the reader's position on; bytes, 0 at the end, or -errno. */
-static long fill_piece(struct pipeline *p, char *buffer)
+/* Fills one piece from the position on; bytes, 0 at the end, or -errno. */
+static long fill_piece(int pid, int mem_fd, struct position *p, char *buffer)
 {
 	size_t filled = 0;
 
@@ -229,13 +219,13 @@ static long fill_piece(struct pipeline *p, char *buffer)
 				offset = 0;
 			}
 		}
-		got = process_vm_readv(p->pid, &local, 1, remote, (unsigned long)n, 0);
+		got = process_vm_readv(pid, &local, 1, remote, (unsigned long)n, 0);
 		if (got < 0 && errno != EFAULT)
 			return -errno;
 		if (got <= 0) {
 			size_t part = remote[0].iov_len < PAGE ? remote[0].iov_len : PAGE;
 
-			got = read_some(p->pid, p->mem_fd, (uint64_t)remote[0].iov_base, buffer + filled, part);
+			got = read_some(pid, mem_fd, (uint64_t)remote[0].iov_base, buffer + filled, part);
 			if (got <= 0)
 				return got ? got : -EFAULT;
 		}
@@ -255,36 +245,6 @@ static long fill_piece(struct pipeline *p, char *buffer)
 	return (long)filled;
 }
 
-static void *read_ahead(void *arg)
-{
-	struct pipeline *p = arg;
-	long n;
-
-	do {
-		unsigned int slot;
-
-		pthread_mutex_lock(&p->lock);
-		while (p->head - p->tail == RING && !p->done)
-			pthread_cond_wait(&p->moved, &p->lock);
-		slot = p->head % RING;
-		n = p->done ? 0 : 1;
-		pthread_mutex_unlock(&p->lock);
-		if (n)
-			n = fill_piece(p, p->buffers + slot * PIECE);
-		pthread_mutex_lock(&p->lock);
-		if (n > 0) {
-			p->filled[slot] = (size_t)n;
-			p->head++;
-		} else {
-			p->error = (int)n;
-			p->done = 1;
-		}
-		pthread_cond_signal(&p->moved);
-		pthread_mutex_unlock(&p->lock);
-	} while (n > 0);
-	return NULL;
-}
-
 static int send_all(int fd, const char *data, size_t size)
 {
 	while (size) {
@@ -301,83 +261,30 @@ static int send_all(int fd, const char *data, size_t size)
 	return 0;
 }
 
-static int64_t send_simple(struct pipeline *p, int fd)
-{
-	int64_t total = 0;
-
-	for (;;) {
-		long n = fill_piece(p, p->buffers);
-		int error;
-
-		if (n <= 0)
-			return n ? n : total;
-		error = send_all(fd, p->buffers, (size_t)n);
-		if (error)
-			return error;
-		total += n;
-	}
-}
-
-static int64_t send_pipelined(struct pipeline *p, int fd)
-{
-	pthread_t reader;
-	int64_t total = 0;
-	int error = 0;
-
-	if (pthread_create(&reader, NULL, read_ahead, p))
-		return send_simple(p, fd);
-	pthread_mutex_lock(&p->lock);
-	for (;;) {
-		unsigned int slot = p->tail % RING;
-
-		while (p->head == p->tail && !p->done)
-			pthread_cond_wait(&p->moved, &p->lock);
-		if (p->head == p->tail)
-			break;
-		pthread_mutex_unlock(&p->lock);
-		error = send_all(fd, p->buffers + slot * PIECE, p->filled[slot]);
-		pthread_mutex_lock(&p->lock);
-		if (error) {
-			p->done = 1;
-			pthread_cond_signal(&p->moved);
-			break;
-		}
-		total += (int64_t)p->filled[slot];
-		p->tail++;
-		pthread_cond_signal(&p->moved);
-	}
-	if (!error)
-		error = p->error;
-	pthread_mutex_unlock(&p->lock);
-	pthread_join(reader, NULL);
-	return error ? error : total;
-}
-
 int64_t mx_send_pages(int pid, int mem_fd, int fd, const struct mx_range *ranges, long count)
 {
-	struct pipeline p = {
-		.pid = pid,
-		.mem_fd = mem_fd,
-		.ranges = ranges,
-		.count = count,
-		.lock = PTHREAD_MUTEX_INITIALIZER,
-		.moved = PTHREAD_COND_INITIALIZER,
-	};
-	uint64_t size = 0;
-	int64_t result;
+	struct position at = { .ranges = ranges, .count = count };
+	int64_t total = 0;
+	char *buffer;
 
-	for (long i = 0; i < count; i++) {
+	for (long i = 0; i < count; i++)
 		if (!ranges[i].size)
 			return -EINVAL;
-		size += ranges[i].size;
+	buffer = malloc(PIECE);
+	if (!buffer)
+		return -ENOMEM;
+	for (;;) {
+		long n = fill_piece(pid, mem_fd, &at, buffer);
+		int error = n < 0 ? (int)n : send_all(fd, buffer, (size_t)n);
+
+		if (error)
+			total = error;
+		if (error || !n)
+			break;
+		total += n;
 	}
-	p.buffers = mmap(NULL, RING * PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p.buffers == MAP_FAILED)
-		return -errno;
-	/* a thread costs more than it saves for a few pieces */
-	result = size > 4 * PIECE ? send_pipelined(&p, fd) : send_simple(&p, fd);
-	munmap(p.buffers, RING * PIECE);
-	return result;
+	free(buffer);
+	return total;
 }
 
 int mx_get_robust_list(int tid, uint64_t *head, uint64_t *length)

@@ -1257,6 +1257,16 @@ static int is_same(const struct kept *kept, const struct mx_redirect *r)
 	return kept->valid && kept->nr == r->nr && !memcmp(kept->args, r->args, sizeof(r->args));
 }
 
+int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result)
+{
+	struct internal *in = r->internal;
+	int valid = in->undelivered.valid;
+
+	*result = in->undelivered.result;
+	in->undelivered.valid = 0;
+	return valid;
+}
+
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done,
 		       int64_t deadline_ns)
 {
@@ -1552,7 +1562,7 @@ static int take_reply(struct mx_redirect *r)
 	in->done += result;
 	if (whole && in->done < in->total && in->chunk) {
 		if (was_cancelled) /* a signal waits: natively it would end the call here */
-			return cancelled(r, in->done, 0);
+			return cancelled(r, in->done, !in->writes && !in->all);
 		if (in->cancel_wanted && (in->writes || in->all))
 			return cancelled(r, -ERESTARTSYS_, 0);
 		if (in->writes || in->all || in->regular == 1)

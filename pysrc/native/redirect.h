@@ -32,7 +32,9 @@
  * At most once.  With SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV a received
  * notification cannot vanish.  Without it a signal makes the guest issue the call
  * again: the result that could not be delivered is kept and answers the identical
- * call (number, arguments, instruction) when it comes again.
+ * call (number, arguments, instruction) when it comes again.  A guest that is taken
+ * elsewhere between the two must get that result by its registers instead:
+ * mx_redirect_take_undelivered().
  */
 #ifndef MOSIX_REDIRECT_H
 #define MOSIX_REDIRECT_H
@@ -203,6 +205,9 @@ int mx_redirect_finish(struct mx_redirect *r);
 /* The held notification gets `result`, which may be a restart code when a stop of
  * the guest is pending.  Same return. */
 int mx_redirect_answer(struct mx_redirect *r, int64_t result);
+/* 1: the guest stopped inside a call that had been made; *result is what it should return, and is
+ * forgotten here.  0: there is none. */
+int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
 /* The next call with this number and these arguments begins behind `done` bytes,
  * or waits only until deadline_ns. */
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done,

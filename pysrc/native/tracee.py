@@ -485,6 +485,12 @@ class Tracee:
             return None
         return Reissue(out.nr, tuple(out.args), out.add, out.rip, out.offset)
 
+    def stub_on_stack(self) -> bool:
+        """Will a signal handler that runs now return into a stub? Such a process cannot be
+        given to another vdso."""
+        found = lib.mx_stub_on_stack(self._stub_site(), self.pid, self.registers)
+        return self._check(found, "stubs") == 1
+
     def _stub_site(self) -> Any:
         """Where stubs go; found again when the vdso has moved (exec, restore)."""
         if self._site is not None and lib.mx_site_valid(self._site, self.pid):

@@ -95,13 +95,13 @@ class ControlServer:
                 sock.close()
                 continue
             sock.setblocking(False)
+            self._connections[caller.uid] += 1
             task = asyncio.create_task(self._connection(sock, caller))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _connection(self, sock: socket.socket, caller: Caller) -> None:
         fds: list[int] = []
-        self._connections[caller.uid] += 1
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 request: Request = decode(await _receive(sock, fds), Request)
@@ -168,13 +168,13 @@ async def _receive(sock: socket.socket, fds: list[int]) -> bytes:
     decoder = FrameDecoder(MAX_REQUEST)
     while True:
         try:
-            data, new, flags, _ = socket.recv_fds(
-                sock, decoder.wanted, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, new, flags, _ = socket.recv_fds(sock, decoder.wanted, _MAX_FDS)
         except BlockingIOError:
             await _readable(sock)
             continue
         fds += new
+        for fd in new:
+            os.set_inheritable(fd, False)  # recv_fds of Python 3.11 drops MSG_CMSG_CLOEXEC
         if flags & socket.MSG_CTRUNC or len(fds) > _MAX_FDS:
             raise ProtocolError("too many descriptors")
         if not data:

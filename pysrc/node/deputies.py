@@ -7,7 +7,6 @@ disappearing mosrun leaves nothing: no deputy, no cgroup, no entry.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -265,10 +264,13 @@ class Launcher:
         while self._leftovers:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _SWEEP_PAUSE_S)
-            for job_id, group in list(self._leftovers.items()):
-                if group.remove():
-                    del self._leftovers[job_id]
-                    (self._records / job_id).unlink(missing_ok=True)
+            self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        for job_id, group in list(self._leftovers.items()):
+            if group.remove():
+                del self._leftovers[job_id]
+                (self._records / job_id).unlink(missing_ok=True)
 
     def recover(self) -> None:
         """At start: what a former mosd left behind, removed when it is empty."""
@@ -292,15 +294,15 @@ class Launcher:
             _log.error("job of process %d does not come home: %s", link.job.pid, error.line())
 
     async def close(self) -> None:
-        """Lets go of all deputies; jobs at home go on."""
-        tasks = [*self._tasks, *([self._sweeping] if self._sweeping else [])]
-        for task in tasks:
+        """Lets go of all deputies; jobs at home go on. Their cgroups stay recorded for the
+        next mosd."""
+        for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._sweeping:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._sweeping is not None:
             self._sweeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeping
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+        self._remove_empty()
 
 
 def _identify(caller: Caller) -> tuple[int, Credentials]:

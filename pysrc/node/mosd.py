@@ -207,4 +207,4 @@ def notify(state: str) -> None:
         try:
             sock.sendto(state.encode(), address)
         except OSError as error:
-            _log.warning("the service manager does not listen: %s", error)
+            _log.debug("the service manager does not listen: %s", error)

@@ -140,6 +140,8 @@ class PeerServer:
                 self._complaints.note("too many unproved connections", ip, "closed")
                 sock.close()
                 continue
+            # Counted here: accept does not yield while connections wait, so no task ran yet.
+            self._half_open[ip] += 1
             task = asyncio.create_task(self._connection(sock, ip))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -163,7 +165,6 @@ class PeerServer:
                 f"{ip} is not in its mosix.map", "add this node to mosix.map there"
             )
         side = Responder(self._secret, self._config.ip, ip, refuse=refuse)
-        self._half_open[ip] += 1
         try:
             tune(sock)
             await drive(sock, side)

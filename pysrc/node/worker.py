@@ -57,6 +57,8 @@ class WorkerLink:
 
     async def run(self) -> None:
         """Until the worker closes, dies or says something it may not."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.worker.pidfd, self._died)
         try:
             while True:
                 message, fds = await self._packets.receive()
@@ -69,10 +71,18 @@ class WorkerLink:
             _log.error("%s %d: %s; killed", self.name, self.worker.pid, error.line())
             self.worker.kill()
         finally:
+            loop.remove_reader(self.worker.pidfd)
             for task in list(self._tasks):
                 task.cancel()
             self.worker.close()
             self.gone.set()
+
+    def _died(self) -> None:
+        """Its socket alone would not say so while a child of it holds a copy. What it sent
+        before is still received."""
+        asyncio.get_running_loop().remove_reader(self.worker.pidfd)
+        with contextlib.suppress(OSError):  # closed already
+            self.worker.sock.shutdown(socket.SHUT_RDWR)
 
     async def handle(self, message: WorkerToNode) -> None:
         raise NotImplementedError

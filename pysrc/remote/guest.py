@@ -62,6 +62,8 @@ class Guest:
         self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL)
         self._agent: Agent | None = None
         self._prefaulted: list[tuple[int, int]] = []
+        #: user and system time that the body used before it came here
+        self._carried_ns = (0, 0)
         self._redirector: NotifyRedirector | None = None
         #: the redirector's: listener and call socket
         self._descriptors: tuple[int, ...] = ()
@@ -122,6 +124,7 @@ class Guest:
         agent.finish()
         self._watch.remove(tracee)
         self._descriptors = (_install_filter(agent), call.detach())
+        self._carried_ns = image.process.cpu_ns
         theirs, ours = capture.time_offsets(str(tracee.pid)), capture.time_offsets("self")
         self._redirector = NotifyRedirector(
             *self._descriptors,
@@ -129,7 +132,7 @@ class Guest:
             self.home_pid,
             monotonic_offset_ns=theirs[0] - ours[0],
             boottime_offset_ns=theirs[1] - ours[1],
-            carried_ns=image.process.cpu_ns,
+            carried_ns=self._carried_ns,
         )
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
@@ -197,6 +200,16 @@ class Guest:
         if self._gone:
             raise MoveFailedError("the guest died")
         self._halted = True
+        result = self.redirector.take_undelivered()
+        if result is not None:  # the call is over, but the stop kept its result from the guest
+            registers = self.tracee.get_registers()
+            registers.rax, registers.orig_rax = result, -1
+            self.tracee.set_registers(registers)
+
+    def cancel_was_early(self) -> None:
+        """A `Cancel` reached the ghost before its request: if it still matters, once more."""
+        if self._halting and not self._still.is_set():
+            self.redirector.request_stop()
 
     def _settle(self, for_signal: bool) -> None:
         """Answers the call that the redirector holds, a ptrace stop being pending behind it."""
@@ -241,6 +254,10 @@ class Guest:
         finally:
             os.close(pagemap)
             os.close(mem)
+        image.process.cpu_ns = (
+            image.process.cpu_ns[0] + self._carried_ns[0],
+            image.process.cpu_ns[1] + self._carried_ns[1],
+        )
         image.process.pid = image.threads[0].tid = self.home_pid
         if self._pending is not None:
             image.threads[0].call = self._pending

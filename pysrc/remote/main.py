@@ -79,6 +79,7 @@ class Remote:
         self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._to_node.put_nowait)
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
+        self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
         self._image: Image | None = None
 
@@ -105,20 +106,21 @@ class Remote:
             asyncio.create_task(self._write()),
             asyncio.create_task(self._write_to_node()),
         ]
+        listening = asyncio.create_task(self._listen_to_deputy())
+        obeying = asyncio.create_task(self._obey())
         try:
-            await self._listen_to_deputy()
+            done, _ = await asyncio.wait((listening, obeying), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         except (EOFError, OSError):
             log.warning("guest %d: the deputy is gone", message.pid)
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            if self._receiving is not None:
-                self._receiving.cancel()
+            await _end(listening, obeying, *([self._receiving] if self._receiving else []))
             if self._guest is not None:
                 await self._guest.destroy()
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            await _end(*workers)
             self._control.close()
             self._node.close()
 
@@ -139,13 +141,25 @@ class Remote:
     # ---- the deputy ----
 
     async def _listen_to_deputy(self) -> None:
-        """Obeys the deputy, one order after the other: a freeze never overtakes a signal."""
+        """Takes orders until `Drop`. What cannot wait for the order before it is done at once."""
         assert self._control is not None
         while True:
             message = await self._control.receive()
             match message:
                 case Ping():
                     self._say(Pong(sent_ns=message.sent_ns))
+                case Cancelled():
+                    self.guest.cancel_was_early()
+                case Drop():
+                    return
+                case _:
+                    self._orders.put_nowait(message)
+
+    async def _obey(self) -> None:
+        """Carries out orders, one after the other: a freeze never overtakes a signal."""
+        while True:
+            message = await self._orders.get()
+            match message:
                 case Prepare():
                     await self._prepare(message)
                 case Run():
@@ -159,10 +173,6 @@ class Remote:
                     await self._freeze(message)
                 case Resume():
                     self.guest.resume(held=message.held)
-                case Cancelled():
-                    pass  # its reply is on the call socket already
-                case Drop():
-                    return
 
     async def _prepare(self, order: Prepare) -> None:
         welcome = self.welcome
@@ -275,3 +285,9 @@ class Remote:
             answer = await self._mapped.get()
         if answer.error:
             raise MoveFailedError(f"mapping ids: {answer.error}")
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -101,6 +101,11 @@ class NotifyRedirector(Redirector):
         self._must_stand_still()
         return bool(lib.mx_redirect_finish(self._c) == 0)
 
+    def take_undelivered(self) -> int | None:
+        self._must_stand_still()
+        result = ffi.new("int64_t *")
+        return int(result[0]) if lib.mx_redirect_take_undelivered(self._c, result) else None
+
     def prime(self, call: PendingCall) -> None:
         self._must_stand_still()
         args = ffi.new("uint64_t[6]", call.args)

@@ -147,6 +147,12 @@ class Redirector(ABC):
         restart code, the bytes moved so far, the rest of a sleep. False as in `answer`."""
 
     @abstractmethod
+    def take_undelivered(self) -> int | None:
+        """The result of a call that was made, in which the guest stopped before it got it (only
+        with listeners that are not killable-only, before Linux 5.19). A guest that moves now must
+        get it as rax, the call being over; one that goes on here gets it by itself."""
+
+    @abstractmethod
     def prime(self, call: PendingCall) -> None:
         """The body arrived with an unfinished call: continue it when it comes."""
 

@@ -33,7 +33,7 @@ def test_numbers_come_from_userview_map_or_from_the_line_itself() -> None:
 
 def test_a_number_for_a_node_outside_of_the_map_is_not_a_node() -> None:
     nodes = parse_map("10.0.0.1 1", userview="1 10.0.0.1 2")
-    with pytest.raises(UnknownNodeError, match="not in mosix.map"):
+    with pytest.raises(UnknownNodeError, match=r"not in mosix\.map"):
         nodes.resolve("2")
 
 

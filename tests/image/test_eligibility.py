@@ -15,7 +15,7 @@ from mosix.image.eligibility import why_not, why_not_stopped
 from mosix.native.tracee import Tracee, TraceError
 from mosix.node.features import probe
 from mosix.wire.messages import NodeFeatures
-from targets import build, running, state_of, watch
+from targets import build, finish, running, state_of, watch
 
 HEAD = """
 #include <errno.h>
@@ -132,7 +132,7 @@ def test_refused_by_name_and_unharmed(what: str, tmp_path: Path) -> None:
                 assert any(part in answer for part in reason.split("|")), answer
             assert process.poll() is None
         finally:
-            process.kill()
+            finish(process)
 
 
 MOVABLE = {

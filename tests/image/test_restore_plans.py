@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mosix.errors import MoveFailedError
 from mosix.image import restore
 from mosix.image.model import Header, Image, MemoryMap, PageRun, Process, Thread, Vma
-from mosix.native.agent import Mapped
+from mosix.native.blob import Mapped
 
 PAGE = 4096
 MAP_FIXED, MAP_NOREPLACE = 0x10, 0x100000

@@ -11,7 +11,9 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -158,6 +160,60 @@ int main(int argc, char **argv)
 		}
 		for (state->ready = 1;;)
 			lap(write(p[1], data, sizeof(data)) == sizeof(data));
+	}
+	if (!strcmp(kind, "send") || !strcmp(kind, "writev") || !strcmp(kind, "sendmsg")) {
+		static char data[300000];
+		struct iovec v[3] = { { data, 100000 }, { data + 100000, 100000 }, { data + 200000, 100000 } };
+		struct msghdr m = { .msg_iov = v, .msg_iovlen = 3 };
+		int s[2];
+
+		for (int i = 0; i < 300000; i++)
+			data[i] = (char)(i * 7);
+		if (socketpair(AF_UNIX, SOCK_STREAM, 0, s))
+			return 2;
+		if (!fork()) {
+			char buffer[40000];
+			long at = 0, n;
+
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			while ((n = read(s[0], buffer, sizeof(buffer))) > 0) {
+				for (long i = 0; i < n; i++, at = (at + 1) % 300000)
+					if (buffer[i] != (char)(at * 7))
+						state->errors++;
+				usleep(300);
+			}
+			_exit(0);
+		}
+		for (state->ready = 1;;)
+			lap((*kind == 'w' ? writev(s[1], v, 3) :
+			     !strcmp(kind, "send") ? send(s[1], data, 300000, 0) :
+						     sendmsg(s[1], &m, 0)) == 300000);
+	}
+	if (!strcmp(kind, "waitall")) {
+		static char data[200000];
+		int s[2];
+
+		if (socketpair(AF_UNIX, SOCK_STREAM, 0, s))
+			return 2;
+		if (!fork()) {
+			char c = 0, piece[5000];
+
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			for (;; usleep(200)) {
+				for (int i = 0; i < 5000; i++)
+					piece[i] = c++ * 7;
+				if (write(s[0], piece, 5000) != 5000)
+					_exit(0);
+			}
+		}
+		char want = 0;
+		for (state->ready = 1;;) {
+			int ok = recv(s[1], data, 200000, MSG_WAITALL) == 200000;
+
+			for (int i = 0; i < 200000; i++)
+				ok &= data[i] == (char)((char)want++ * 7);
+			lap(ok);
+		}
 	}
 	if (!strcmp(kind, "sigsuspend")) {
 		sigset_t block, old, now;

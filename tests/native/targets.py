@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import select
+import signal
 import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
 _STATE = struct.Struct("<5q")
 
 
-@cache
-def _build_directory() -> Path:
-    path = Path(tempfile.gettempdir()) / f"mosix-test-programs-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
 def build(source: Path | str, *flags: str) -> str:
-    """The program made from a C file, or from C text (whose name is then taken from a hash)."""
-    if isinstance(source, Path):
-        text, name = source.read_text(encoding="utf-8"), source.stem
-    else:
-        text, name = source, "program"
-    key = f"{name}-{hash((text, flags)) & 0xFFFFFFFFFFFF:x}-{os.getpid()}"
-    target = _build_directory() / key
+    """The program made from a C file or from C text; made once and kept for later runs."""
+    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+    key = hashlib.sha256("\0".join((text, *flags)).encode()).hexdigest()[:16]
+    directory = Path(tempfile.gettempdir()) / f"mosix-test-programs-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    target = directory / key
     if not target.exists():
+        fresh = directory / f"{key}.{os.getpid()}"
         subprocess.run(
-            ["gcc", "-O1", "-D_GNU_SOURCE", "-x", "c", "-", "-o", target, *flags],
+            ["gcc", "-O1", "-D_GNU_SOURCE", "-x", "c", "-", "-o", fresh, *flags],
             input=text,
             text=True,
             check=True,
         )
+        fresh.rename(target)
     return str(target)
 
 
@@ -98,8 +93,7 @@ def self_check(kind: str, *flags: str) -> Iterator[SelfCheck]:
                 watch(process, lambda: struct.unpack_from("<4q", memory)[3] == 1)
                 yield SelfCheck(process, memory)
             finally:
-                process.kill()
-                process.wait()
+                finish(process)
 
 
 @contextlib.contextmanager
@@ -115,9 +109,19 @@ def running(
             assert said == ready, said
         yield process
     finally:
-        process.kill()
-        process.wait()
+        finish(process)
         process.stdout.close()
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    """Kill and reap it. Not Popen.kill: that looks with waitpid first, takes the stop of a
+    process that we trace for its end, and does nothing."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        os.kill(process.pid, signal.SIGKILL)
+        while os.WIFSTOPPED(os.waitpid(process.pid, 0)[1]):
+            pass
+    process.returncode = process.returncode or -signal.SIGKILL
 
 
 def state_of(pid: int) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from mosix.errors import MoveFailedError
 from mosix.image.model import PageRun
-from mosix.native.agent import Agent, mapped
+from mosix.native._native import ffi, lib
+from mosix.native.agent import Agent
+from mosix.native.blob import mapped
 from mosix.native.tracee import Tracee
 
 COUNTER = r"""
@@ -118,8 +120,11 @@ class Job:
         return self.line()
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        # Popen's own methods would take a ptrace stop for the end
+        if self.process.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, self.pid, os.WEXITED)
+            self.process.returncode = -signal.SIGKILL
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -156,13 +161,6 @@ def footprint(pid: int) -> tuple[object, ...]:
         sorted(os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")),
         [line for line in status if line.startswith(("Sig", "Shd"))],
     )
-
-
-@pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_process_is_unchanged_by_agent_that_came_and_went(counter: Job) -> None:
@@ -402,3 +400,185 @@ def test_blob_moves_out_of_the_way_while_it_obeys(counter: Job) -> None:
     agent.abandon()
     tracee.detach()
     assert counter.say("goes on").endswith("goes on")
+
+
+# ---- serving ----
+
+
+def request(nr: int, *args: int, identity: int = 1, out: int = 0) -> bytes:
+    """A redirected call; `out`: its second argument is a buffer of that size to come back."""
+    header = ffi.new("struct mx_request *")
+    header.nr, header.id = nr, identity
+    for i, arg in enumerate(args):
+        header.args[i] = arg
+    relocs = b""
+    if out:
+        reloc = ffi.new("struct mx_reloc *", {"at": lib.MX_RELOC_ARG + 1, "to": 0})
+        relocs = bytes(ffi.buffer(reloc))
+        header.n_relocs, header.area_size = 1, out
+        header.out_var, header.out_unit = out, 1
+    header.size = len(relocs)
+    return bytes(ffi.buffer(header)) + relocs
+
+
+def reply(sock: socket.socket) -> tuple[int, int, bytes]:
+    """Result, flags and data."""
+    answer = ffi.new("struct mx_reply *")
+    size = ffi.sizeof("struct mx_reply")
+    ffi.buffer(answer)[:] = sock.recv(size, socket.MSG_WAITALL)
+    data = sock.recv(answer.size, socket.MSG_WAITALL) if answer.size else b""
+    return answer.result, answer.flags, data
+
+
+@pytest.fixture
+def ghost(counter: Job) -> Iterator[tuple[Job, Tracee, Agent, socket.socket]]:
+    """A process that serves; our end of its call socket."""
+    tracee = stopped(counter)
+    agent = Agent.inject(tracee, [])
+    agent.obey()
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            number = agent.give_fd(theirs.fileno())
+        agent.finish()
+        agent.serve(number, 0, 1 << signal.SIGWINCH - 1)
+        yield counter, tracee, agent, ours
+        agent.close()
+
+
+Ghost = tuple[Job, Tracee, Agent, socket.socket]
+
+
+def blocked_in_call(agent: Agent, pid: int, nr: int) -> None:
+    while not agent.state().current_id:
+        pass
+    while Path(f"/proc/{pid}/syscall").read_text().split()[0] != str(nr):
+        pass
+
+
+def test_ghost_makes_calls_in_its_own_name(ghost: Ghost) -> None:
+    job, _, agent, sock = ghost
+    for i in range(5):
+        sock.sendall(request(39, identity=i + 1))
+        assert reply(sock)[:2] == (job.pid, 0)
+    assert agent.calls_served() == 5
+    status = Path(f"/proc/{job.pid}/status").read_text()
+    assert f"SigBlk:\t{1 << signal.SIGWINCH - 1:016x}" in status
+
+
+def test_paused_ghost_goes_on_with_what_came_meanwhile(ghost: Ghost) -> None:
+    job, _, agent, sock = ghost
+    sock.sendall(request(39)[:20])
+    agent.pause()
+    agent.obey()
+    assert agent.call(39) == job.pid
+    sock.sendall(request(39)[20:])
+    agent.unpause()
+    assert reply(sock)[:2] == (job.pid, 0)
+
+
+def test_call_in_flight_survives_a_pause(ghost: Ghost) -> None:
+    job, _, agent, sock = ghost
+    sock.sendall(request(0, 0, 0, 100, out=100))  # read(0, area, 100)
+    blocked_in_call(agent, job.pid, 0)
+    for _ in range(3):
+        agent.pause()
+        agent.obey()
+        assert agent.call(39) == job.pid
+        agent.finish()
+        agent.obey()
+        agent.unpause()
+    assert job.process.stdin is not None
+    job.process.stdin.write("typed\n")
+    job.process.stdin.flush()
+    assert reply(sock) == (6, 0, b"typed\n")
+
+
+def test_cancelled_call_is_answered_with_its_code(ghost: Ghost) -> None:
+    job, tracee, agent, sock = ghost
+    sock.sendall(request(0, 0, 0, 100, out=100))
+    blocked_in_call(agent, job.pid, 0)
+    assert tracee.stop().quiet
+    registers = tracee.get_registers()
+    assert registers.rip == agent.call_return and registers.result == -512
+    agent.mark_cancelled(-512)
+    tracee.cont()
+    assert reply(sock) == (-512, lib.MX_REP_CANCELLED, b"")
+    sock.sendall(request(39, identity=2))
+    assert reply(sock)[:2] == (job.pid, 0)
+
+
+def test_ghost_serves_the_next_node(ghost: Ghost) -> None:
+    job, _, agent, old = ghost
+    agent.pause()
+    agent.obey()
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            number = agent.give_fd(theirs.fileno())
+        agent.finish()
+        agent.serve_on(number)
+        ours.sendall(request(39))
+        assert reply(ours)[:2] == (job.pid, 0)
+        assert old.recv(1) == b""
+
+
+@pytest.mark.parametrize("obeying", [False, True])
+def test_ghost_serves_on_after_its_agent_moved(ghost: Ghost, obeying: bool) -> None:
+    job, _, agent, sock = ghost
+    sock.sendall(request(39))
+    assert reply(sock)[0] == job.pid
+    agent.pause()
+    old = agent.blob
+    if obeying:
+        agent.obey()
+        agent.relocate([old])
+    else:
+        agent.relocate([old])
+        agent.obey()
+    assert agent.blob[0] >= old[1]
+    assert agent.call(39) == job.pid
+    agent.unpause()
+    sock.sendall(request(39, identity=2))
+    assert reply(sock)[0] == job.pid
+    assert agent.calls_served() == 2
+    assert old[0] not in [at.start for at in mapped(job.pid)]
+
+
+def test_signal_met_by_a_pause_is_not_lost(ghost: Ghost) -> None:
+    job, tracee, agent, _ = ghost
+    os.kill(job.pid, signal.SIGTERM)
+    stop = tracee.wait()
+    assert stop is not None and stop.kind == "signal"
+    agent.pause()
+    assert [info[0] for info in tracee.pending(shared=False)] == [signal.SIGTERM]
+    agent.obey()
+    agent.unpause()
+    stop = tracee.wait()
+    assert stop is not None and stop.signal == signal.SIGTERM
+    info = tracee.siginfo
+    assert int.from_bytes(info[16:20], "little") == os.getpid()  # si_pid
+
+
+def test_ghost_waits_for_orders_when_the_call_socket_ends(ghost: Ghost) -> None:
+    job, _, agent, sock = ghost
+    sock.shutdown(socket.SHUT_RDWR)
+    agent.pause()
+    agent.obey()
+    assert agent.call(39) == job.pid
+
+
+def test_filter_is_installed_and_its_listener_taken(counter: Job) -> None:
+    tracee = stopped(counter)
+    agent = Agent.inject(tracee, [])
+    agent.obey()
+    allow = (6).to_bytes(2, "little") + bytes(2) + (0x7FFF0000).to_bytes(4, "little")
+    listener = agent.install_filter(allow)
+    try:
+        assert "seccomp" in os.readlink(f"/proc/self/fd/{listener}")
+        assert "Seccomp_filters:\t1" in Path(f"/proc/{counter.pid}/status").read_text()
+        agent.abandon()
+        tracee.detach()
+        assert counter.say("goes on").endswith("goes on")
+    finally:
+        os.close(listener)

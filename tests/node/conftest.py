@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +12,13 @@ from mosd_nodes import Cluster
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     if os.geteuid() != 0:
         pytest.skip("mosd must run as root")
-    # tmp_path belongs to root alone, and commands of other users must get through.
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory == Path("/tmp"):
-            break
-        directory.chmod(directory.stat().st_mode | 0o055)
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
+    # Not pytest's own directory: that one lets only root through, and commands run as others.
+    with tempfile.TemporaryDirectory(prefix="mosix-test-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        made = Cluster(path)
+        yield made
+        made.close()

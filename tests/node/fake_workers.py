@@ -129,13 +129,22 @@ class _Deputy:
             return
         assert len(fds) == len(PURPOSES)
         sockets = [socket.socket(fileno=fd) for fd in fds]
-        for name, sock in zip(PURPOSES[1:], sockets[1:], strict=True):
-            sock.setblocking(True)
-            assert sock.recv(4) == name.encode()  # the remote got the right ones
-            sock.close()
         control: Frames[ToDeputy] = Frames(sockets[0], ToDeputy)
-        await control.send(Ping(sent_ns=7))
-        assert await control.receive() == Pong(sent_ns=7)
+        try:
+            for name, sock in zip(PURPOSES[1:], sockets[1:], strict=True):
+                with sock:
+                    sock.setblocking(True)
+                    # The remote got the right ones.
+                    if sock.recv(4) != name.encode():
+                        raise EOFError
+            await control.send(Ping(sent_ns=7))
+            assert await control.receive() == Pong(sent_ns=7)
+        except (EOFError, OSError):
+            await self.tell(order.pid, "home", "the remote is gone")
+            await self.node.send(
+                Moved(request=order.request, pid=order.pid, error="the remote is gone", code=10)
+            )
+            return
         self.controls[order.pid] = control
         self.epochs[order.pid] = epoch
         await self.tell(order.pid, order.target, "ordered")
@@ -180,28 +189,28 @@ class _Remote:
         assert isinstance(welcome, Welcome)
         control: Frames[ToRemote] = Frames(socket.socket(fileno=fds[0]), ToRemote)
         guest = _make_guest()
-        await self.node.send(MapIds(carrier=guest))
-        mapped, _ = await self.node.receive()
-        assert mapped == Mapped(), mapped
-        await self.node.send(MapIds(carrier=guest))
-        again, _ = await self.node.receive()
-        assert isinstance(again, Mapped)
-        assert "already" in again.error
+        for error in ("", "the ids of this guest are mapped already"):
+            await self.node.send(MapIds(carrier=guest))
+            assert await self.other_than_attach() == Mapped(error=error)
         with open(f"/proc/{guest}/uid_map") as file:
             assert file.read().split() == [str(welcome.uid), str(welcome.outer_uid), "1"]
         await self.node.send(GuestState(outer_pid=guest, pid=welcome.pid))
         parts = {asyncio.create_task(self.obey()), asyncio.create_task(self.serve(control))}
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
 
+    async def other_than_attach(self) -> NodeToWorker:
+        """The next message that is not an Attach: these come whenever they like."""
+        while True:
+            message, fds = await self.node.receive()
+            if not isinstance(message, Attach):
+                return message
+            with socket.socket(fileno=fds[0]) as sock:
+                sock.send(message.purpose.encode())
+
     async def obey(self) -> None:
         with contextlib.suppress(EOFError):
-            while True:
-                message, fds = await self.node.receive()
-                if isinstance(message, Attach):
-                    with socket.socket(fileno=fds[0]) as sock:
-                        sock.send(message.purpose.encode())
-                elif isinstance(message, Leave):
-                    return
+            while not isinstance(await self.other_than_attach(), Leave):
+                pass
 
     async def serve(self, control: Frames[ToRemote]) -> None:
         with contextlib.suppress(EOFError, OSError):

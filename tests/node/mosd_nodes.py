@@ -49,6 +49,7 @@ class Node:
     options: list[str] = field(default_factory=list)
     program: list[str] = field(default_factory=lambda: ["-m", "mosix.cli.mosd"])
     process: subprocess.Popen[bytes] | None = None
+    jobs: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def run_dir(self) -> Path:
@@ -136,7 +137,7 @@ class Node:
                     found.append(int(entry.name))
         return found
 
-    def run(self, *command: str | Path, uid: int = 0, **more: object) -> "Done":
+    def run(self, *command: str | Path, uid: int = 0, **more: object) -> Done:
         done = subprocess.run(
             [str(word) for word in command],
             env={**self.environment, **more.pop("env", {})},  # type: ignore[dict-item]
@@ -152,10 +153,10 @@ class Node:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def mosix(self, name: str, *arguments: object, uid: int = 0) -> "Done":
+    def mosix(self, name: str, *arguments: object, uid: int = 0) -> Done:
         return self.run(sys.executable, "-m", f"mosix.cli.{name}", *map(str, arguments), uid=uid)
 
-    def mosrun(self, *arguments: object, **more: object) -> "Done":
+    def mosrun(self, *arguments: object, **more: object) -> Done:
         return self.run(MOSRUN, *map(str, arguments), **more)  # type: ignore[arg-type]
 
     def job(self, *arguments: object, uid: int = 0) -> subprocess.Popen[str]:
@@ -171,6 +172,7 @@ class Node:
             extra_groups=[],
             cwd="/",
         )
+        self.jobs.append(process)
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("here\n")
@@ -195,7 +197,7 @@ class Done:
     err: str
 
 
-def end(job: "subprocess.Popen[str]") -> int:
+def end(job: subprocess.Popen[str]) -> int:
     assert job.stdin is not None
     assert job.stdout is not None
     job.stdin.close()
@@ -232,10 +234,15 @@ class Cluster:
             if (node.run_dir / "jobs").is_dir()
             for record in (node.run_dir / "jobs").iterdir()
         ]
+        for job in [job for node in self.nodes for job in node.jobs if job.poll() is None]:
+            job.kill()  # the test failed
+            job.wait()
         for node in self.nodes:
             if node.process is not None:
                 node.stop()
         for node in self.nodes:
             eventually(lambda node=node: node.processes() == [])  # type: ignore[misc]
-        for group in groups:
-            eventually(lambda group=group: not group.exists())  # type: ignore[misc]
+        left = [group for group in groups if group.exists()]
+        for group in left:
+            group.rmdir()
+        assert not left

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from served import Kit, Served, launch, native
-
-
-@contextmanager
-def served(kit: Kit, command: list[str | Path], cwd: Path, **options: object) -> Iterator[Served]:
-    pair = launch(kit, command, cwd, **options)  # type: ignore[arg-type]
-    pair.redirector.start()
-    try:
-        yield pair
-    finally:
-        pair.close()
+from served import Kit, native, served
 
 
 @pytest.fixture

@@ -351,7 +351,20 @@ static void identity(void)
 	SAY(sigtimedwait(&set, NULL, &(struct timespec){ 0, 1000 }));
 	SAY(signalfd(-1, &set, SFD_NONBLOCK) > 0);
 	SAY(sigprocmask(99, &set, NULL));
+	/* ignored when it was sent: a handler installed later never sees it */
+	action.sa_handler = handler;
+	SAY(sigaction(SIGUSR2, &action, NULL));
 	SAY(sigaction(SIGUSR2, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL));
+	/* blocked by the program itself and ignored: kept, as natively */
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	SAY(sigprocmask(SIG_BLOCK, &set, NULL));
+	SAY(kill(getpid(), SIGCHLD));
+	SAY(sigpending(&set));
+	SAY(sigismember(&set, SIGCHLD));
+	SAY(sigaction(SIGCHLD, &action, NULL));
+	SAY(sigpending(&set));
+	SAY(sigismember(&set, SIGCHLD));
 	SAY(getrlimit(RLIMIT_NOFILE, &limit));
 	limit.rlim_cur = 200;
 	SAY(setrlimit(RLIMIT_NOFILE, &limit));

@@ -33,7 +33,7 @@ static volatile int on_alternate;
 static __thread long thread_local = 4711;
 static const char constant[] = "read-only data";
 static sigset_t blocked;
-static char *past_end;
+static char *past_end, *mapped;
 
 static void on_usr1(int s)
 {
@@ -119,6 +119,13 @@ int main(void)
 		} else if (!strcmp(line, "timer")) {
 			getitimer(ITIMER_PROF, &timer);
 			printf("timer %d\n", timer.it_value.tv_sec > 90 && timer.it_interval.tv_sec == 100);
+		} else if (!strcmp(line, "sleep")) {
+			struct timespec begin, end, wish = {1, 200000000};
+			clock_gettime(CLOCK_MONOTONIC, &begin);
+			int r = nanosleep(&wish, 0);
+			clock_gettime(CLOCK_MONOTONIC, &end);
+			long ms = (end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000;
+			printf("sleep %d %d\n", r, ms >= 1199);
 		} else if (!strcmp(line, "clock")) {
 			struct timespec now;
 			clock_gettime(CLOCK_MONOTONIC, &now);
@@ -126,6 +133,17 @@ int main(void)
 		} else if (!strcmp(line, "name")) {
 			prctl(PR_GET_NAME, name);
 			printf("%s %ld %s %d\n", name, thread_local++, constant, errno);
+		} else if (!strncmp(line, "map ", 4)) {
+			void *at = (void *)strtoul(line + 4, 0, 16);
+			int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+			mapped = mmap(at, 4 << 20, PROT_READ | PROT_WRITE, flags, -1, 0);
+			memset(mapped, 77, 4 << 20);
+			printf("mapped %d\n", mapped != MAP_FAILED);
+		} else if (!strcmp(line, "mapped")) {
+			long sum = 0;
+			for (long i = 0; i < 4 << 20; i++)
+				sum += mapped[i];
+			printf("sum %ld\n", sum);
 		} else if (!strcmp(line, "bus")) {
 			printf("first page %c\n", past_end[0]);
 			printf("never %c\n", past_end[4096]);
@@ -188,4 +206,13 @@ for line in iter(sys.stdin.readline, ""):
         seen[f"{line}{i}"] = [i, str(i) * 3, {"n": float(i)}]
         digest.update(repr(seen[f"{line}{i}"]).encode())
     print(len(seen), digest.hexdigest(), line.strip(), flush=True)
+"""
+
+#: A write that fills a pipe several times over; says on stderr what write(2) returned.
+WRITER = r"""
+import os, sys
+print("ready", flush=True)
+sys.stdin.readline()
+block = bytes(range(256)) * 4096
+sys.exit(0 if os.write(1, block) == len(block) else 1)
 """

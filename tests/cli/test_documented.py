@@ -1,0 +1,38 @@
+"""What docs/commands.md and --help say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mosix.config import DEFAULT_PEER_PORT
+from mosix.errors import EXIT_CODES, LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
+
+PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+
+
+def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", PAGE, re.M))
+    expected = {str(code): text for code, text in EXIT_CODES.items()}
+    assert {code: rows.get(code) for code in expected} == expected
+    assert {str(LAUNCH_FAILED), str(NOT_EXECUTABLE), str(NOT_FOUND)} <= set(rows)
+
+
+def test_the_port_is_the_documented_one() -> None:
+    assert re.search(rf"\| {DEFAULT_PEER_PORT}/tcp \|", PAGE)
+
+
+@pytest.mark.parametrize("name", ["migrate", "mosctl", "mosd", "mosps"])
+def test_help_shows_every_exit_code(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"mosix.cli.{name}", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    for code in EXIT_CODES:
+        assert re.search(rf"^  {code} ", done.stdout, re.M)

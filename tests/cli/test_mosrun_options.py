@@ -1,0 +1,51 @@
+"""Options of mosrun: parsed without printing, exiting or guessing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mosix.cli.mosrun import Parsed, parse
+from mosix.errors import LAUNCH_FAILED
+
+
+def words(text: str) -> list[bytes]:
+    return [word.encode() for word in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("line", "parsed"),
+    [
+        ("ls -l", Parsed(program=0)),
+        ("-h ls", Parsed(program=1)),
+        ("-3 -F ls -F", Parsed(program=2, node="3", fallback=True)),
+        ("-10.0.0.2 -L ls", Parsed(program=2, node="10.0.0.2", lock=True)),
+        ("-rn2 -l ls", Parsed(program=2, node="n2")),
+        ("-FLrn2 ls", Parsed(program=1, node="n2", fallback=True, lock=True)),
+        ("--no-interface -- -x", Parsed(program=2, interface=False)),
+        ("-L - x", Parsed(program=1, lock=True)),
+    ],
+)
+def test_the_manuals_options_are_understood(line: str, parsed: Parsed) -> None:
+    assert parse(words(line), 80) == parsed
+
+
+@pytest.mark.parametrize(
+    "line", ["", "-h", "-h -3 ls", "-L -l ls", "-3 -4.5.6.7 -rx", "--nope ls", "-q ls", "-Fb ls"]
+)
+def test_mistakes_are_one_line_and_125(line: str) -> None:
+    parsed = parse(words(line), 80)
+    assert parsed.status == LAUNCH_FAILED
+    assert parsed.text is not None
+    assert parsed.text.startswith("mosrun: ")
+    assert parsed.text.count("\n") == 1
+
+
+@given(st.lists(st.binary(max_size=8).filter(lambda word: b"\0" not in word), max_size=6))
+def test_any_words_give_a_program_or_a_complaint(argv: list[bytes]) -> None:
+    parsed = parse(argv, 80)
+    if parsed.text is None:
+        assert 0 <= parsed.program < len(argv)
+    elif parsed.status:
+        assert parsed.status == LAUNCH_FAILED
+        parsed.text.encode()
