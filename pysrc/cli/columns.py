@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -19,6 +17,9 @@ def show(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[s
         for line in plain(header, rows):
             click.echo(line)
         return
+    from rich.console import Console  # noqa: PLC0415 - a quarter of the time to start
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False)
     for name in header:
         table.add_column(

@@ -141,7 +141,7 @@ def test_every_command_takes_the_numbers_of_userview_map(
 ) -> None:
     lab = renumbered
     with start(["cat"], options=("-41",)) as job:
-        assert job.where() == lab[2].ip
+        job.wait_until_at(lab[2].ip)
         lab[1].migrate(job.pid, "65535")
         assert job.where() == lab[3].ip
         assert table(lab[1].check(["mosps", "-O"]))[0]["WHERE"] == "65535"
