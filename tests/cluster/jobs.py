@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,10 @@ class Job:
         """The next line of output."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
+
+    def has_output(self) -> bool:
+        """Whether it has printed something that was not read yet."""
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def stdout_bytes(self) -> bytes:
         """All of the output that is still to come."""
