@@ -123,7 +123,7 @@ class _Command(click.Command):
     help="Without the files /proc/self/{migrate,lock,...} for the program.",
 )
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
-def _command(
+def command(
     *,
     home: bool,
     host: str | None,
@@ -172,7 +172,7 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
     words = [word.decode("utf-8", "replace") for word in argv]
     try:
         with click.Context(
-            _command,
+            command,
             info_name="mosrun",
             terminal_width=columns,
             max_content_width=columns,
@@ -181,9 +181,9 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
         ) as ctx:
             # `--help` prints and exits in click; here it must come back as text.
             if _wants_help(words):
-                return Parsed(text=_command.get_help(ctx) + "\n")
-            _command.parse_args(ctx, words)
-            parsed: Parsed = ctx.invoke(_command, **ctx.params)
+                return Parsed(text=command.get_help(ctx) + "\n")
+            command.parse_args(ctx, words)
+            parsed: Parsed = ctx.invoke(command, **ctx.params)
     except click.NoSuchOption as error:
         return _failure(_unknown(error))
     except click.ClickException as error:
