@@ -29,7 +29,7 @@ from mosix.errors import (
 )
 from mosix.image import capture, eligibility, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
-from mosix.native.agent import Agent
+from mosix.native.agent import Agent, NoDescriptorError
 from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
@@ -273,8 +273,10 @@ async def _fill(
     try:
         done.filled = body = await _blocking(stream.read_image, bulk.fileno())
         agent.obey()
-        done.given = agent.give_fd(bulk.fileno())
-        await _blocking(restore.fill_ghost, agent, body, done.given)
+        if not restore.is_data_limited(process.pid):
+            with contextlib.suppress(NoDescriptorError):
+                done.given = agent.give_fd(bulk.fileno())
+        await _blocking(restore.fill_ghost, agent, body, done.given, bulk.fileno())
         await _blocking(stream.read_end, bulk.fileno(), body)
     except TransferCutError:
         await link.why_it_ended(epoch)
