@@ -8,6 +8,7 @@ with the job. It must never hold a secret: it belongs to the user.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
 import logging
 import os
@@ -23,6 +24,8 @@ from mosix.errors import (
     NoSuchProcessError,
     ProtocolError,
 )
+from mosix.native.blob import load_blob
+from mosix.native.cpu import cpu_features
 from mosix.native.tracee import Stop, Tracee
 from mosix.native.watch import Watch
 from mosix.wire.channel import Packets
@@ -46,6 +49,12 @@ log = logging.getLogger("mosix.deputy")
 _PTRACE_EVENT_EXEC = 4
 _PTRACE_O_TRACEEXEC = 1 << _PTRACE_EVENT_EXEC
 _NR_EXIT_GROUP = 231
+
+
+def warm_up() -> None:
+    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    load_blob()
+    cpu_features()
 
 
 def run(sock: socket.socket) -> None:
