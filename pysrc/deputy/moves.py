@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 import time
@@ -44,7 +43,7 @@ from mosix.wire.messages import (
 T = TypeVar("T")
 
 #: Runs of memory below this are not worth announcing (bytes).
-_PREFAULT_FROM = 1 << 20
+_PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
 _NR_RT_TGSIGQUEUEINFO = 297
@@ -96,16 +95,18 @@ async def _leave_prepared(
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
-        reason = eligibility.why_not_stopped(tracee)
+        mappings = maps.read_mappings(process.pid)
+        reason = eligibility.why_not_stopped(tracee, mappings=mappings)
         if reason:
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
-        image = capture.describe(tracee, epoch)
+        image = capture.describe(tracee, epoch, mappings)
         image.process.stopped = process.held
         # What waits in the ghost's queue stays there: it is the process's only queue.
         image.process.pending, image.threads[0].pending = [], []
-        agent = Agent.inject(tracee, restore.body_ranges(image))
-        sending = asyncio.create_task(_send(process.pid, bulk, image))
+        # The image is on its way while the agent goes in beside the body.
+        sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
+            agent = Agent.inject(tracee, restore.body_ranges(image))
             agent.obey()
             call_number = agent.give_fd(call.fileno())
             await sending
@@ -113,9 +114,8 @@ async def _leave_prepared(
             link.post(Run(epoch=epoch, held=process.held))
             await link.expect(Running, epoch, timeout=STALL)
         except BaseException:
-            sending.cancel()
             _shut(bulk)
-            with contextlib.suppress(OSError, MosixError, asyncio.CancelledError):
+            with contextlib.suppress(MosixError):
                 await sending
             raise
     except BaseException:
@@ -198,11 +198,10 @@ async def come_home(process: JobProcess) -> None:
             _check_alive(process)
             agent.pause()
             paused = True
-            body = image = await _blocking(stream.read_image, bulk.fileno())
             agent.obey()
             number = agent.give_fd(bulk.fileno())
-            await _blocking(restore.fill_ghost, agent, body, number)
-            await _blocking(stream.read_end, bulk.fileno(), body)
+            body = image = await _begin(stream.read_image, bulk.fileno())
+            await _begin(_fill_ghost, agent, body, number, bulk.fileno())
             await link.expect(Sent, epoch, timeout=STALL)
             agent.finish()
         except BaseException:
@@ -346,27 +345,33 @@ def _expected_runs(pid: int) -> list[PageRun]:
         ) from error
 
 
-async def _send(pid: int, bulk: socket.socket, image: Image) -> None:
-    def send() -> None:
-        fd = bulk.fileno()
-        stream.write_image(fd, image)
-        capture.send_pages(pid, fd, image.runs)
-        stream.write_end(fd, image)
-
-    try:
-        await _blocking(send)
-    except OSError as error:
-        raise MoveFailedError(
-            f"sending the image failed: {os.strerror(error.errno or 0)}"
-        ) from error
+def _send(pid: int, fd: int, image: Image) -> None:
+    stream.write_image(fd, image)
+    capture.send_pages(pid, fd, image.runs)
+    stream.write_end(fd, image)
 
 
-async def _blocking(function: Callable[..., T], *args: object) -> T:
-    """Runs `function` in a thread: it only reads and writes descriptors, never traces."""
-    try:
-        return await asyncio.to_thread(function, *args)
-    except OSError as error:
-        raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
+def _fill_ghost(agent: Agent, image: Image, number: int, fd: int) -> None:
+    restore.fill_ghost(agent, image, number)
+    stream.read_end(fd, image)
+
+
+def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+    """Starts `function` in a thread, now: it only reads and writes descriptors, never traces.
+
+    MoveFailedError instead of OSError and EOFError."""
+
+    def run() -> T:
+        try:
+            return function(*args)
+        except (OSError, EOFError) as error:
+            raise MoveFailedError(f"the transfer failed: {_why(error)}") from error
+
+    return asyncio.get_running_loop().run_in_executor(None, run)
+
+
+def _why(error: OSError | EOFError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 async def _first_failure(*awaitables: Awaitable[object]) -> None:
