@@ -12,10 +12,13 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mosix.native._native import ffi
+from mosix.native.tracee import Tracee
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import Event, Gone, LinkBroken, NeedsHome
 from mosix.syscalls.filter import FLAG_NEW_LISTENER, FLAG_WAIT_KILLABLE_RECV, program
@@ -23,6 +26,7 @@ from mosix.syscalls.filter import FLAG_NEW_LISTENER, FLAG_WAIT_KILLABLE_RECV, pr
 PROGRAMS = Path(__file__).parent / "programs"
 NATIVE = Path(__file__).parents[2] / "pysrc" / "native"
 ENOSYS = 38
+CANCELLED = ffi.offsetof("struct mx_agent_state", "cancelled")
 
 
 class Kit:
@@ -36,7 +40,14 @@ class Kit:
         self.preload = where / "guest_preload.so"
         cc = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{NATIVE}"]
         host = [PROGRAMS / "agent_host.c", NATIVE / "agent_serve.c"]
-        subprocess.run([*cc, "-DMX_HOSTED", "-o", self.host, *host], check=True)
+        fixed = ["-DMX_HOSTED", "-static", "-no-pie"]  # its symbols are its addresses
+        subprocess.run([*cc, *fixed, "-o", self.host, *host], check=True)
+        names = subprocess.run(["nm", self.host], capture_output=True, text=True, check=True)
+        self.symbols = {
+            line.split()[2]: int(line.split()[0], 16)
+            for line in names.stdout.splitlines()
+            if len(line.split()) == 3
+        }
         preload = PROGRAMS / "guest_preload.c"
         subprocess.run([*cc, "-shared", "-fPIC", "-o", self.preload, preload], check=True)
 
@@ -61,6 +72,8 @@ class Served:
     sockets: list[socket.socket]
     listener: int
     homes: list[str] = field(default_factory=list)
+    #: for `until_blocked`: system call number
+    blocked_in: int = 0
 
     async def serve(self, on_event: Callable[[Event], bool] | None = None) -> int:
         """Until the program exits: its status, as the ghost's parent sees it. `on_event`
@@ -77,6 +90,27 @@ class Served:
                 return await asyncio.to_thread(self.ghost.wait)
             else:
                 raise AssertionError(f"unexpected {event}")
+
+    async def event(self) -> Event:
+        return await asyncio.wait_for(self.redirector.events.get(), 9)
+
+    async def until_blocked(self) -> None:
+        """Until the ghost executes a call and the kernel has put it to sleep."""
+        path = Path(f"/proc/{self.ghost.pid}/syscall")
+        while not path.read_text().startswith(f"{self.blocked_in} "):
+            await asyncio.sleep(0)
+
+    def interrupt_ghost(self, kit: Kit) -> None:
+        """What a deputy does with Cancel: a call that did nothing is marked as cancelled."""
+        tracee = Tracee.seize(self.ghost.pid)
+        tracee.stop()
+        registers = tracee.get_registers()
+        assert registers.rip == kit.symbols["mx_call_return"]
+        if registers.result < 0:
+            tracee.write(kit.symbols["host_state"] + CANCELLED, (1).to_bytes(4, "little"))
+            registers.orig_rax = -1 & (1 << 64) - 1
+            tracee.set_registers(registers)
+        tracee.detach()
 
     def close(self) -> None:
         self.guest.kill()
@@ -150,6 +184,26 @@ def launch(
         _, fds, _, _ = socket.recv_fds(here, 1, 1)
     redirector = NotifyRedirector(fds[0], near.fileno(), guest.pid, ghost.pid)
     return Served(redirector, guest, ghost, [near], fds[0])
+
+
+@contextmanager
+def served(
+    kit: Kit,
+    command: list[str | Path],
+    cwd: Path,
+    *,
+    killable: bool = True,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.PIPE,
+    still: bool = False,
+) -> Iterator[Served]:
+    """`launch` and, at the end, all of it gone. `still`: not served until resumed."""
+    pair = launch(kit, command, cwd, killable=killable, stdin=stdin, stdout=stdout)
+    pair.redirector.start(still=still)
+    try:
+        yield pair
+    finally:
+        pair.close()
 
 
 def native(
