@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownError
@@ -101,7 +102,9 @@ async def _leave_prepared(
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch)
         image.process.stopped = process.held
-        # What waits in the ghost's queue stays there: it is the process's only queue.
+        # What waits in the ghost's queue stays there: it is the process's only queue. Except
+        # that a fault is not of the ghost, and the body will meet it again.
+        process.faults = [info for info in image.threads[0].pending if signals.is_fault(info)]
         image.process.pending, image.threads[0].pending = [], []
         agent = Agent.inject(tracee, restore.body_ranges(image))
         sending = asyncio.create_task(_send(process.pid, bulk, image))
