@@ -30,7 +30,7 @@ from mosix.errors import (
 )
 from mosix.image import capture, eligibility, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
-from mosix.native.agent import Agent
+from mosix.native.agent import Agent, NoDescriptorError
 from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
@@ -276,7 +276,9 @@ async def _fill(
     done.paused = True
     try:
         agent.obey()
-        done.given = agent.give_fd(bulk.fileno())
+        if not restore.is_data_limited(process.pid):
+            with contextlib.suppress(NoDescriptorError):
+                done.given = agent.give_fd(bulk.fileno())
         done.filled = body = await _begin(stream.read_image, bulk.fileno())
         await _begin(_fill_ghost, agent, body, done.given, bulk.fileno())
     except TransferCutError:
@@ -474,8 +476,8 @@ def _send(pid: int, fd: int, image: Image) -> None:
     stream.write_end(fd, image)
 
 
-def _fill_ghost(agent: Agent, image: Image, number: int, fd: int) -> None:
-    restore.fill_ghost(agent, image, number)
+def _fill_ghost(agent: Agent, image: Image, number: int | None, fd: int) -> None:
+    restore.fill_ghost(agent, image, number, fd)
     stream.read_end(fd, image)
 
 
