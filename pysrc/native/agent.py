@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from mosix.errors import KernelError, MoveFailedError
+from mosix.errors import KernelError, MoveFailedError, TransferCutError
 from mosix.native._native import ffi, lib
 from mosix.native.blob import (
     Range,
@@ -239,7 +239,8 @@ class Agent:
 
     def fill(self, fd: int, runs: Sequence[Run]) -> int:
         """Receives all `runs` from descriptor number `fd` of the process straight into its
-        memory; how many bytes. MoveFailedError: the sender ended early, or no such memory."""
+        memory; how many bytes. TransferCutError: the sender ended early or stands still;
+        MoveFailedError: no such memory."""
         flat = array.array("Q")
         for run in runs:
             flat.extend((run.start, run.size))
@@ -247,7 +248,9 @@ class Agent:
             self._send(_FILL, len(runs), flat.tobytes(), fd)
             result, _ = self._receive()
         if result == -errno.EPIPE:
-            raise MoveFailedError("the image ended early", "the connection was cut")
+            raise TransferCutError("the image ended early", "the connection was cut")
+        if result in (-errno.ETIMEDOUT, -errno.ECONNRESET):
+            raise TransferCutError(f"the image ended early: {strerror(result).lower()}")
         if result < 0:
             raise MoveFailedError(f"receiving memory failed: {strerror(result)}")
         return result
@@ -266,6 +269,11 @@ class Agent:
             raise MoveFailedError(f"the process has no free descriptor: {strerror(number)}")
         self._fds.add(number)
         return number
+
+    def close_fd(self, number: int) -> None:
+        """Closes a descriptor of ours in the process. Stopped or obeying."""
+        self._call_anyhow(_NR_CLOSE, number)
+        self._fds.discard(number)
 
     def finish(self) -> None:
         """Stops the process where the agent waits for an order. No effect if it stands already.

@@ -375,7 +375,7 @@ class PeerService:
             match hello.purpose:
                 case "guest":
                     await self._host.accept(hello, sock)
-                case "call" | "bulk":
+                case "call" | "bulk" | "home":
                     await self._host.attach(hello, sock)
                 case "status":
                     await frames.send(self._services.peer_status())

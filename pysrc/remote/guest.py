@@ -50,10 +50,18 @@ _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
-    `say` sends a message to the deputy."""
+    `say` sends a message to the deputy. `on_broken`: the connection for system calls has ended;
+    a moment later the process has, too, unless something is wrong."""
 
-    def __init__(self, shell: GuestShell, watch: Watch, say: Callable[[ToDeputy], None]) -> None:
+    def __init__(
+        self,
+        shell: GuestShell,
+        watch: Watch,
+        say: Callable[[ToDeputy], None],
+        on_broken: Callable[[], None],
+    ) -> None:
         self.shell = shell
+        self._on_broken = on_broken
         self.home_pid = shell.home_pid
         #: job control has stopped it
         self.held = False
@@ -339,6 +347,8 @@ class Guest:
                 continue
             self._event = event
             self._still.set()
+            if isinstance(event, LinkBroken):
+                self._on_broken()
             if self._halting or self._halted:
                 continue
             if isinstance(event, NeedsHome):
