@@ -47,6 +47,7 @@ from mosix.node.spawning import Programs
     metavar="SECONDS",
     help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
 )
+@click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
 def main(

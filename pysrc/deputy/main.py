@@ -8,6 +8,7 @@ with the job. It must never hold a secret: it belongs to the user.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
 import logging
 import os
@@ -24,6 +25,8 @@ from mosix.errors import (
     NoSuchProcessError,
     ProtocolError,
 )
+from mosix.native.blob import load_blob
+from mosix.native.cpu import cpu_features
 from mosix.native.tracee import Stop, Tracee
 from mosix.native.watch import Watch
 from mosix.wire.channel import Packets
@@ -51,6 +54,12 @@ _NR_EXIT_GROUP = 231
 #: A line for the user: what is less than a page goes into a pipe that has room at all.
 _MAX_LINE = 1000
 _STDERR_PATIENCE_S = 5
+
+
+def warm_up() -> None:
+    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    load_blob()
+    cpu_features()
 
 
 def run(sock: socket.socket) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
@@ -56,7 +57,7 @@ log = logging.getLogger("mosix.deputy")
 _RESTORE = 60
 
 #: Runs of memory below this are not worth announcing (bytes).
-_PREFAULT_FROM = 1 << 20
+_PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
 _NR_RT_TGSIGQUEUEINFO = 297
@@ -109,16 +110,20 @@ async def _leave_prepared(
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
-        reason = eligibility.why_not_stopped(tracee)
+        mappings = maps.read_mappings(process.pid)
+        reason = eligibility.why_not_stopped(tracee, mappings=mappings)
         if reason:
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
-        image = capture.describe(tracee, epoch)
+        image = capture.describe(tracee, epoch, mappings)
         image.process.stopped = process.held
-        # What waits in the ghost's queue stays there: it is the process's only queue.
+        # What waits in the ghost's queue stays there: it is the process's only queue. Except
+        # that a fault is not of the ghost, and the body will meet it again.
+        process.faults = [info for info in image.threads[0].pending if signals.is_fault(info)]
         image.process.pending, image.threads[0].pending = [], []
-        agent = Agent.inject(tracee, restore.body_ranges(image))
-        sending = asyncio.create_task(_send(process.pid, bulk, image))
+        # The image is on its way while the agent goes in beside the body.
+        sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
+            agent = Agent.inject(tracee, restore.body_ranges(image))
             agent.obey()
             call_number = agent.give_fd(call.fileno())
             try:
@@ -130,9 +135,8 @@ async def _leave_prepared(
             link.post(Run(epoch=epoch, held=process.held))
             await link.expect(Running, epoch)
         except BaseException:
-            sending.cancel()
             _shut(bulk)
-            with contextlib.suppress(OSError, MosixError, asyncio.CancelledError):
+            with contextlib.suppress(MosixError):
                 await sending
             raise
     except BaseException:
@@ -271,13 +275,12 @@ async def _fill(
     agent.pause()
     done.paused = True
     try:
-        done.filled = body = await _comes(link, bulk, stream.read_image, bulk.fileno())
         agent.obey()
         if not restore.is_data_limited(process.pid):
             with contextlib.suppress(NoDescriptorError):
                 done.given = agent.give_fd(bulk.fileno())
-        await _comes(link, bulk, restore.fill_ghost, agent, body, done.given, bulk.fileno())
-        await _comes(link, bulk, stream.read_end, bulk.fileno(), body)
+        done.filled = body = await _comes(link, bulk, _begin(stream.read_image, bulk.fileno()))
+        await _comes(link, bulk, _begin(_fill_ghost, agent, body, done.given, bulk.fileno()))
     except TransferCutError:
         await link.why_it_ended(epoch)
         raise
@@ -287,11 +290,8 @@ async def _fill(
     return body
 
 
-async def _comes(
-    link: RemoteLink, bulk: socket.socket, function: Callable[..., T], *args: object
-) -> T:
-    """`_blocking`, ended when the remote that writes into `bulk` stands still."""
-    work = asyncio.create_task(_blocking(function, *args))
+async def _comes(link: RemoteLink, bulk: socket.socket, work: asyncio.Future[T]) -> T:
+    """The result of `work`, which is ended when the remote that writes into `bulk` stands still."""
     try:
         return await link.while_alive(work)
     except BaseException:
@@ -480,26 +480,33 @@ def _expected_runs(pid: int) -> list[PageRun]:
         ) from error
 
 
-async def _send(pid: int, bulk: socket.socket, image: Image) -> None:
-    def send() -> None:
-        fd = bulk.fileno()
-        stream.write_image(fd, image)
-        capture.send_pages(pid, fd, image.runs)
-        stream.write_end(fd, image)
-
-    await _blocking(send)
+def _send(pid: int, fd: int, image: Image) -> None:
+    stream.write_image(fd, image)
+    capture.send_pages(pid, fd, image.runs)
+    stream.write_end(fd, image)
 
 
-async def _blocking(function: Callable[..., T], *args: object) -> T:
-    """Runs `function` in a thread: it only reads and writes descriptors, never traces."""
-    try:
-        return await asyncio.to_thread(function, *args)
-    except BlockingIOError as error:
-        raise TransferCutError(f"no byte of the image moved for {STALL} s") from error
-    except (EOFError, ConnectionError, TimeoutError) as error:
-        raise TransferCutError("the connection was cut in the middle of the image") from error
-    except OSError as error:
-        raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
+def _fill_ghost(agent: Agent, image: Image, number: int | None, fd: int) -> None:
+    restore.fill_ghost(agent, image, number, fd)
+    stream.read_end(fd, image)
+
+
+def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+    """Starts `function` in a thread, now: it only reads and writes descriptors, never traces.
+
+    TransferCutError, MoveFailedError instead of OSError and EOFError."""
+
+    def run() -> T:
+        try:
+            return function(*args)
+        except BlockingIOError as error:
+            raise TransferCutError(f"no byte of the image moved for {STALL} s") from error
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            raise TransferCutError("the connection was cut in the middle of the image") from error
+        except OSError as error:
+            raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
+
+    return asyncio.get_running_loop().run_in_executor(None, run)
 
 
 async def _until_clock(monotonic_ns: int) -> None:

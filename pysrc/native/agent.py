@@ -4,7 +4,7 @@ Used by the deputy (the blob in a ghost) and by the remote (in a guest while it 
 blob itself is agent.c and agent_serve.c; what both sides agree on is in abi.h.
 Methods that stop or resume the process (`inject`, `obey`, `finish`, `serve`, `pause`, `unpause`,
 `leave`, `abandon`, `mark_cancelled`, `install_filter`) must come from the thread that traces it.
-The orders (`calls`, `fill`, `give_fd`, `close_fd`, `relocate`, `read`, `write`) only use the
+The orders (`calls`, `fill`, `give_fd`, `relocate`, `read`, `write`) only use the
 control socket and process_vm_*: they block and may come from any thread.
 Until `serve` the host's own body must stay as it was, whatever happens to this process.
 """
@@ -279,9 +279,8 @@ class Agent:
         return sum(run.size for run in runs)
 
     def give_fd(self, fd: int) -> int:
-        """Gives our descriptor `fd` to the process; the number it has there.
-
-        NoDescriptorError: all of them are in use."""
+        """Gives our descriptor `fd` to the process; the number it has there, until the agent
+        leaves. NoDescriptorError: all of its own are in use."""
         order = ffi.new("struct mx_order *", {"op": _FD, "count": 0, "fd": -1})
         with self._lock:
             try:

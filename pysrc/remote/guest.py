@@ -70,6 +70,8 @@ class Guest:
         self._say = say
         self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL)
         self._agent: Agent | None = None
+        #: opened when nobody waits yet: it takes milliseconds
+        self._files = ProcFiles()
         self._prefaulted: list[tuple[int, int]] = []
         #: memory that a body with limits is kept from, for what we do in its process
         self._room: tuple[int, int] | None = None
@@ -104,6 +106,8 @@ class Guest:
         self._agent = Agent.inject(self.tracee, (), way_back=False)
         self._agent.obey()
         self._watch.add(self.tracee, self._on_stop)
+        pagemap, mem = self.shell.open_all(("pagemap", "mem"))
+        self._files = ProcFiles(pagemap=pagemap, mem=mem)
 
     def prefault(self, ranges: list[tuple[int, int]]) -> None:
         """Populates announced memory, (start, size) each; called in a thread."""
@@ -262,13 +266,8 @@ class Guest:
     async def describe(self, epoch: int) -> Image:
         """Halts and describes the guest; it stands still until `resume` or `destroy`."""
         await self.halt()
-        pagemap, mem = self.shell.open_all(("pagemap", "mem"))
-        try:
-            with self.redirector.injecting(), self._with_room():
-                image = capture.describe(self.tracee, epoch, ProcFiles(pagemap=pagemap, mem=mem))
-        finally:
-            os.close(pagemap)
-            os.close(mem)
+        with self.redirector.injecting(), self._with_room():
+            image = capture.describe(self.tracee, epoch, files=self._files)
         image.process.cpu_ns = (
             image.process.cpu_ns[0] + self._carried_ns[0],
             image.process.cpu_ns[1] + self._carried_ns[1],
@@ -298,7 +297,7 @@ class Guest:
         """Writes the image and its pages; called in a thread."""
         fd = bulk.fileno()
         stream.write_image(fd, image)
-        capture.send_pages(self.tracee.pid, fd, image.runs)
+        capture.send_pages(self.tracee.pid, fd, image.runs, self._files.mem)
         stream.write_end(fd, image)
 
     async def destroy(self) -> None:
@@ -309,6 +308,7 @@ class Guest:
         await self.shell.destroy()
         if self._redirector is not None:
             self._redirector.close()
+        self._files.close()
         for fd in self._descriptors:
             os.close(fd)
         if self._agent is not None:

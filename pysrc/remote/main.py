@@ -9,16 +9,21 @@ It ends with the guest, or when the deputy is lost.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
 import logging
 import socket
 from collections.abc import Iterator
 
 from mosix.errors import MosixError, MoveFailedError, ProtocolError
+from mosix.native.blob import load_blob
+from mosix.native.cpu import cpu_features
 from mosix.native.watch import Watch
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
+from mosix.syscalls import descriptors
+from mosix.syscalls import filter as syscall_filter
 from mosix.wire.channel import Frames, Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.messages import (
@@ -64,6 +69,14 @@ _DIAL = 40
 _ATTACH = 600
 #: From the end of the connection for calls to the order that explains it (seconds).
 _LAST_WORDS = 10
+
+
+def warm_up() -> None:
+    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    load_blob()
+    cpu_features()
+    syscall_filter.program()
+    descriptors.packed()
 
 
 def run(sock: socket.socket) -> None:

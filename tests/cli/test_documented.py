@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
 
 def test_the_port_is_the_documented_one() -> None:
     assert re.search(rf"\| {DEFAULT_PEER_PORT}/tcp \|", PAGE)
+
+
+def test_mosd_tells_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mosix.cli.mosd", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout == f"mosd {metadata.version('mosix')}\n"
 
 
 @pytest.mark.parametrize(

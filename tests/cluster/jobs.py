@@ -103,7 +103,7 @@ class Job:
 
     def finish(self) -> tuple[int, str, str]:
         """Close standard input and wait: status, output, complaints."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out, err
 
     def kill(self, number: int) -> None:

@@ -84,6 +84,24 @@ def test_mosps_says_what_it_cannot(options: list[str], said: str, code: int, lab
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_migrate_takes_a_number_an_ip_a_host_name_and_home(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start(["cat"])
+    for target, where in (
+        ("2", lab[2].ip),
+        (lab[3].ip, lab[3].ip),
+        ("n2", lab[2].ip),
+        ("home", "home"),
+        ("3", lab[3].ip),
+        ("n1", "home"),
+    ):
+        lab[1].check(["migrate", "--wait", str(job.pid), target])
+        assert job.where() == where
+    lab[1].check(["migrate", str(job.pid), "2"])  # without --wait it is only ordered
+    job.wait_until_at(lab[2].ip)
+
+
 def test_everybody_may_look(lab: Cluster, scene: tuple[Job, Job]) -> None:
     for command in (
         ["mosps"],

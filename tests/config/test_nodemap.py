@@ -44,6 +44,19 @@ def test_an_alias_is_the_same_node() -> None:
     assert nodes.number_of("192.168.1.5") == 2
 
 
+def test_the_right_side_of_an_alias_may_be_a_host_name() -> None:
+    nodes = parse_map("127.0.0.1 1\n10.9.9.9 = localhost\n")
+    assert nodes.resolve("10.9.9.9") == "127.0.0.1"
+
+
+def test_flags_are_letters_or_words() -> None:
+    for flags in ("p", "o", "po", "op", "proximate", "outsider"):
+        assert parse_map(f"10.0.0.1 2 {flags}").ranges[0].flags == flags
+    for flags in ("pp", "q", "proximat"):
+        with pytest.raises(ConfigError, match="unknown flag"):
+            parse_map(f"10.0.0.1 2 {flags}")
+
+
 def test_an_alias_can_be_numbered_for_its_node() -> None:
     nodes = parse_map("192.168.1.5=10.0.0.2\n10.0.0.1 2\n", userview="3 192.168.1.5 1\n")
     assert nodes.resolve("3") == "10.0.0.2"

@@ -16,11 +16,21 @@ UNIT = Path(__file__).resolve().parents[2] / "systemd" / "mosd.service"
 
 
 @pytest.fixture
-def service() -> configparser.SectionProxy:
+def unit() -> configparser.ConfigParser:
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read(UNIT)
-    return parser["Service"]
+    return parser
+
+
+@pytest.fixture
+def service(unit: configparser.ConfigParser) -> configparser.SectionProxy:
+    return unit["Service"]
+
+
+def test_mosd_starts_at_boot_once_it_is_enabled(unit: configparser.ConfigParser) -> None:
+    assert unit["Install"]["WantedBy"] == "multi-user.target"
+    assert unit["Unit"]["After"] == "network-online.target"
 
 
 def test_mosd_announces_itself_and_is_started_again(service: configparser.SectionProxy) -> None:
