@@ -193,6 +193,16 @@ class JobProcess:
             self.spawn(self._come_home())
         return 0
 
+    def keep_signal(self, stop: Stop) -> bool:
+        """The ghost, about to be paused, meets a signal: one for a handler waits here for whoever
+        runs the body next. In a queue it would overtake those that the guest still has."""
+        assert self.tracee is not None
+        caught, _ = signals.dispositions(self.pid)
+        if not caught >> (stop.signal - 1) & 1:
+            return False
+        self.postponed.append(self.tracee.siginfo)
+        return True
+
     def forward_postponed(self) -> None:
         """Sends what waits for a guest that can take it."""
         assert self.link is not None
@@ -222,8 +232,8 @@ class JobProcess:
         tracee, agent, link = self.tracee, self.agent, self.link
         if tracee is None or agent is None or link is None or self.place is Place.ENDED:
             return
-        if self.place is Place.MOVING and agent.obeying:
-            return
+        if not agent.serving:
+            return  # it came too late: the guest is frozen, no call is in flight
         stop = tracee.stop(on_signal=self.take_signal)
         if stop.ended:
             self.end()
