@@ -722,6 +722,34 @@ static void signals(void)
 	puts("signals");
 }
 
+/* Many signals: one that a process sends to itself is taken before kill returns, and a timer that
+ * was stopped is never heard of again. */
+static void storm(void)
+{
+	struct itimerval fast = {{0, 3000}, {0, 3000}}, off = {{0, 0}, {0, 0}};
+	struct timespec little = {0, 2000000};
+	int i, before;
+
+	catch (SIGALRM, 0);
+	catch (SIGUSR1, SA_RESTART);
+	do {
+		EXPECT(!setitimer(ITIMER_REAL, &fast, NULL));
+		for (i = 0; i < 20; i++) {
+			before = count[SIGUSR1];
+			EXPECT(!kill(getpid(), SIGUSR1) && count[SIGUSR1] == before + 1);
+			if (nanosleep(&little, NULL))
+				EXPECT(errno == EINTR);
+			burn(100000);
+		}
+		EXPECT(!setitimer(ITIMER_REAL, &off, NULL));
+		before = count[SIGALRM];
+		burn(2000000);
+		EXPECT(access("/", F_OK) == 0 && count[SIGALRM] == before);
+	} while (again());
+	EXPECT(count[SIGALRM] > 0);
+	puts("storm");
+}
+
 static sigjmp_buf back;
 static volatile int *hole;
 static char *alternate;
@@ -1168,6 +1196,7 @@ static const struct {
 	{"sleeping", sleeping},
 	{"timers", timers},
 	{"signals", signals},
+	{"storm", storm},
 	{"faults", faults},
 	{"restarting", restarting},
 	{"identity", identity},
