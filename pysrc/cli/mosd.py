@@ -13,7 +13,7 @@ from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError
-from mosix.node.mosd import Mosd
+from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
 
 
@@ -39,6 +39,15 @@ from mosix.node.spawning import Programs
     default=False,
     help="Go to the background once it is ready, and log to mosd.log in the run directory.",
 )
+@click.option(
+    "--stop-timeout",
+    "stop_s",
+    type=click.FloatRange(0.1, 3600),
+    default=STOP_S,
+    metavar="SECONDS",
+    help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
+)
+@click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
 def main(
@@ -47,13 +56,14 @@ def main(
     run_dir: str | None,
     port: int | None,
     detach: bool,
+    stop_s: float,
     deputy: str,
     remote: str,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
-    On SIGTERM jobs that are away come home and guests are sent to theirs, for at most 30 s;
-    jobs at home go on. SIGINT does the same."""
+    On SIGTERM jobs that are away come home and guests are sent to theirs, for at most
+    --stop-timeout seconds; jobs at home go on. SIGINT does the same."""
     if os.geteuid() != 0:
         raise PermissionDeniedError("mosd must run as root")
     paths = Paths.choose(config_dir, run_dir)
@@ -64,10 +74,10 @@ def main(
     config = load(paths, port)
     programs = Programs(deputy, remote)
     if detach:
-        _detached(config, programs)
+        _detached(config, programs, stop_s)
         return
     _logging()
-    asyncio.run(Mosd(config, programs, mosrun.parse).run())
+    asyncio.run(Mosd(config, programs, mosrun.parse, stop_s=stop_s).run())
 
 
 def _logging() -> None:
@@ -78,7 +88,7 @@ def _logging() -> None:
     )
 
 
-def _detached(config: NodeConfig, programs: Programs) -> None:
+def _detached(config: NodeConfig, programs: Programs, stop_s: float) -> None:
     """Ends when the daemon is ready; MosixError with its complaint when it is not."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -103,7 +113,7 @@ def _detached(config: NodeConfig, programs: Programs) -> None:
         config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         _redirect(config.paths.log)
         _logging()
-        asyncio.run(Mosd(config, programs, mosrun.parse, ready).run())
+        asyncio.run(Mosd(config, programs, mosrun.parse, ready, stop_s).run())
     except MosixError as error:
         logging.getLogger("mosd").error("%s", error.line())
         os.write(writer, error.line().encode())

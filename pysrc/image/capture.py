@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import msgspec
 from mosix.errors import CannotMoveError
-from mosix.image.maps import find_hole, read_mappings
+from mosix.image.maps import Mapping, find_hole, read_mappings
 from mosix.image.model import (
     IMAGE_VERSION,
     PAGE_SIZE,
@@ -61,16 +61,25 @@ class ProcFiles:
     pagemap: int = -1
     mem: int = -1
 
+    def close(self) -> None:
+        for fd in (self.pagemap, self.mem):
+            if fd >= 0:
+                os.close(fd)
 
-def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Image:
-    """All of a single-threaded process but its pages.
+
+def describe(
+    tracee: Tracee,
+    epoch: int,
+    mappings: list[Mapping] | None = None,
+    files: ProcFiles | None = None,
+) -> Image:
+    """All of a single-threaded process but its pages. `mappings`: if they are known already.
 
     CannotMoveError: it changed into something that cannot move; TraceError: it ended."""
     pid = tracee.pid
     status = _status(pid)
     caught, ignored = int(status[b"SigCgt"], 16), int(status[b"SigIgn"], 16)
-    mappings = read_mappings(pid)
-    vmas = [mapping.vma for mapping in mappings]
+    vmas = [mapping.vma for mapping in mappings or read_mappings(pid)]
     asked = _ask(tracee, vmas, caught)
     if tracee.stub_on_stack():
         raise CannotMoveError(

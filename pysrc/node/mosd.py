@@ -1,7 +1,7 @@
 """mosd, the daemon of a node: puts its parts together, starts and stops them in the right order.
 
 Start: configuration · spawner · secret · run directory · control socket · peer port · ready.
-Stop (SIGTERM, SIGINT): own jobs come home, guests are sent to theirs, at most `STOP_S` seconds;
+Stop (SIGTERM, SIGINT): own jobs come home, guests are sent to theirs, at most `stop_s` seconds;
 jobs at home go on. Called by `mosix.cli.mosd`; must run as root.
 """
 
@@ -14,11 +14,12 @@ import logging
 import os
 import signal
 import socket
+import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from mosix.config import NodeConfig, load_secret
-from mosix.errors import ConfigError, MosixError
+from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
@@ -27,10 +28,11 @@ from mosix.node.peers import Complaints, Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.spawning import Programs, SpawnerClient
+from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
 
-#: How long a stop may take, seconds.
+#: How long a stop may take, seconds, unless `mosd --stop-timeout` says otherwise.
 STOP_S = 30.0
 
 
@@ -43,11 +45,13 @@ class Mosd:
         programs: Programs,
         parse_launch: Callable[[Sequence[bytes], int], Any],
         ready: Callable[[], None] = lambda: None,
+        stop_s: float = STOP_S,
     ) -> None:
         self._config = config
         self._programs = programs
         self._parse_launch = parse_launch
         self._ready = ready
+        self._stop_s = stop_s
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -60,6 +64,7 @@ class Mosd:
             loop.add_signal_handler(number, stop.set)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
+            _check_helper()
             spawner = SpawnerClient(self._programs, _worker_died)
             spawner.start()
             stack.callback(spawner.stop)
@@ -146,10 +151,10 @@ class Mosd:
         services.stopping = True
         _log.info("stopping: own jobs come home, guests go to theirs")
         try:
-            async with asyncio.timeout(STOP_S):
+            async with asyncio.timeout(self._stop_s):
                 await asyncio.gather(launcher.all_home(), host.all_leave())
         except TimeoutError:
-            _log.error("not everybody was home after %.0f s", STOP_S)
+            _log.error("not everybody was home after %.0f s", self._stop_s)
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -162,6 +167,20 @@ def _worker_died(pid: int, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
         what = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         _log.warning("worker %d %s", pid, what)
+
+
+def _check_helper() -> None:
+    """Guests' reserved ids execute the helper: ConfigError when they may not get at it."""
+    for part in (HELPER, *HELPER.parents):
+        try:
+            reachable = part.stat().st_mode & stat.S_IXOTH
+        except OSError as error:
+            raise KernelError(f"{part}: {error.strerror}", "install mosix again") from error
+        if not reachable:
+            raise ConfigError(
+                f"{HELPER} cannot be executed by guests: {part} is closed to other users",
+                "install mosix where everybody can read it",
+            )
 
 
 @contextlib.contextmanager
