@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define MX_ABI_VERSION 1
+#define MX_ABI_VERSION 2
 
 /* ---- call socket: one request, one reply, never two in flight per thread ---- */
 
@@ -34,6 +34,7 @@ struct mx_request {
 	uint16_t nr;         /* x86-64 system call number */
 	uint16_t flags;      /* MX_REQ_* */
 	uint64_t id;         /* sequence number, from 1, +1 per request of a thread */
+	uint64_t signals;    /* how many the guest has been given since it began; see mx_agent_state */
 	uint64_t args[6];
 	uint32_t data_size;
 	uint32_t area_size;
@@ -52,12 +53,16 @@ struct mx_reloc {
 #define MX_RELOC_ARG 0x80000000u
 
 #define MX_REQ_OUT_ON_ERROR 1 /* select, ppoll: out bytes also when interrupted */
+#define MX_REQ_AGAIN 2        /* goes on with a call that has begun: a signal that is on its way to
+			       * the guest interrupts it, and does not come before it */
 
 struct mx_reply {
 	uint32_t size;       /* out bytes that follow */
 	uint32_t flags;      /* MX_REP_* */
 	uint64_t id;         /* of the request */
 	int64_t result;      /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
+	uint64_t signals;    /* mx_agent_state.signals: the guest must have taken that many before
+			      * it sees the result */
 };
 
 /* A signal or a freeze met the call and is on its way over the control connection.
@@ -96,6 +101,9 @@ struct mx_agent_state {
 	uint64_t area;           /* scratch of area_size bytes, mapped by the agent */
 	uint64_t area_size;
 	uint64_t calls;          /* redirected calls executed */
+	uint64_t signals;        /* taken from the ghost for this guest.  A request whose sender has
+				  * given the guest fewer is sent back with -ERESTARTNOINTR: natively
+				  * the handler would have run before the call was made */
 	uint64_t cure;           /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
 

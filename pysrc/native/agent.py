@@ -302,6 +302,7 @@ class Agent:
             cure=0,
             current_id=0,
             cancelled=0,
+            signals=0,
             guest_mask=guest_mask,
             ignored=ignored,
         )
@@ -309,13 +310,14 @@ class Agent:
         self._serving = True
         self._enter_serve((guest_mask | ignored) & _M64)
 
-    def serve_on(self, call_fd: int) -> None:
-        """Like `unpause`, but on another call socket: the body is at another node now."""
+    def serve_on(self, call_fd: int, signals: int = 0) -> None:
+        """Like `unpause`, but on another call socket: the body is at another node now, where it
+        gets `signals` before it runs."""
         old = self._field("call_fd")
         if old >= 0 and old != call_fd:
             self._tracee.inject(_NR_CLOSE, old)
             self._fds.discard(old)
-        self._set_state(call_fd=call_fd, current_id=0, cancelled=0)
+        self._set_state(call_fd=call_fd, current_id=0, cancelled=0, signals=signals)
         self._restart_serve = True
         self.unpause()
 
@@ -389,6 +391,11 @@ class Agent:
         registers.rax = code & _M64
         registers.orig_rax = _M64
         self._tracee.set_registers(registers)
+
+    def count_signal(self) -> None:
+        """At a stop: a signal was taken from the ghost for the guest, which must have taken it
+        before any further call of its is made."""
+        self._set_state(signals=self._field("signals") + 1)
 
     def mark_overtaken(self) -> None:
         """At a stop: the request being executed gets MX_REP_CANCELLED with whatever its result

@@ -23,6 +23,7 @@
 #define NR_EPOLL_PWAIT2 441
 #define SIGSET_SIZE 8
 #define HIGHEST_FD 4096
+#define ERESTARTNOINTR_ 513
 
 /* One request with its relocations and up to a megabyte of area; only what was
  * touched takes memory.  Larger calls map what they need and give it back. */
@@ -111,11 +112,25 @@ static long do_sigaction(struct mx_agent_state *state, const uint64_t *args)
 	return result;
 }
 
-static long do_sigprocmask(struct mx_agent_state *state, const uint64_t *args)
+static int signal_is_due(const struct mx_agent_state *state, const struct mx_request *request)
 {
+	return state->signals > request->signals;
+}
+
+/* Natively the guest's handler would have run before this call was made. */
+static long send_back(struct mx_agent_state *state)
+{
+	state->cancelled = 1;
+	return -ERESTARTNOINTR_;
+}
+
+/* A signal that was taken while the old mask held must not find the new one in the guest. */
+static long do_sigprocmask(struct mx_agent_state *state, const struct mx_request *request)
+{
+	const uint64_t *args = request->args;
 	const uint64_t *set = (const uint64_t *)args[1];
 	uint64_t *old = (uint64_t *)args[2];
-	uint64_t mask = state->guest_mask;
+	uint64_t before = state->guest_mask, mask = before;
 
 	if (args[3] != SIGSET_SIZE)
 		return -EINVAL;
@@ -135,10 +150,15 @@ static long do_sigprocmask(struct mx_agent_state *state, const uint64_t *args)
 		}
 	}
 	if (old)
-		*old = state->guest_mask;
+		*old = before;
 	if (set) {
 		state->guest_mask = mask & ~(bit(SIGKILL) | bit(SIGSTOP));
 		set_ghost_mask(state);
+		if (signal_is_due(state, request)) {
+			state->guest_mask = before;
+			set_ghost_mask(state);
+			return send_back(state);
+		}
 	}
 	return 0;
 }
@@ -239,6 +259,8 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 	long result;
 	int i;
 
+	if (!(request->flags & MX_REQ_AGAIN) && signal_is_due(state, request))
+		return send_back(state);
 	for (i = 0; i < 6; i++)
 		if (request->fd_mask & (1 << i) && is_ours(state, args[i]))
 			return -EBADF;
@@ -246,7 +268,7 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 	case __NR_rt_sigaction:
 		return do_sigaction(state, args);
 	case __NR_rt_sigprocmask:
-		return do_sigprocmask(state, args);
+		return do_sigprocmask(state, request);
 	case __NR_rt_sigpending:
 		return do_sigpending(state, args);
 	case NR_CLOSE_RANGE:
@@ -399,6 +421,7 @@ static int serve_one(struct mx_agent_state *state)
 		reply->flags = state->cancelled ? MX_REP_CANCELLED : 0;
 		reply->id = request.id;
 		reply->result = result;
+		reply->signals = state->signals;
 		state->calls++;
 		result = send_all(state, (char *)reply, sizeof(*reply) + size);
 	}

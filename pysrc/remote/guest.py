@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable
 
 from mosix.errors import KernelError, MosixError, MoveFailedError
-from mosix.image import capture, restore, stream
+from mosix.image import capture, pending, restore, stream
 from mosix.image.capture import ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native.agent import Agent
@@ -26,7 +26,6 @@ from mosix.native.watch import Watch
 from mosix.remote.confine import GuestShell
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
-    ERESTARTSYS,
     Cancelled,
     CancelWanted,
     Event,
@@ -87,6 +86,11 @@ class Guest:
         self._gone = False
         #: an interrupted call that the next redirector, or home, has to finish
         self._pending: PendingCall | None = None
+        #: signals from home: given so far, and so many before it may see its last result
+        self._given = 0
+        self._owed = 0
+        #: halted only until those have come
+        self._owing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -226,6 +230,8 @@ class Guest:
     def _settle(self, for_signal: bool) -> None:
         """Answers the call that the redirector holds, a ptrace stop being pending behind it."""
         event = self._event
+        if isinstance(event, Cancelled):
+            self._owed = event.owed
         if isinstance(event, NeedsHome):
             self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, (Cancelled, Sleeping)):
@@ -233,7 +239,7 @@ class Guest:
                 self.redirector.finish()
             else:
                 self._pending = event.pending()
-                self.redirector.answer(-ERESTARTSYS)
+                self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, LinkBroken):
             raise MoveFailedError("the connection for system calls was lost")
 
@@ -241,8 +247,11 @@ class Guest:
         """Queues a signal that home has taken from the ghost, as its own kernel would have.
 
         Only the process itself may queue siginfo of the kernel's own kinds."""
-        was_halted = self._halted
+        stays = self._halted and not self._owing
         await self.halt(for_signal=True)
+        if self._pending is not None and self._pending.code:
+            pending.enter(self.tracee, self._pending, self.clock_ns())
+            self._pending = None
         (number,) = struct.unpack_from("<i", siginfo)
         with self.redirector.injecting(), self.tracee.scratch(_SIGINFO_BYTES) as address:
             self.tracee.write(address, siginfo)
@@ -251,7 +260,10 @@ class Guest:
             )
         if result < 0:
             raise KernelError(f"queueing signal {number}: {os.strerror(-result)}")
-        if not was_halted:
+        self._given += 1
+        self.redirector.given(self._given)
+        self._owing = not stays and self._given < self._owed
+        if not stays and not self._owing:
             self.resume(held=self.held)
 
     # ---- going out ----
@@ -259,6 +271,7 @@ class Guest:
     async def describe(self, epoch: int) -> Image:
         """Halts and describes the guest; it stands still until `resume` or `destroy`."""
         await self.halt()
+        self._owing = False
         with self.redirector.injecting():
             image = capture.describe(self.tracee, epoch, files=self._files)
         image.process.cpu_ns = (
