@@ -27,7 +27,7 @@ from mosix.errors import (
     NodeDownError,
     TransferCutError,
 )
-from mosix.image import capture, eligibility, maps, pending, restore, stream
+from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent
 from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
@@ -120,6 +120,7 @@ async def _leave_prepared(
         image.process.stopped = process.held
         # What waits in the ghost's queue stays there: it is the process's only queue.
         image.process.pending, image.threads[0].pending = [], []
+        ghost_mask = handlers.mask_outside(tracee, image)
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
@@ -146,7 +147,7 @@ async def _leave_prepared(
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
-        _become_ghost(process, image, call_number)
+        _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
@@ -177,7 +178,7 @@ def _signals_wait(tracee: Tracee) -> bool:
     )
 
 
-def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
+def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int) -> None:
     """The body runs elsewhere: what is left here gives its memory back and serves."""
     link, tracee, agent = process.link, process.tracee, process.agent
     assert link is not None and tracee is not None and agent is not None
@@ -190,7 +191,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
     restore.empty_ghost(agent, image)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
-    agent.serve(call_number, image.threads[0].signal_mask, image.process.ignored)
+    agent.serve(call_number, mask, image.process.ignored)
     process.place = Place.AWAY
     process.why = ""
     process.home.watch.add(tracee, process.on_stop)

@@ -223,8 +223,8 @@ class JobProcess:
         tracee, agent, link = self.tracee, self.agent, self.link
         if tracee is None or agent is None or link is None or self.place is Place.ENDED:
             return
-        if self.place is Place.MOVING and agent.obeying:
-            return
+        if agent.paused or agent.obeying:
+            return  # the guest is halted: what it waited for is over
         stop = tracee.stop(on_signal=self.take_signal)
         if stop.ended:
             self.end()

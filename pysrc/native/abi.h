@@ -70,6 +70,9 @@ struct mx_reply {
  * the call did nothing; with any other the call is over (kill(2) of itself,
  * unblocking a signal), and the signal is to be taken before its result is seen. */
 #define MX_REP_CANCELLED 1
+/* The open has led to a file in /proc that describes the ghost instead of the
+ * body (own_proc.h), by a path that did not show it.  Nothing was opened. */
+#define MX_REP_GO_HOME 2
 
 /* ---- the agent's blob: position independent, mapped rwx in one piece ---- */
 
@@ -95,7 +98,7 @@ struct mx_agent_state {
 	int32_t control_fd;      /* -1: none */
 	uint64_t current_id;     /* request being executed, 0: waiting for one */
 	uint32_t cancelled;      /* set by the deputy at a stop at call_return: the reply gets MX_REP_CANCELLED */
-	uint32_t pad;
+	uint32_t go_home;        /* the reply gets MX_REP_GO_HOME */
 	uint64_t guest_mask;     /* signal mask of the guest's thread */
 	uint64_t ignored;        /* signals the guest ignores; the ghost blocks guest_mask | ignored */
 	uint64_t area;           /* scratch of area_size bytes, mapped by the agent */

@@ -89,6 +89,7 @@ class Agent:
         self._control = control
         self._number = number  # of the control socket inside
         self._fds: set[int] = set()  # other descriptors of ours inside
+        self._call_number = -1  # of the call socket, which is one of them
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
         self._obeying = False
@@ -134,6 +135,11 @@ class Agent:
     def blob(self) -> Range:
         """Where the blob lies in the process."""
         return self._base, self._base + load_blob().size
+
+    @property
+    def paused(self) -> bool:
+        """It stands, or obeys, between `pause` and what ends that."""
+        return self._paused is not None
 
     @property
     def obeying(self) -> bool:
@@ -307,6 +313,7 @@ class Agent:
             ignored=ignored,
         )
         self._paused = None
+        self._call_number = call_fd
         self._serving = True
         self._enter_serve((guest_mask | ignored) & _M64)
 
@@ -318,6 +325,7 @@ class Agent:
             self._tracee.inject(_NR_CLOSE, old)
             self._fds.discard(old)
         self._set_state(call_fd=call_fd, current_id=0, cancelled=0, signals=signals)
+        self._call_number = call_fd
         self._restart_serve = True
         self.unpause()
 
@@ -353,8 +361,18 @@ class Agent:
             raise MoveFailedError(f"process {self.pid} ended")
         self._paused = tracee.registers, tracee.signal_mask
         tracee.signal_mask = _ALL_SIGNALS
+        self._follow_numbers()
         if met:
             self._queue_again(met)
+
+    def _follow_numbers(self) -> None:
+        """The serving half gives way when the program wants a number of ours."""
+        state = self._read_state()
+        self._number = state.control_fd
+        if state.call_fd != self._call_number:
+            self._fds.discard(self._call_number)
+            self._fds.add(state.call_fd)
+            self._call_number = state.call_fd
 
     def _queue_again(self, signals: Sequence[bytes]) -> None:
         """Only a process itself may queue siginfo of the kernel's kinds."""

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The redirector's loop; what it promises and its states are described in redirect.h. */
 #include "redirect.h"
+#include "own_proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -419,23 +420,6 @@ static const char *after(const char *p, const char *name)
 	return skip_slashes(p + n);
 }
 
-/* Files of /proc/PID that describe the body, which is here and not there. */
-static int is_about_body(const char *p)
-{
-	static const char *const names[] = {
-		"maps", "smaps", "smaps_rollup", "stat", "status", "statm", "mem", "pagemap",
-		"auxv", "numa_maps", "map_files", "clear_refs", "syscall", "stack", "wchan",
-		"sched", "schedstat", "timers", "timerslack_ns", "coredump_filter", "personality",
-		"ksm_stat", "ksm_merging_pages", "seccomp_cache",
-	};
-	size_t i;
-
-	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-		if (after(p, names[i]))
-			return 1;
-	return 0;
-}
-
 static int names_own_body(const struct mx_redirect *r, const char *path)
 {
 	char pid[16];
@@ -449,7 +433,7 @@ static int names_own_body(const struct mx_redirect *r, const char *path)
 	p = after(q, "task");
 	if (p && (p = after(p, pid)))
 		q = p;
-	return is_about_body(q);
+	return mx_is_own_proc(q, strcspn(q, "/"));
 }
 
 static uint64_t length_of(const struct mx_shape *shape, const uint64_t *args)
@@ -1577,6 +1561,11 @@ static int take_reply(struct mx_redirect *r)
 		if (in->cancel_wanted && in->writes)
 			return cancelled(r, -ERESTARTSYS_, 0);
 		return answered(r, in->done);
+	}
+	if (reply->flags & MX_REP_GO_HOME) {
+		in->cancel_wanted = 0;
+		r->reason = in->call->proc_reason;
+		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
 	was_cancelled |= in->overtaken;
 	error = write_back(r, reply);

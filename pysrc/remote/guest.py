@@ -26,6 +26,7 @@ from mosix.native.watch import Watch
 from mosix.remote.confine import GuestShell
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
+    ERESTARTSYS,
     Cancelled,
     CancelWanted,
     Event,
@@ -42,6 +43,8 @@ _SIGTRAP = 5
 _FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
 _SIGINFO_BYTES = 128
 _SI_CODE = struct.Struct("<8xi")
+#: futex, futex_waitv, futex_wait: executed here, by the kernel
+_WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 
@@ -220,6 +223,20 @@ class Guest:
         if result is not None:  # the call is over, but the stop kept its result from the guest
             registers = self.tracee.get_registers()
             registers.rax, registers.orig_rax = result, -1
+            self.tracee.set_registers(registers)
+        elif not isinstance(self._event, (NeedsHome, Cancelled, Sleeping)):
+            self._rewind_unnoticed()
+
+    def _rewind_unnoticed(self) -> None:
+        """A stop meets a call that the redirector has not received with -ERESTARTSYS, from which a
+        handler would make EINTR: but nobody has begun that call."""
+        registers = self.tracee.get_registers()
+        if (
+            registers.in_syscall
+            and registers.result == -ERESTARTSYS
+            and registers.orig_rax not in _WAITING_HERE
+        ):
+            registers.rax = ERESTARTNOINTR
             self.tracee.set_registers(registers)
 
     def cancel_was_early(self) -> None:
