@@ -42,8 +42,7 @@ struct kernel_sigaction {
 long mx_redirected(long nr, const uint64_t *args);
 
 /* The one `syscall` whose next instruction the deputy knows. */
-__asm__(
-	".pushsection .text,\"ax\"\n"
+__asm__(".pushsection .text,\"ax\"\n"
 	".globl mx_redirected, mx_call_return\n"
 	".hidden mx_redirected, mx_call_return\n"
 	"mx_redirected:\n"
@@ -81,8 +80,8 @@ static int ignores(int signal, uint64_t handler)
 {
 	if (handler == (uint64_t)SIG_IGN)
 		return 1;
-	return handler == (uint64_t)SIG_DFL && (signal == SIGCHLD || signal == SIGCONT ||
-						signal == SIGURG || signal == SIGWINCH);
+	return handler == (uint64_t)SIG_DFL &&
+	       (signal == SIGCHLD || signal == SIGCONT || signal == SIGURG || signal == SIGWINCH);
 }
 
 /*
@@ -332,8 +331,7 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 		}
 		break;
 	case __NR_fcntl:
-		if (((int32_t)args[1] == F_DUPFD || (int32_t)args[1] == F_DUPFD_CLOEXEC) &&
-		    is_ours(state, args[2])) {
+		if (((int32_t)args[1] == F_DUPFD || (int32_t)args[1] == F_DUPFD_CLOEXEC) && is_ours(state, args[2])) {
 			result = renumber(state, args[2]);
 			if (result)
 				return result;
@@ -351,8 +349,7 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 
 static long map(uint64_t size)
 {
-	return mx_syscall(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-			  0);
+	return mx_syscall(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 static int send_all(const struct mx_agent_state *state, const char *from, uint64_t size)
@@ -370,12 +367,10 @@ static int send_all(const struct mx_agent_state *state, const char *from, uint64
 	return 0;
 }
 
-static int receive_until(const struct mx_agent_state *state, char *to, uint64_t *have,
-			 uint64_t wanted, uint64_t room)
+static int receive_until(const struct mx_agent_state *state, char *to, uint64_t *have, uint64_t wanted, uint64_t room)
 {
 	while (*have < wanted) {
-		long n = mx_syscall(__NR_recvfrom, state->call_fd, (long)(to + *have), room - *have, 0,
-				    0, 0);
+		long n = mx_syscall(__NR_recvfrom, state->call_fd, (long)(to + *have), room - *have, 0, 0, 0);
 
 		if (n == -EINTR)
 			continue;
@@ -473,8 +468,7 @@ static int serve_one(struct mx_agent_state *state)
 		size = out_size(&request, result);
 		reply = (struct mx_reply *)(area + request.out_offset) - 1;
 		reply->size = size;
-		reply->flags = (state->cancelled ? MX_REP_CANCELLED : 0) |
-			       (state->go_home ? MX_REP_GO_HOME : 0);
+		reply->flags = (state->cancelled ? MX_REP_CANCELLED : 0) | (state->go_home ? MX_REP_GO_HOME : 0);
 		reply->id = request.id;
 		reply->result = result;
 		reply->signals = state->signals;

@@ -7,11 +7,10 @@
 #ifndef MOSIX_OWN_PROC_H
 #define MOSIX_OWN_PROC_H
 
-static const char mx_own_proc[] =
-	"maps\0smaps\0smaps_rollup\0stat\0status\0statm\0mem\0pagemap\0auxv\0numa_maps\0"
-	"map_files\0clear_refs\0syscall\0stack\0wchan\0sched\0schedstat\0timers\0"
-	"timerslack_ns\0coredump_filter\0personality\0ksm_stat\0ksm_merging_pages\0"
-	"seccomp_cache\0";
+static const char mx_own_proc[] = "maps\0smaps\0smaps_rollup\0stat\0status\0statm\0mem\0pagemap\0auxv\0numa_maps\0"
+				  "map_files\0clear_refs\0syscall\0stack\0wchan\0sched\0schedstat\0timers\0"
+				  "timerslack_ns\0coredump_filter\0personality\0ksm_stat\0ksm_merging_pages\0"
+				  "seccomp_cache\0";
 
 /* Is `name`, `size` bytes long, one of them? */
 static inline int mx_is_own_proc(const char *name, unsigned long size)

@@ -62,7 +62,7 @@ struct segment {
 	uint32_t offset;
 	uint32_t size;
 	int16_t length_segment; /* its 32-bit length is at the start of this one; -1 */
-	uint16_t message;       /* 1 + index of the message it belongs to */
+	uint16_t message;	/* 1 + index of the message it belongs to */
 	uint32_t first;
 	uint32_t parts;
 };
@@ -97,12 +97,12 @@ struct internal {
 	const struct mx_descriptor *call;
 	int cls;
 	enum purpose purpose;
-	int writes;          /* TRANSFER, iov: direction */
-	int all;             /* a short read is not an end */
-	int regular;         /* -1 not known yet */
+	int writes;  /* TRANSFER, iov: direction */
+	int all;     /* a short read is not an end */
+	int regular; /* -1 not known yet */
 	uint64_t total, done, chunk;
-	int again;           /* it has begun elsewhere, or before a signal */
-	int overtaken;       /* a signal waits behind it, but a transfer of a file goes on to its end */
+	int again;     /* it has begun elsewhere, or before a signal */
+	int overtaken; /* a signal waits behind it, but a transfer of a file goes on to its end */
 	int64_t deadline;
 	int nowait;
 
@@ -146,8 +146,7 @@ struct internal {
  * handler below makes check and call one step.  Arguments move one register to the left twice. */
 long mx_interruptible(volatile int *flag, long nr, long a, long b, long c, long d);
 extern const char mx_interruptible_begin[], mx_interruptible_end[], mx_interruptible_abort[];
-__asm__(
-	".pushsection .text\n"
+__asm__(".pushsection .text\n"
 	".globl mx_interruptible\n"
 	".hidden mx_interruptible\n"
 	".hidden mx_interruptible_begin, mx_interruptible_end, mx_interruptible_abort\n"
@@ -360,14 +359,17 @@ static int fetch(const struct mx_redirect *r)
 	return process_vm_readv(r->pid, here, i, in->from, i, 0) == (ssize_t)wanted ? 0 : -EFAULT;
 }
 
-static int add_segment(struct internal *in, uint64_t address, uint32_t offset, uint32_t size,
-		       int length_segment, int message)
+static int add_segment(struct internal *in, uint64_t address, uint32_t offset, uint32_t size, int length_segment,
+		       int message)
 {
 	if (in->n_segments == MAX_SEGMENTS)
 		return -E2BIG;
 	in->segments[in->n_segments] = (struct segment){
-		.address = address, .offset = offset, .size = size,
-		.length_segment = length_segment, .message = message,
+		.address = address,
+		.offset = offset,
+		.size = size,
+		.length_segment = length_segment,
+		.message = message,
 	};
 	return in->n_segments++;
 }
@@ -463,8 +465,8 @@ static void begin_request(struct mx_redirect *r)
 }
 
 /* The area is laid out: in, updated, written, and last what the result counts. */
-static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t out_var,
-		uint16_t out_unit, int fd_mask, int flags)
+static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t out_var, uint16_t out_unit, int fd_mask,
+		int flags)
 {
 	struct internal *in = r->internal;
 	struct mx_request *q;
@@ -591,8 +593,7 @@ static int find_segment(const struct internal *in, uint64_t address)
 }
 
 /* A buffer whose capacity stands in an updated word that was fetched already. */
-static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i,
-			 const struct mx_shape *shape)
+static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i, const struct mx_shape *shape)
 {
 	struct internal *in = r->internal;
 	int word = find_segment(in, args[shape->length_arg]);
@@ -618,8 +619,7 @@ static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i,
 	return relocate_arg(in, i, at);
 }
 
-static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args,
-			const struct mx_descriptor *d)
+static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const struct mx_descriptor *d)
 {
 	struct internal *in = r->internal;
 	uint64_t original[6], size;
@@ -695,8 +695,7 @@ static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args,
 		if (at < 0)
 			return at;
 		in->has_var = 1;
-		in->var = (struct segment){ .address = original[i], .offset = at, .size = size,
-					    .length_segment = -1 };
+		in->var = (struct segment){ .address = original[i], .offset = at, .size = size, .length_segment = -1 };
 		in->fixed_end += shape->size;
 		out_var = size - shape->size;
 		out_unit = shape->unit;
@@ -734,8 +733,7 @@ static int read_iov(struct mx_redirect *r, uint64_t address, uint64_t count, uin
 }
 
 /* The part [skip, skip + size) of guest iovecs first..first+count, into in->window. */
-static uint32_t cut_iov(struct internal *in, uint32_t first, uint32_t count, uint64_t skip,
-			uint64_t size)
+static uint32_t cut_iov(struct internal *in, uint32_t first, uint32_t count, uint64_t skip, uint64_t size)
 {
 	uint32_t n = 0, i;
 
@@ -755,8 +753,7 @@ static uint32_t cut_iov(struct internal *in, uint32_t first, uint32_t count, uin
 	return n;
 }
 
-static int gather(struct mx_redirect *r, uint32_t at, uint32_t first, uint32_t count,
-		  uint64_t skip, uint64_t size)
+static int gather(struct mx_redirect *r, uint32_t at, uint32_t first, uint32_t count, uint64_t skip, uint64_t size)
 {
 	struct internal *in = r->internal;
 	uint32_t n = cut_iov(in, first, count, skip, size);
@@ -767,8 +764,8 @@ static int gather(struct mx_redirect *r, uint32_t at, uint32_t first, uint32_t c
 	return process_vm_readv(r->pid, &here, 1, in->window, n, 0) == (ssize_t)size ? 0 : -EFAULT;
 }
 
-static int scatter(struct mx_redirect *r, const char *from, uint32_t first, uint32_t count,
-		   uint64_t skip, uint64_t size)
+static int scatter(struct mx_redirect *r, const char *from, uint32_t first, uint32_t count, uint64_t skip,
+		   uint64_t size)
 {
 	struct internal *in = r->internal;
 	uint32_t n = cut_iov(in, first, count, skip, size);
@@ -821,8 +818,9 @@ static int build_vector(struct mx_redirect *r)
 		if (at < 0)
 			return at;
 		in->has_var = 1;
-		in->var = (struct segment){ .offset = at, .size = in->chunk, .parts = in->n_guest_iov,
-					    .length_segment = -1 };
+		in->var = (struct segment){
+			.offset = at, .size = in->chunk, .parts = in->n_guest_iov, .length_segment = -1
+		};
 	}
 	if (second) {
 		iov[0] = 0;
@@ -963,8 +961,7 @@ static int build_send(struct mx_redirect *r, int many)
 			return error;
 		memcpy(area(in, base), &m, step);
 		if (many) {
-			error = add_segment(in, args[1] + i * step + MESSAGE_SIZE, base + MESSAGE_SIZE,
-					    4, -1, i + 1);
+			error = add_segment(in, args[1] + i * step + MESSAGE_SIZE, base + MESSAGE_SIZE, 4, -1, i + 1);
 			if (error < 0)
 				return error;
 		}
@@ -1058,8 +1055,7 @@ static int build_receive(struct mx_redirect *r, int many)
 
 		name_word = add_segment(in, address + 8, base + 8, 4, -1, i + 1);
 		control_word = add_segment(in, address + 40, base + 40, 8, -1, i + 1);
-		if (name_word < 0 || control_word < 0 ||
-		    add_segment(in, address + 48, base + 48, 4, -1, i + 1) < 0)
+		if (name_word < 0 || control_word < 0 || add_segment(in, address + 48, base + 48, 4, -1, i + 1) < 0)
 			return -E2BIG;
 		if (many) {
 			size_word = add_segment(in, address + 56, base + 56, 4, -1, i + 1);
@@ -1099,8 +1095,9 @@ static int build_receive(struct mx_redirect *r, int many)
 		if (error)
 			return error;
 		in->has_var = 1;
-		in->var = (struct segment){ .offset = at, .size = in->chunk, .parts = in->n_guest_iov,
-					    .length_segment = -1 };
+		in->var = (struct segment){
+			.offset = at, .size = in->chunk, .parts = in->n_guest_iov, .length_segment = -1
+		};
 	}
 	error = relocate_arg(in, 1, head);
 	if (error)
@@ -1262,8 +1259,7 @@ int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result)
 	return valid;
 }
 
-void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done,
-		       int64_t deadline_ns)
+void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns)
 {
 	struct internal *in = r->internal;
 
@@ -1353,16 +1349,14 @@ static uint64_t expected_size(const struct mx_request *q, int64_t result)
 	return q->out_fixed + min64(more, q->out_var);
 }
 
-static int write_segment(struct mx_redirect *r, const struct segment *s, const char *out,
-			 int64_t result)
+static int write_segment(struct mx_redirect *r, const struct segment *s, const char *out, int64_t result)
 {
 	struct internal *in = r->internal;
 	uint64_t size = s->size;
 	const char *from = out + (s->offset - in->out_offset);
 	uint32_t word;
 
-	if (s->message && result >= 0 && in->call->special != MX_SPECIAL_RECVMSG &&
-	    s->message > result)
+	if (s->message && result >= 0 && in->call->special != MX_SPECIAL_RECVMSG && s->message > result)
 		return 0; /* that message was not reached */
 	if (s->length_segment >= 0) {
 		memcpy(&word, out + (in->segments[s->length_segment].offset - in->out_offset), 4);
@@ -1505,8 +1499,8 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 		return -1;
 	text[n] = 0;
 	p = strrchr(text, ')');
-	if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu", &minor, &major,
-			 &utime, &stime) != 4)
+	if (!p ||
+	    sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu", &minor, &major, &utime, &stime) != 4)
 		return -1;
 	/* The CPU clock of a process: clock_getcpuclockid(3). */
 	if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
@@ -1575,14 +1569,12 @@ static int take_reply(struct mx_redirect *r)
 		if (in->call->special == MX_SPECIAL_TIMES && result >= 0)
 			correct_times(r);
 		if (was_cancelled)
-			return cancelled(r, result,
-					 result > -ERESTARTSYS_ && result != -EINTR);
+			return cancelled(r, result, result > -ERESTARTSYS_ && result != -EINTR);
 		return answered(r, result);
 	}
 	if (result < 0) {
 		if (was_cancelled)
-			return cancelled(r, result,
-					 !in->done && result > -ERESTARTSYS_ && result != -EINTR);
+			return cancelled(r, result, !in->done && result > -ERESTARTSYS_ && result != -EINTR);
 		return answered(r, in->done ? (int64_t)in->done : result);
 	}
 	whole = result >= (int64_t)in->chunk;
@@ -1594,9 +1586,8 @@ static int take_reply(struct mx_redirect *r)
 			return next_piece(r);
 		}
 		if ((was_cancelled || (in->cancel_wanted && in->writes)) && in->regular < 0 &&
-		    in->call->special != MX_SPECIAL_SENDMSG &&
-		    in->call->special != MX_SPECIAL_RECVMSG && r->nr != SYS_sendto &&
-		    r->nr != SYS_recvfrom && !build_mode(r)) {
+		    in->call->special != MX_SPECIAL_SENDMSG && in->call->special != MX_SPECIAL_RECVMSG &&
+		    r->nr != SYS_sendto && r->nr != SYS_recvfrom && !build_mode(r)) {
 			in->overtaken = was_cancelled;
 			return 0;
 		}
@@ -1606,8 +1597,8 @@ static int take_reply(struct mx_redirect *r)
 			return cancelled(r, -ERESTARTSYS_, 0);
 		if (in->writes || in->all || in->regular == 1)
 			return next_piece(r);
-		if (in->regular == 0 || in->call->special == MX_SPECIAL_RECVMSG ||
-		    r->nr == SYS_recvfrom || build_mode(r))
+		if (in->regular == 0 || in->call->special == MX_SPECIAL_RECVMSG || r->nr == SYS_recvfrom ||
+		    build_mode(r))
 			return answered(r, in->done);
 		return 0;
 	}
@@ -1711,8 +1702,8 @@ static int sleep_on(struct mx_redirect *r)
 
 	if (in->forever)
 		until = long_time;
-	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock,
-			     in->forever ? 0 : TIMER_ABSTIME, (long)&until, 0);
+	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock, in->forever ? 0 : TIMER_ABSTIME, (long)&until,
+			     0);
 	if (n == -EINTR) {
 		if (!take_stop(in))
 			return 0;
@@ -1767,8 +1758,7 @@ static int begin_sleep(struct mx_redirect *r)
 	if (in->clock == CLOCK_MONOTONIC || in->clock == CLOCK_BOOTTIME) {
 		int64_t when = t.tv_sec * NS + t.tv_nsec;
 
-		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns :
-						       r->boottime_offset_ns;
+		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns : r->boottime_offset_ns;
 		t = timespec_of(when > 0 ? when : 0);
 	}
 	in->until = t;
@@ -1846,8 +1836,7 @@ static int ioctl_is_plain(uint32_t request)
 	return type == 'T' || type == 'f' || type == 'X' || type == 'E' || type == 0x12;
 }
 
-static const struct mx_descriptor *variant_of(struct mx_redirect *r,
-					      const struct mx_descriptor *d, int count)
+static const struct mx_descriptor *variant_of(struct mx_redirect *r, const struct mx_descriptor *d, int count)
 {
 	static __thread struct mx_descriptor guessed;
 	uint32_t key = r->args[d->key_arg];
@@ -1968,8 +1957,7 @@ static int receive(struct mx_redirect *r)
 	long n;
 
 	memset(&in->notif, 0, sizeof(in->notif));
-	n = mx_interruptible(&in->stop, SYS_ioctl, r->listener, SECCOMP_IOCTL_NOTIF_RECV,
-			     (long)&in->notif, 0);
+	n = mx_interruptible(&in->stop, SYS_ioctl, r->listener, SECCOMP_IOCTL_NOTIF_RECV, (long)&in->notif, 0);
 	if (!n)
 		return begin(r);
 	if (n == -EINTR)
@@ -2026,8 +2014,7 @@ static int is_sound(const struct mx_table *table, size_t size)
 {
 	int i;
 
-	if (size < sizeof(*table) || table->magic != MX_TABLE_MAGIC ||
-	    table->version != MX_ABI_VERSION)
+	if (size < sizeof(*table) || table->magic != MX_TABLE_MAGIC || table->version != MX_ABI_VERSION)
 		return 0;
 	if (size != sizeof(*table) + table->n_descriptors * sizeof(struct mx_descriptor) +
 			    table->n_tests * sizeof(struct mx_test))
@@ -2038,8 +2025,7 @@ static int is_sound(const struct mx_table *table, size_t size)
 	return 1;
 }
 
-struct mx_redirect *mx_redirect_new(int listener, int call_fd, int pid, int home_pid,
-				    const void *table, size_t size)
+struct mx_redirect *mx_redirect_new(int listener, int call_fd, int pid, int home_pid, const void *table, size_t size)
 {
 	struct mx_redirect *r;
 	struct internal *in;
