@@ -168,7 +168,11 @@ class Deputy:
         try:
             process = self._member(order.pid)
             async with process.moves:
-                await self._carry_out(process, order.target)
+                try:
+                    await self._carry_out(process, order.target)
+                except MosixError as error:
+                    process.say_why_not(error)
+                    raise
             moved = Moved(
                 request=order.request,
                 pid=order.pid,

@@ -29,7 +29,7 @@ from mosix.errors import (
 )
 from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
-from mosix.native.agent import Agent
+from mosix.native.agent import Agent, NoDescriptorError
 from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
@@ -276,14 +276,14 @@ async def come_home(process: JobProcess) -> None:
         process.page_bytes = body.page_bytes
         try:
             await _become_body(process, tracee, agent, body)
+            process.freeze_ns = time.monotonic_ns() - begin
+            process.report()
         except (MosixError, OSError) as error:
             _no_ghost(process, tracee, error)
             raise MoveFailedError(f"process {process.pid} ended") from error
         finally:
             link.post(Drop())
             await link.close()
-        process.freeze_ns = time.monotonic_ns() - begin
-    process.report()
 
 
 async def _fill(
@@ -302,9 +302,11 @@ async def _fill(
     done.paused = True
     try:
         agent.obey()
-        done.given = agent.give_fd(bulk.fileno())
-        done.filled = body = await _begin(stream.read_image, bulk.fileno())
-        await _begin(_fill_ghost, agent, body, done.given, bulk.fileno())
+        if not restore.is_data_limited(process.pid):
+            with contextlib.suppress(NoDescriptorError):
+                done.given = agent.give_fd(bulk.fileno())
+        done.filled = body = await _comes(link, bulk, _begin(stream.read_image, bulk.fileno()))
+        await _comes(link, bulk, _begin(_fill_ghost, agent, body, done.given, bulk.fileno()))
     except TransferCutError:
         await link.why_it_ended(epoch)
         raise
@@ -312,6 +314,16 @@ async def _fill(
     _check_alive(process)
     agent.finish()
     return body
+
+
+async def _comes(link: RemoteLink, bulk: socket.socket, work: asyncio.Future[T]) -> T:
+    """The result of `work`, which is ended when the remote that writes into `bulk` stands still."""
+    try:
+        return await link.while_alive(work)
+    except BaseException:
+        _shut(bulk)
+        await asyncio.gather(work, return_exceptions=True)
+        raise
 
 
 async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: Image) -> None:
@@ -388,13 +400,13 @@ async def _serve_another(
         agent.serve_on(call_number, given)
         del process.postponed[:given]
         _stop_again(process)
+        process.report()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
     finally:
         old.post(Drop())
         await old.close()
-    process.report()
     if new.lost:
         process.on_lost(new)
 
@@ -502,8 +514,8 @@ def _send(pid: int, fd: int, image: Image) -> None:
     stream.write_end(fd, image)
 
 
-def _fill_ghost(agent: Agent, image: Image, number: int, fd: int) -> None:
-    restore.fill_ghost(agent, image, number)
+def _fill_ghost(agent: Agent, image: Image, number: int | None, fd: int) -> None:
+    restore.fill_ghost(agent, image, number, fd)
     stream.read_end(fd, image)
 
 
@@ -517,7 +529,7 @@ def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
             return function(*args)
         except BlockingIOError as error:
             raise TransferCutError(f"no byte of the image moved for {STALL} s") from error
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, ConnectionError, TimeoutError) as error:
             raise TransferCutError("the connection was cut in the middle of the image") from error
         except OSError as error:
             raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error

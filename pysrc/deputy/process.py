@@ -345,6 +345,13 @@ class JobProcess:
                 self.report()
                 self.go_back_later()
 
+    def say_why_not(self, error: MosixError) -> None:
+        """An ordered move failed, and perhaps nobody waits for it: then mosps tells."""
+        if self.place in (Place.HOME, Place.AWAY):
+            stays = "home" if self.place is Place.HOME else "stays"
+            self.why = f"{stays}: {error.line()}"
+            self.report()
+
     def order(self, ip: str | None) -> None:
         """Remembers where a person or the balancer wants it; None: home."""
         self.ordered = ip

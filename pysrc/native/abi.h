@@ -53,17 +53,16 @@ struct mx_reloc {
 #define MX_RELOC_ARG 0x80000000u
 
 #define MX_REQ_OUT_ON_ERROR 1 /* select, ppoll: out bytes also when interrupted */
-#define MX_REQ_AGAIN \
-	2 /* goes on with a call that has begun: a signal that is on its way to
-			       * the guest interrupts it, and does not come before it */
+/* Goes on with a call that has begun: a signal that is on its way to the guest
+ * interrupts it, and does not come before it. */
+#define MX_REQ_AGAIN 2
 
 struct mx_reply {
 	uint32_t size;	  /* out bytes that follow */
 	uint32_t flags;	  /* MX_REP_* */
 	uint64_t id;	  /* of the request */
 	int64_t result;	  /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
-	uint64_t signals; /* mx_agent_state.signals: the guest must have taken that many before
-			      * it sees the result */
+	uint64_t signals; /* mx_agent_state.signals: to be taken before the result is seen */
 };
 
 /* A signal or a freeze met the call and is on its way over the control connection.
@@ -105,11 +104,13 @@ struct mx_agent_state {
 	uint64_t area;	     /* scratch of area_size bytes, mapped by the agent */
 	uint64_t area_size;
 	uint64_t calls;	  /* redirected calls executed */
-	uint64_t signals; /* taken from the ghost for this guest.  A request whose sender has
-				  * given the guest fewer is sent back with -ERESTARTNOINTR: natively
-				  * the handler would have run before the call was made */
+	uint64_t signals; /* taken from the ghost for this guest, see below */
 	uint64_t cure;	  /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
+
+/* A request whose sender has given the guest fewer signals than were taken for it
+ * is sent back with -ERESTARTNOINTR: natively the handler would have run before
+ * the call was made.  A reply that tells of more than the guest was given waits. */
 
 /* What the cure needs besides the stub, which loads only what a system call clobbers. */
 struct mx_agent_saved {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import errno
+import os
 import select
 import socket
 import struct
@@ -54,7 +55,13 @@ _SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 _SOCK_FILTER_SIZE = 8
 
+_POUR_BYTES = 1 << 20
+
 _CALLS, _FILL, _FD, _MOVE = lib.MX_OP_CALLS, lib.MX_OP_FILL, lib.MX_OP_FD, lib.MX_OP_MOVE
+
+
+class NoDescriptorError(MoveFailedError):
+    """The process has used up its descriptors."""
 
 
 class Run(Protocol):
@@ -261,9 +268,25 @@ class Agent:
             raise MoveFailedError(f"receiving memory failed: {strerror(result)}")
         return result
 
+    def pour(self, fd: int, runs: Sequence[Run]) -> int:
+        """As `fill`, from our own descriptor `fd` into memory that need not be writable: a copy
+        more, for a process that has no descriptor left or may not have so much writable memory.
+        OSError as of read(2)."""
+        buffer = memoryview(bytearray(_POUR_BYTES))
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+            for run in runs:
+                at, end = run.start, run.start + run.size
+                while at < end:
+                    size = os.readv(fd, [buffer[: min(end - at, _POUR_BYTES)]])
+                    if not size:
+                        raise TransferCutError("the image ended early", "the connection was cut")
+                    _write_at(memory.fileno(), buffer[:size], at)
+                    at += size
+        return sum(run.size for run in runs)
+
     def give_fd(self, fd: int) -> int:
         """Gives our descriptor `fd` to the process; the number it has there, until the agent
-        leaves."""
+        leaves. NoDescriptorError: all of its own are in use."""
         order = ffi.new("struct mx_order *", {"op": _FD, "count": 0, "fd": -1})
         with self._lock:
             try:
@@ -272,7 +295,7 @@ class Agent:
                 raise self._lost(error) from error
             number, _ = self._receive()
         if number < 0:
-            raise MoveFailedError(f"the process has no free descriptor: {strerror(number)}")
+            raise NoDescriptorError("the process has no free descriptor", "raise RLIMIT_NOFILE")
         self._fds.add(number)
         return number
 
@@ -622,3 +645,9 @@ class Agent:
     def write(self, address: int, data: bytes) -> None:
         """Writes where the process itself could. OSError EFAULT otherwise."""
         self._tracee.write(address, data)
+
+
+def _write_at(mem: int, data: memoryview, at: int) -> None:
+    while data:
+        written = os.pwrite(mem, data, at)
+        data, at = data[written:], at + written

@@ -168,7 +168,7 @@ static int connect_mosd(const char *path)
 			continue;
 		if (errno == EISCONN)
 			break;
-		fail("mosd does not run here", strerror(errno), "start it: mosd");
+		fail("mosd does not run here", strerror(errno), "start it as root: mosd --detach");
 	}
 	return fd;
 }

@@ -1570,6 +1570,12 @@ static int take_reply(struct mx_redirect *r)
 			correct_times(r);
 		if (was_cancelled)
 			return cancelled(r, result, result > -ERESTARTSYS_ && result != -EINTR);
+		if (result == -EMFILE) {
+			/* Nothing was done; at home, where the agent has no descriptors of
+			 * its own in the way, the call may well succeed. */
+			r->reason = MX_REASON_DESCRIPTORS;
+			return hold(r, HELD_HOME, MX_EV_HOME);
+		}
 		return answered(r, result);
 	}
 	if (result < 0) {

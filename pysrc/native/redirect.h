@@ -154,6 +154,7 @@ struct mx_table {
 #define MX_EV_MISUSE 8
 #define MX_WAKE_SIGNAL 44
 #define MX_REASON_UNKNOWN 0
+#define MX_REASON_DESCRIPTORS 1
 
 struct mx_counter {
 	uint64_t calls;

@@ -14,13 +14,14 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mosix.errors import KernelError, MosixError, MoveFailedError
 from mosix.image import capture, pending, restore, stream
 from mosix.image.capture import ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native.agent import Agent
+from mosix.native.blob import Mapped, mapped
 from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.native.watch import Watch
 from mosix.remote.confine import GuestShell
@@ -38,7 +39,7 @@ from mosix.remote.redirector import (
 from mosix.syscalls import filter as syscall_filter
 from mosix.wire.messages import Cancel, GuestDied, NeedHome, ToDeputy
 
-_NR_RT_TGSIGQUEUEINFO = 297
+_NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
 _SIGTRAP = 5
 _FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
 _SIGINFO_BYTES = 128
@@ -74,6 +75,8 @@ class Guest:
         #: opened when nobody waits yet: it takes milliseconds
         self._files = ProcFiles()
         self._prefaulted: list[tuple[int, int]] = []
+        #: memory that a body with limits is kept from, for what we do in its process
+        self._room: tuple[int, int] | None = None
         #: user and system time that the body used before it came here
         self._carried_ns = (0, 0)
         self._redirector: NotifyRedirector | None = None
@@ -132,7 +135,7 @@ class Guest:
                 f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
             )
         number = agent.give_fd(bulk.fileno())
-        restore.fill_guest(agent, image, number, self._prefaulted)
+        self._room = restore.fill_guest(agent, image, number, self._prefaulted)
         stream.read_end(bulk.fileno(), image)
         return image
 
@@ -270,7 +273,11 @@ class Guest:
             pending.enter(self.tracee, self._pending, self.clock_ns())
             self._pending = None
         (number,) = struct.unpack_from("<i", siginfo)
-        with self.redirector.injecting(), self.tracee.scratch(_SIGINFO_BYTES) as address:
+        with (
+            self.redirector.injecting(),
+            self._with_room(),
+            self.tracee.scratch(_SIGINFO_BYTES) as address,
+        ):
             self.tracee.write(address, siginfo)
             result = self.tracee.inject(
                 _NR_RT_TGSIGQUEUEINFO, self.home_pid, self.home_pid, number, address
@@ -289,7 +296,7 @@ class Guest:
         """Halts and describes the guest; it stands still until `resume` or `destroy`."""
         await self.halt()
         self._owing = False
-        with self.redirector.injecting():
+        with self.redirector.injecting(), self._with_room():
             image = capture.describe(self.tracee, epoch, files=self._files)
         image.process.cpu_ns = (
             image.process.cpu_ns[0] + self._carried_ns[0],
@@ -300,6 +307,21 @@ class Guest:
             image.threads[0].call = self._pending
         image.process.stopped = self.held
         return image
+
+    @contextlib.contextmanager
+    def _with_room(self) -> Iterator[None]:
+        """Inside, there is memory for an injected call even if the body has used up its own."""
+        room = self._room
+        if room is None or Mapped(*room, "") not in mapped(self.tracee.pid):
+            yield  # not limited; or the program has unmapped what it did not know
+            return
+        self.tracee.inject(_NR_MUNMAP, room[0], room[1] - room[0])
+        try:
+            yield
+        finally:
+            if self.tracee.alive:
+                nr, args = restore.reservation(room)
+                self.tracee.inject(nr, *args)
 
     def send(self, image: Image, bulk: socket.socket) -> None:
         """Writes the image and its pages; called in a thread."""
