@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define MX_ABI_VERSION 1
+#define MX_ABI_VERSION 2
 
 /* ---- call socket: one request, one reply, never two in flight per thread ---- */
 
@@ -30,10 +30,11 @@
  * result is negative nothing is returned, unless MX_REQ_OUT_ON_ERROR.
  */
 struct mx_request {
-	uint32_t size;	/* bytes that follow this header */
-	uint16_t nr;	/* x86-64 system call number */
-	uint16_t flags; /* MX_REQ_* */
-	uint64_t id;	/* sequence number, from 1, +1 per request of a thread */
+	uint32_t size;	  /* bytes that follow this header */
+	uint16_t nr;	  /* x86-64 system call number */
+	uint16_t flags;	  /* MX_REQ_* */
+	uint64_t id;	  /* sequence number, from 1, +1 per request of a thread */
+	uint64_t signals; /* how many the guest has been given since it began; see mx_agent_state */
 	uint64_t args[6];
 	uint32_t data_size;
 	uint32_t area_size;
@@ -52,12 +53,16 @@ struct mx_reloc {
 #define MX_RELOC_ARG 0x80000000u
 
 #define MX_REQ_OUT_ON_ERROR 1 /* select, ppoll: out bytes also when interrupted */
+/* Goes on with a call that has begun: a signal that is on its way to the guest
+ * interrupts it, and does not come before it. */
+#define MX_REQ_AGAIN 2
 
 struct mx_reply {
-	uint32_t size;	/* out bytes that follow */
-	uint32_t flags; /* MX_REP_* */
-	uint64_t id;	/* of the request */
-	int64_t result; /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
+	uint32_t size;	  /* out bytes that follow */
+	uint32_t flags;	  /* MX_REP_* */
+	uint64_t id;	  /* of the request */
+	int64_t result;	  /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
+	uint64_t signals; /* mx_agent_state.signals: to be taken before the result is seen */
 };
 
 /* A signal or a freeze met the call and is on its way over the control connection.
@@ -65,6 +70,9 @@ struct mx_reply {
  * the call did nothing; with any other the call is over (kill(2) of itself,
  * unblocking a signal), and the signal is to be taken before its result is seen. */
 #define MX_REP_CANCELLED 1
+/* The open has led to a file in /proc that describes the ghost instead of the
+ * body (own_proc.h), by a path that did not show it.  Nothing was opened. */
+#define MX_REP_GO_HOME 2
 
 /* ---- the agent's blob: position independent, mapped rwx in one piece ---- */
 
@@ -90,14 +98,19 @@ struct mx_agent_state {
 	int32_t control_fd;  /* -1: none */
 	uint64_t current_id; /* request being executed, 0: waiting for one */
 	uint32_t cancelled;  /* set by the deputy at a stop at call_return: the reply gets MX_REP_CANCELLED */
-	uint32_t pad;
+	uint32_t go_home;    /* the reply gets MX_REP_GO_HOME */
 	uint64_t guest_mask; /* signal mask of the guest's thread */
 	uint64_t ignored;    /* signals the guest ignores; the ghost blocks guest_mask | ignored */
 	uint64_t area;	     /* scratch of area_size bytes, mapped by the agent */
 	uint64_t area_size;
-	uint64_t calls; /* redirected calls executed */
-	uint64_t cure;	/* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
+	uint64_t calls;	  /* redirected calls executed */
+	uint64_t signals; /* taken from the ghost for this guest, see below */
+	uint64_t cure;	  /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
+
+/* A request whose sender has given the guest fewer signals than were taken for it
+ * is sent back with -ERESTARTNOINTR: natively the handler would have run before
+ * the call was made.  A reply that tells of more than the guest was given waits. */
 
 /* What the cure needs besides the stub, which loads only what a system call clobbers. */
 struct mx_agent_saved {

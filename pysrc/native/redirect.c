@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The redirector's loop; what it promises and its states are described in redirect.h. */
 #include "redirect.h"
+#include "own_proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -100,6 +101,8 @@ struct internal {
 	int all;     /* a short read is not an end */
 	int regular; /* -1 not known yet */
 	uint64_t total, done, chunk;
+	int again;     /* it has begun elsewhere, or before a signal */
+	int overtaken; /* a signal waits behind it, but a transfer of a file goes on to its end */
 	int64_t deadline;
 	int nowait;
 
@@ -419,43 +422,6 @@ static const char *after(const char *p, const char *name)
 	return skip_slashes(p + n);
 }
 
-/* Files of /proc/PID that describe the body, which is here and not there. */
-static int is_about_body(const char *p)
-{
-	static const char *const names[] = {
-		"maps",
-		"smaps",
-		"smaps_rollup",
-		"stat",
-		"status",
-		"statm",
-		"mem",
-		"pagemap",
-		"auxv",
-		"numa_maps",
-		"map_files",
-		"clear_refs",
-		"syscall",
-		"stack",
-		"wchan",
-		"sched",
-		"schedstat",
-		"timers",
-		"timerslack_ns",
-		"coredump_filter",
-		"personality",
-		"ksm_stat",
-		"ksm_merging_pages",
-		"seccomp_cache",
-	};
-	size_t i;
-
-	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-		if (after(p, names[i]))
-			return 1;
-	return 0;
-}
-
 static int names_own_body(const struct mx_redirect *r, const char *path)
 {
 	char pid[16];
@@ -469,7 +435,7 @@ static int names_own_body(const struct mx_redirect *r, const char *path)
 	p = after(q, "task");
 	if (p && (p = after(p, pid)))
 		q = p;
-	return is_about_body(q);
+	return mx_is_own_proc(q, strcspn(q, "/"));
 }
 
 static uint64_t length_of(const struct mx_shape *shape, const uint64_t *args)
@@ -516,8 +482,9 @@ static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t ou
 	*q = (struct mx_request){
 		.size = in->n_relocs * sizeof(struct mx_reloc) + in->data_size,
 		.nr = nr,
-		.flags = flags,
+		.flags = flags | (in->again || in->done || in->purpose == FOR_MODE ? MX_REQ_AGAIN : 0),
 		.id = ++r->id,
+		.signals = r->signals,
 		.data_size = in->data_size,
 		.area_size = (in->used + 7) & ~7u,
 		.out_offset = in->out_offset,
@@ -1238,12 +1205,17 @@ static int build_mode(struct mx_redirect *r)
 	int64_t at;
 	int error;
 
+	in->purpose = FOR_MODE;
 	begin_request(r);
 	begin_out(in);
 	at = place(in, sizeof(struct stat));
 	in->fixed_end = (in->used + 7) & ~7u;
 	error = relocate_arg(in, 1, at);
-	return error ? error : seal(r, SYS_fstat, args, 0, 0, 1, 0);
+	if (!error)
+		error = seal(r, SYS_fstat, args, 0, 0, 1, 0);
+	if (error)
+		in->purpose = FOR_GUEST;
+	return error;
 }
 
 /* ---- answering ---- */
@@ -1472,6 +1444,7 @@ static int cancelled(struct mx_redirect *r, int64_t result, int completed)
 	r->done = in->done;
 	r->completed = completed;
 	r->deadline_ns = in->deadline;
+	r->owed = in->reply_room ? ((const struct mx_reply *)in->reply)->signals : 0;
 	return hold(r, HELD_CANCELLED, MX_EV_CANCELLED);
 }
 
@@ -1565,7 +1538,7 @@ static int take_reply(struct mx_redirect *r)
 	struct internal *in = r->internal;
 	const struct mx_reply *reply = (const struct mx_reply *)in->reply;
 	int64_t result = reply->result;
-	int was_cancelled = reply->flags & MX_REP_CANCELLED;
+	int was_cancelled = reply->flags & MX_REP_CANCELLED || reply->signals > r->signals;
 	int error, whole;
 
 	if (in->purpose == FOR_MODE) {
@@ -1575,8 +1548,20 @@ static int take_reply(struct mx_redirect *r)
 			memcpy(&st, reply + 1, sizeof(st));
 		in->regular = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode);
 		in->purpose = FOR_GUEST;
-		return in->regular ? next_piece(r) : answered(r, in->done);
+		if (in->regular)
+			return next_piece(r);
+		if (in->overtaken || was_cancelled)
+			return cancelled(r, in->done, !in->writes);
+		if (in->cancel_wanted && in->writes)
+			return cancelled(r, -ERESTARTSYS_, 0);
+		return answered(r, in->done);
 	}
+	if (reply->flags & MX_REP_GO_HOME) {
+		in->cancel_wanted = 0;
+		r->reason = in->call->proc_reason;
+		return hold(r, HELD_HOME, MX_EV_HOME);
+	}
+	was_cancelled |= in->overtaken;
 	error = write_back(r, reply);
 	if (error && result >= 0)
 		result = error;
@@ -1595,13 +1580,24 @@ static int take_reply(struct mx_redirect *r)
 	}
 	if (result < 0) {
 		if (was_cancelled)
-			return cancelled(r, result, 0);
+			return cancelled(r, result, !in->done && result > -ERESTARTSYS_ && result != -EINTR);
 		return answered(r, in->done ? (int64_t)in->done : result);
 	}
 	whole = result >= (int64_t)in->chunk;
 	in->done += result;
 	if (whole && in->done < in->total && in->chunk) {
-		if (was_cancelled) /* a signal waits: natively it would end the call here */
+		/* A signal waits or a move: natively it would end the call here, but for a file. */
+		if (in->regular == 1 && was_cancelled) {
+			in->overtaken = 1;
+			return next_piece(r);
+		}
+		if ((was_cancelled || (in->cancel_wanted && in->writes)) && in->regular < 0 &&
+		    in->call->special != MX_SPECIAL_SENDMSG && in->call->special != MX_SPECIAL_RECVMSG &&
+		    r->nr != SYS_sendto && r->nr != SYS_recvfrom && !build_mode(r)) {
+			in->overtaken = was_cancelled;
+			return 0;
+		}
+		if (was_cancelled)
 			return cancelled(r, in->done, !in->writes && !in->all);
 		if (in->cancel_wanted && (in->writes || in->all))
 			return cancelled(r, -ERESTARTSYS_, 0);
@@ -1610,7 +1606,6 @@ static int take_reply(struct mx_redirect *r)
 		if (in->regular == 0 || in->call->special == MX_SPECIAL_RECVMSG || r->nr == SYS_recvfrom ||
 		    build_mode(r))
 			return answered(r, in->done);
-		in->purpose = FOR_MODE;
 		return 0;
 	}
 	if (!whole && result && in->done < in->total && (in->writes || in->all)) {
@@ -1916,6 +1911,7 @@ static int begin(struct mx_redirect *r)
 	r->ip = in->notif.data.instruction_pointer;
 	r->done = r->result = r->deadline_ns = r->completed = 0;
 	in->done = in->total = in->chunk = 0;
+	in->again = in->overtaken = 0;
 	in->deadline = 0;
 	if (in->inject)
 		return send_answer(r, 0, CONTINUE_YES), 0;
@@ -1941,6 +1937,7 @@ static int begin(struct mx_redirect *r)
 	}
 	if (is_same(&in->prime, r)) {
 		in->prime.valid = 0;
+		in->again = 1;
 		in->done = in->prime.result;
 		in->deadline = in->prime_deadline;
 	}

@@ -184,6 +184,8 @@ struct mx_redirect {
 	int completed;	     /* CANCELLED: the call is over, a signal came meanwhile */
 	int error;	     /* LINK, GONE: errno */
 	int synchronous;     /* SYNC_WAKE_UP is on */
+	uint64_t signals;    /* given to the guest so far: mx_agent_state.signals in abi.h */
+	uint64_t owed;	     /* CANCELLED: as many it must have been given before it goes on */
 	uint64_t total_calls;
 	struct mx_counter *counters; /* by number, 512 */
 	void *internal;
@@ -208,8 +210,8 @@ int mx_redirect_answer(struct mx_redirect *r, int64_t result);
 /* 1: the guest stopped inside a call that had been made; *result is what it should return, and is
  * forgotten here.  0: there is none. */
 int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
-/* The next call with this number and these arguments begins behind `done` bytes,
- * or waits only until deadline_ns. */
+/* The next call with this number and these arguments goes on with one that has begun: behind
+ * `done` bytes, or waiting only until deadline_ns. */
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns);
 /* While on, every notification is answered by CONTINUE: the tracer injects. */
 void mx_redirect_inject(struct mx_redirect *r, int on);

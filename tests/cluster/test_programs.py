@@ -83,7 +83,7 @@ def families() -> list[str]:
     [
         *("at_files", "listing", "appending", "locks", "watching", "where"),
         *("multiplexing", "special", "pipes", "messages", "network"),
-        *("clocks", "sleeping", "timers", "signals", "faults", "restarting"),
+        *("clocks", "sleeping", "timers", "signals", "storm", "faults", "restarting"),
         *("identity", "children", "exec", "daemon", "memory", "shared", "vectors", "proc"),
     ],
 )
@@ -102,6 +102,39 @@ def test_cpu_time_never_runs_back_between_nodes(start: Callable[..., Job]) -> No
         job.move(target)
     job.home.check(["touch", "/node/stop-cpu"])
     assert job.finish() == (0, "CPU clocks\n", "")
+
+
+def test_every_way_to_its_own_proc_files_leads_home(start: Callable[..., Job]) -> None:
+    """Relative paths, links and descriptors of directories too show the body, not the ghost."""
+    job = start([*families(), "paths"])
+    for number in range(8):
+        assert job.line() == f"ready {number}"
+        job.move("2")
+        job.write("\n")
+    assert job.finish() == (0, "paths\n", "")
+
+
+def test_it_leaves_again_by_itself(start: Callable[..., Job]) -> None:
+    """Home for a fork, and mosps --why says so; back by itself, again and again."""
+    code = (
+        "import os, sys\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    if os.fork() == 0: os._exit(0)\n"
+        "    os.wait(); print('forked', flush=True)\n"
+    )
+    job = start([PYTHON, "-c", code])
+    assert job.line() == "ready"
+    job.move("2")
+    away = job.where()
+    for moves in (3, 5):
+        job.write("\n")
+        assert job.line() == "forked"
+        if job.where() == "home":
+            assert "home: clone" in job.home.check(["mosps", "--why", str(job.pid)])
+        job.wait_until_at(away)
+        assert job.row()["nmigs"] == moves
+    assert job.finish() == (0, "", "")
 
 
 @pytest.fixture(scope="session")

@@ -704,6 +704,39 @@ static void signals(void)
 	puts("signals");
 }
 
+/* Many signals: one that a process sends to itself is taken before kill returns, and a timer that
+ * was stopped is never heard of again. */
+static void storm(void)
+{
+	struct itimerval fast = { { 0, 3000 }, { 0, 3000 } }, off = { { 0, 0 }, { 0, 0 } };
+	struct timespec little = { 0, 2000000 };
+	int i, before;
+	pid_t own = getpid(), me;
+
+	catch (SIGALRM, 0);
+	catch (SIGUSR1, SA_RESTART);
+	do {
+		EXPECT(!setitimer(ITIMER_REAL, &fast, NULL));
+		for (i = 0; i < 20; i++) {
+			before = count[SIGUSR1];
+			errno = 0;
+			me = getpid();
+			EXPECT(me == own, "%d instead of %d", me, own);
+			EXPECT(!kill(me, SIGUSR1));
+			EXPECT(count[SIGUSR1] == before + 1, "%d", count[SIGUSR1] - before);
+			if (nanosleep(&little, NULL))
+				EXPECT(errno == EINTR);
+			burn(100000);
+		}
+		EXPECT(!setitimer(ITIMER_REAL, &off, NULL));
+		before = count[SIGALRM];
+		burn(2000000);
+		EXPECT(access("/", F_OK) == 0 && count[SIGALRM] == before);
+	} while (again());
+	EXPECT(count[SIGALRM] > 0);
+	puts("storm");
+}
+
 static sigjmp_buf back;
 static volatile int *hole;
 static char *alternate;
@@ -1121,6 +1154,47 @@ static void own_proc(void)
 	puts("/proc");
 }
 
+/* Ways to one's own maps: each waits for a line of input, to be tried wherever it then is. */
+static void paths(void)
+{
+	static const char *const ways[] = {
+		"/proc/self/maps",
+		"self/maps",
+		"maps_link",
+		"/proc/../proc/thread-self/maps",
+		"/proc/self/cwd/self/task/../maps",
+	};
+	char path[64], line[16];
+	size_t i;
+	int dir;
+
+	EXPECT(!symlink("/proc/self", "self") && !symlink("self/maps", "maps_link"));
+	for (i = 0; i < sizeof(ways) / sizeof(ways[0]) + 3; i++) {
+		printf("ready %zu\n", i);
+		EXPECT(read(0, line, sizeof(line)) > 0);
+		if (i < sizeof(ways) / sizeof(ways[0])) {
+			EXPECT(shows_stack(ways[i]));
+			continue;
+		}
+		dir = open("/proc/self", O_RDONLY | O_DIRECTORY);
+		sprintf(path, "task/%d/maps", getpid());
+		if (i % 3 == 0) {
+			int fd = openat(dir, path, O_RDONLY), copy = dup2(fd, 90);
+
+			EXPECT(copy == 90 && shows_stack("/dev/fd/90"));
+			close(fd);
+			close(copy);
+		} else {
+			EXPECT(!fchdir(dir) && shows_stack(i % 3 == 1 ? "maps" : path));
+			EXPECT(!chdir("/node"));
+		}
+		close(dir);
+	}
+	unlink("self");
+	unlink("maps_link");
+	puts("paths");
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -1141,6 +1215,7 @@ static const struct {
 	{ "sleeping", sleeping },
 	{ "timers", timers },
 	{ "signals", signals },
+	{ "storm", storm },
 	{ "faults", faults },
 	{ "restarting", restarting },
 	{ "identity", identity },
@@ -1151,6 +1226,7 @@ static const struct {
 	{ "shared", shared },
 	{ "vectors", vectors },
 	{ "proc", own_proc },
+	{ "paths", paths },
 };
 
 int main(int argc, char **argv)
