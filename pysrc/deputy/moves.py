@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
@@ -28,10 +27,10 @@ from mosix.errors import (
     NodeDownError,
     TransferCutError,
 )
-from mosix.image import capture, eligibility, maps, pending, restore, stream
+from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent, NoDescriptorError
-from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
+from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Drop,
@@ -60,6 +59,9 @@ _RESTORE = 60
 _PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
+_SIGNAL = struct.Struct("<i")
+#: A process that is sent signals without end leaves all the same.
+_MAX_SIGNALS = 64
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
@@ -105,7 +107,7 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = tracee.stop()
+            stop = _begin_handlers(tracee, tracee.stop())
             if stop.ended:
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
@@ -116,10 +118,9 @@ async def _leave_prepared(
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch, mappings)
         image.process.stopped = process.held
-        # What waits in the ghost's queue stays there: it is the process's only queue. Except
-        # that a fault is not of the ghost, and the body will meet it again.
-        process.faults = [info for info in image.threads[0].pending if signals.is_fault(info)]
+        # What waits in the ghost's queue stays there: it is the process's only queue.
         image.process.pending, image.threads[0].pending = [], []
+        ghost_mask = handlers.mask_outside(tracee, image)
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
@@ -146,13 +147,38 @@ async def _leave_prepared(
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
-        _become_ghost(process, image, call_number)
+        _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
 
 
-def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
+def _begin_handlers(tracee: Tracee, stop: Stop) -> Stop:
+    """Lets the stopped process take what its kernel was about to give it, and stops it again
+    before the first instruction of a handler.
+
+    An interrupt overtakes signals that wait already: a fault of the instruction it stands at, what
+    it has just sent to itself. Left in the queue they would reach the guest after more of its
+    instructions."""
+    for _ in range(_MAX_SIGNALS):
+        if stop.ended or stop.kind == "group" or not _signals_wait(tracee):
+            break
+        tracee.cont()
+        tracee.wait()
+        stop = tracee.stop()
+    return stop
+
+
+def _signals_wait(tracee: Tracee) -> bool:
+    blocked = tracee.signal_mask
+    return any(
+        not blocked >> number - 1 & 1
+        for shared in (False, True)
+        for (number,) in map(_SIGNAL.unpack_from, tracee.pending(shared=shared))
+    )
+
+
+def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int) -> None:
     """The body runs elsewhere: what is left here gives its memory back and serves."""
     link, tracee, agent = process.link, process.tracee, process.agent
     assert link is not None and tracee is not None and agent is not None
@@ -165,7 +191,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
     restore.empty_ghost(agent, image)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
-    agent.serve(call_number, image.threads[0].signal_mask, image.process.ignored)
+    agent.serve(call_number, mask, image.process.ignored)
     process.place = Place.AWAY
     process.why = ""
     process.home.watch.add(tracee, process.on_stop)
@@ -346,6 +372,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
             agent.obey()
             call_number = done.given = agent.give_fd(call.fileno())
             agent.finish()
+            given = process.post_postponed(new)
             new.post(Run(epoch=epoch, held=process.held))
             await new.expect(Running, epoch)
             _check_alive(process)
@@ -359,20 +386,21 @@ async def move_on(process: JobProcess, ip: str) -> None:
     process.epoch = epoch
     process.nmigs += 1
     process.page_bytes = frozen.page_bytes
-    await _serve_another(process, tracee, agent, new, call_number)
+    await _serve_another(process, new, call_number, given)
 
 
 async def _serve_another(
-    process: JobProcess, tracee: Tracee, agent: Agent, new: RemoteLink, call_number: int
+    process: JobProcess, new: RemoteLink, call_number: int, given: int
 ) -> None:
-    """The body runs at another node: the ghost serves it there."""
-    old, process.link = process.link, new
-    assert old is not None
+    """The body runs at another node, where it got `given` signals: the ghost serves it there."""
+    old, tracee, agent = process.link, process.tracee, process.agent
+    assert old is not None and tracee is not None and agent is not None
+    process.link = new
     process.place = Place.AWAY
     try:
-        agent.serve_on(call_number)
+        agent.serve_on(call_number, given)
+        del process.postponed[:given]
         _stop_again(process)
-        process.forward_postponed()
         process.report()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
@@ -437,8 +465,8 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         return
+    process.forward_postponed()  # a handler runs before whatever the guest did next
     link.post(Resume(epoch=epoch, held=process.held))
-    process.forward_postponed()
 
 
 async def _prepare(

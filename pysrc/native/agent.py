@@ -96,6 +96,7 @@ class Agent:
         self._control = control
         self._number = number  # of the control socket inside
         self._fds: set[int] = set()  # other descriptors of ours inside
+        self._call_number = -1  # of the call socket, which is one of them
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
         self._obeying = False
@@ -141,6 +142,11 @@ class Agent:
     def blob(self) -> Range:
         """Where the blob lies in the process."""
         return self._base, self._base + load_blob().size
+
+    @property
+    def paused(self) -> bool:
+        """It stands, or obeys, between `pause` and what ends that."""
+        return self._paused is not None
 
     @property
     def obeying(self) -> bool:
@@ -325,20 +331,24 @@ class Agent:
             cure=0,
             current_id=0,
             cancelled=0,
+            signals=0,
             guest_mask=guest_mask,
             ignored=ignored,
         )
         self._paused = None
+        self._call_number = call_fd
         self._serving = True
         self._enter_serve((guest_mask | ignored) & _M64)
 
-    def serve_on(self, call_fd: int) -> None:
-        """Like `unpause`, but on another call socket: the body is at another node now."""
+    def serve_on(self, call_fd: int, signals: int = 0) -> None:
+        """Like `unpause`, but on another call socket: the body is at another node now, where it
+        gets `signals` before it runs."""
         old = self._field("call_fd")
         if old >= 0 and old != call_fd:
             self._tracee.inject(_NR_CLOSE, old)
             self._fds.discard(old)
-        self._set_state(call_fd=call_fd, current_id=0, cancelled=0)
+        self._set_state(call_fd=call_fd, current_id=0, cancelled=0, signals=signals)
+        self._call_number = call_fd
         self._restart_serve = True
         self.unpause()
 
@@ -352,11 +362,6 @@ class Agent:
         self._tracee.set_registers(registers)
         self._tracee.signal_mask = mask
         self._tracee.cont()
-
-    @property
-    def serving(self) -> bool:
-        """It executes redirected calls, or waits for one, unless a stop is being handled."""
-        return self._serving and self._paused is None and not self._obeying
 
     def pause(self, keep: Callable[[Stop], bool] = lambda _: False) -> None:
         """Stops the serving process, so that it can `obey`; `unpause` goes on exactly there.
@@ -380,8 +385,18 @@ class Agent:
             raise MoveFailedError(f"process {self.pid} ended")
         self._paused = tracee.registers, tracee.signal_mask
         tracee.signal_mask = _ALL_SIGNALS
+        self._follow_numbers()
         if met:
             self._queue_again(met)
+
+    def _follow_numbers(self) -> None:
+        """The serving half gives way when the program wants a number of ours."""
+        state = self._read_state()
+        self._number = state.control_fd
+        if state.call_fd != self._call_number:
+            self._fds.discard(self._call_number)
+            self._fds.add(state.call_fd)
+            self._call_number = state.call_fd
 
     def _queue_again(self, signals: Sequence[bytes]) -> None:
         """Only a process itself may queue siginfo of the kernel's kinds."""
@@ -418,6 +433,11 @@ class Agent:
         registers.rax = code & _M64
         registers.orig_rax = _M64
         self._tracee.set_registers(registers)
+
+    def count_signal(self) -> None:
+        """At a stop: a signal was taken from the ghost for the guest, which must have taken it
+        before any further call of its is made."""
+        self._set_state(signals=self._field("signals") + 1)
 
     def mark_overtaken(self) -> None:
         """At a stop: the request being executed gets MX_REP_CANCELLED with whatever its result

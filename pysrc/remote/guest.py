@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from mosix.errors import KernelError, MosixError, MoveFailedError
-from mosix.image import capture, restore, stream
+from mosix.image import capture, pending, restore, stream
 from mosix.image.capture import ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native.agent import Agent
@@ -44,6 +44,8 @@ _SIGTRAP = 5
 _FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
 _SIGINFO_BYTES = 128
 _SI_CODE = struct.Struct("<8xi")
+#: futex, futex_waitv, futex_wait: executed here, by the kernel
+_WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 
@@ -90,6 +92,11 @@ class Guest:
         self._gone = False
         #: an interrupted call that the next redirector, or home, has to finish
         self._pending: PendingCall | None = None
+        #: signals from home: given so far, and so many before it may see its last result
+        self._given = 0
+        self._owed = 0
+        #: halted only until those have come
+        self._owing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -220,6 +227,20 @@ class Guest:
             registers = self.tracee.get_registers()
             registers.rax, registers.orig_rax = result, -1
             self.tracee.set_registers(registers)
+        elif not isinstance(self._event, (NeedsHome, Cancelled, Sleeping)):
+            self._rewind_unnoticed()
+
+    def _rewind_unnoticed(self) -> None:
+        """A stop meets a call that the redirector has not received with -ERESTARTSYS, from which a
+        handler would make EINTR: but nobody has begun that call."""
+        registers = self.tracee.get_registers()
+        if (
+            registers.in_syscall
+            and registers.result == -ERESTARTSYS
+            and registers.orig_rax not in _WAITING_HERE
+        ):
+            registers.rax = ERESTARTNOINTR
+            self.tracee.set_registers(registers)
 
     def cancel_was_early(self) -> None:
         """A `Cancel` reached the ghost before its request: if it still matters, once more."""
@@ -229,6 +250,8 @@ class Guest:
     def _settle(self, for_signal: bool) -> None:
         """Answers the call that the redirector holds, a ptrace stop being pending behind it."""
         event = self._event
+        if isinstance(event, Cancelled):
+            self._owed = event.owed
         if isinstance(event, NeedsHome):
             self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, (Cancelled, Sleeping)):
@@ -236,7 +259,7 @@ class Guest:
                 self.redirector.finish()
             else:
                 self._pending = event.pending()
-                self.redirector.answer(-ERESTARTSYS)
+                self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, LinkBroken):
             raise MoveFailedError("the connection for system calls was lost")
 
@@ -244,8 +267,11 @@ class Guest:
         """Queues a signal that home has taken from the ghost, as its own kernel would have.
 
         Only the process itself may queue siginfo of the kernel's own kinds."""
-        was_halted = self._halted
+        stays = self._halted and not self._owing
         await self.halt(for_signal=True)
+        if self._pending is not None and self._pending.code:
+            pending.enter(self.tracee, self._pending, self.clock_ns())
+            self._pending = None
         (number,) = struct.unpack_from("<i", siginfo)
         with (
             self.redirector.injecting(),
@@ -258,7 +284,10 @@ class Guest:
             )
         if result < 0:
             raise KernelError(f"queueing signal {number}: {os.strerror(-result)}")
-        if not was_halted:
+        self._given += 1
+        self.redirector.given(self._given)
+        self._owing = not stays and self._given < self._owed
+        if not stays and not self._owing:
             self.resume(held=self.held)
 
     # ---- going out ----
@@ -266,6 +295,7 @@ class Guest:
     async def describe(self, epoch: int) -> Image:
         """Halts and describes the guest; it stands still until `resume` or `destroy`."""
         await self.halt()
+        self._owing = False
         with self.redirector.injecting(), self._with_room():
             image = capture.describe(self.tracee, epoch, files=self._files)
         image.process.cpu_ns = (

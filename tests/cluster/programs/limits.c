@@ -55,8 +55,9 @@ static void memory(void)
 	long count = 0;
 	char *block;
 
-	while ((block = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-			     0)) != MAP_FAILED && count < 4096) {
+	while ((block = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) !=
+		       MAP_FAILED &&
+	       count < 4096) {
 		memset(block, count, 1 << 20);
 		count++;
 	}
