@@ -32,6 +32,7 @@ GUEST_DIED = "mosix: process {pid}: the guest died by SIGKILL on node {ip}"
 @pytest.fixture
 def ledger(lab: Cluster, request: pytest.FixtureRequest) -> Iterator[Ledger]:
     counting = Ledger(lab[1], str(abs(hash(request.node.name))))
+    counting.goes_on()
     yield counting
     counting.job.end()
     restore(lab)
