@@ -7,6 +7,7 @@ kills at random; its seed is printed.
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import subprocess
@@ -267,6 +268,44 @@ def test_anybody_may_die_at_any_moment(lab: Cluster, full: bool) -> None:
             assert outcome == "done", told
         elif outcome == "killed":  # without a line: by us, or with the deputy
             assert who == "ghost" or node is lab[1], told
+
+
+# ---- many, and full disks ----
+
+
+def test_many_jobs_at_once(lab: Cluster, full: bool) -> None:
+    """30 jobs (200 with --full) begin at once, a third of them is moved about, all count right."""
+    jobs = 200 if full else 30
+    command = [str(built(PROGRAMS / "ledger.c"))]
+    script = [sys.executable, str(PROGRAMS / "crowd.py"), str(jobs), *command]
+    done = lab[1].run(script, timeout_s=400)
+    assert done.returncode == 0, done.stderr
+    statuses, moves, complaints = json.loads(done.stdout)
+    assert statuses == [faults.STATUS] * jobs
+    assert (moves > jobs, complaints) == (True, [])
+    for number in range(jobs):
+        kept = faults.check_counting(lab[1].path(f"/node/crowd-{number}").read_text())
+        output = lab[1].path(f"/node/crowd-{number}.out").read_text()
+        assert output.endswith("end\n")
+        assert kept == faults.check_counting(output)
+    restore(lab)
+
+
+def test_full_disks_of_other_nodes_do_not_matter(lab: Cluster, ledger: Ledger) -> None:
+    script = (
+        "for d in /tmp /node /var/tmp; do mount -t tmpfs -o size=64k none $d; "
+        "dd if=/dev/zero of=$d/full bs=4k; done 2>&1; df /tmp | tail -1"
+    )
+    try:
+        for node in (lab[2], lab[3]):
+            assert "100%" in node.check(["sh", "-c", script], cwd="/")
+        for target in ("2", "3", "home"):
+            ledger.job.move(target)
+            ledger.goes_on()
+    finally:
+        for node in (lab[2], lab[3]):
+            node.check(["umount", "/tmp", "/node", "/var/tmp"], cwd="/")
+    assert ledger.finish() == "done"
 
 
 # ---- signals ----
