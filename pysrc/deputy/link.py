@@ -26,7 +26,6 @@ from mosix.wire.messages import (
     Ping,
     Pong,
     Refused,
-    Stats,
     ToDeputy,
     Token,
     ToRemote,
@@ -37,7 +36,7 @@ _ASK = 5.0
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
-Unasked = Cancel | NeedHome | GuestDied | Stats
+Unasked = Cancel | NeedHome | GuestDied
 
 
 class RemoteLink:
@@ -166,7 +165,7 @@ class RemoteLink:
             self._lose()
 
     def _dispatch(self, message: ToDeputy) -> None:
-        if isinstance(message, (Cancel, NeedHome, GuestDied, Stats)):
+        if isinstance(message, (Cancel, NeedHome, GuestDied)):
             self._on_unasked(self, message)
             return
         for kind, epoch, future in self._waiting:

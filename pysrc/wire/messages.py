@@ -55,13 +55,15 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
 class Prepare(_Tagged, frozen=True, kw_only=True):
     """Make an empty guest. `needs`: bytes of memory the body will take; `prefault`: ranges of
     anonymous memory to populate before the freeze. The guest's clocks must not be behind
-    `monotonic_ns`/`boottime_ns` (read at home, `rtt_ns` already added)."""
+    home's, which at the arrival of the `Ping` sent at `pinged_ns` were at most
+    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip)."""
 
     pid: Pid
     comm: Text
     epoch: Epoch
     needs: Size
     prefault: list[tuple[int, int]] = []
+    pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
     features: NodeFeatures
@@ -191,12 +193,6 @@ class Pong(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
-class Stats(_Tagged, frozen=True, kw_only=True):
-    calls: int
-    bytes_moved: int
-    user_ns: Ns
-
-
 ToDeputy = (
     Prepared
     | Refused
@@ -209,7 +205,6 @@ ToDeputy = (
     | NeedHome
     | GuestDied
     | Pong
-    | Stats
 )
 
 
