@@ -192,6 +192,23 @@ def test_the_dead_the_kernels_and_the_missing() -> None:
         assert "kernel thread" in (why_not(2) or "")
 
 
+def test_a_process_is_not_taken_for_dead_while_it_executes_another_program() -> None:
+    """execve replaces the memory that is being looked at."""
+    program = build(
+        """
+        #include <unistd.h>
+        int main(int argc, char **argv) {
+            if (argc == 1) { write(1, "ready\\n", 6); }
+            return execl("/proc/self/exe", argv[0], "again", (char *)0);
+        }
+        """
+    )
+    with running([program]) as process:
+        answers = {why_not(process.pid) for _ in range(1000)}
+        assert process.poll() is None
+    assert answers == {None}
+
+
 def test_a_vfork_child_shares_its_parents_memory() -> None:
     program = build(
         """
