@@ -28,6 +28,7 @@ from mosix.wire.messages import (
     GuestDied,
     Hold,
     NeedHome,
+    Needs,
     NodeFeatures,
     ProcessState,
     Signal,
@@ -94,6 +95,8 @@ class JobProcess:
         self.held = False
         self.moves = asyncio.Lock()
         self.page_bytes = 0
+        #: what the body took of its node when it last left home
+        self.needs = Needs()
         self.freeze_ns = 0
         #: calls served for bodies that have come home since
         self.calls_before = 0
