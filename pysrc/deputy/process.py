@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 FIRST_RETURN = 1.0
 LAST_RETURN = 60.0
 
+
+def next_return(after: float) -> float:
+    """How long it stays the next time, in seconds, when it has stayed `after`."""
+    return min(2 * after, LAST_RETURN)
+
+
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
 _ERESTARTNOINTR = -513
 _CANCEL_RETRY = 0.001
@@ -341,7 +347,7 @@ class JobProcess:
         if self._returning is not None:
             self._returning.cancel()
         self._returning = asyncio.create_task(self._go_back(self.ordered, self._return_after))
-        self._return_after = min(2 * self._return_after, LAST_RETURN)
+        self._return_after = next_return(self._return_after)
 
     async def _go_back(self, ip: str, delay: float) -> None:
         await asyncio.sleep(delay)
