@@ -205,6 +205,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
         link.post(Hold(held=True))
     _stop_again(process)
     process.report()
+    link.adopt()
     if link.lost:
         process.on_lost(link)
 
@@ -408,6 +409,7 @@ async def _serve_another(
         del process.postponed[:given]
         _stop_again(process)
         process.report()
+        new.adopt()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
