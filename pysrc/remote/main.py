@@ -21,6 +21,7 @@ from mosix.errors import MosixError, MoveFailedError, ProtocolError
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.watch import Watch
+from mosix.remote import room
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
@@ -230,15 +231,9 @@ class Remote:
         welcome = self.welcome
         if self._guest is not None:
             raise ProtocolError("a second Prepare")
-        room = self._room()
-        if order.needs * 11 // 10 > room:
-            self._say(
-                Refused(
-                    reason=f"not enough memory: it needs {order.needs >> 20} MiB and 10%, "
-                    f"{room >> 20} MiB are free",
-                    hint="choose another node",
-                )
-            )
+        reason, hint = room.why_not(order.needs, room.look(self._memory()))
+        if reason:
+            self._say(Refused(reason=reason, hint=hint))
             return
         arrived_ns = dict(self._pings).get(order.pinged_ns)
         if arrived_ns is None:
@@ -265,7 +260,7 @@ class Remote:
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
 
-    def _room(self) -> int:
+    def _memory(self) -> int:
         """Bytes a guest may take: the node's free memory, and its cgroup's limit."""
         return min(Cgroups.detect().own.available(), self.welcome.memory_limit)
 
@@ -276,7 +271,7 @@ class Remote:
                 call = await self._attached["call"].get()
                 bulk = await self._attached["bulk"].get()
             with _ending(bulk):
-                image = await asyncio.to_thread(self.guest.restore, bulk, self._room())
+                image = await asyncio.to_thread(self.guest.restore, bulk, self._memory())
             self.guest.confine(image, call)
             behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
