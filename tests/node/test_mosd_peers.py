@@ -146,6 +146,23 @@ def test_a_node_that_is_not_in_the_map_is_refused(cluster: Cluster) -> None:
     assert "127.0.0.2 is not in its mosix.map" in done.err
 
 
+def test_a_node_takes_no_more_guests_than_its_owner_allows(cluster: Cluster) -> None:
+    one, two = cluster.node(1), cluster.node(2, start=False)
+    two.write_files()
+    (two.directory / "maxguests").write_text("2\n")
+    two.start()
+    first, second, third = (one.job() for _ in range(3))
+    for job in (first, second):
+        moved_away(one, two, job.pid)
+    refused = one.mosix("migrate", third.pid, 2, "--wait")
+    assert refused.status == RefusedError.code
+    assert "has 2 guests already and takes no more" in refused.err
+    assert one.mosix("migrate", first.pid, "home", "--wait").status == 0
+    eventually(lambda: len(two.rows()) == 1)
+    moved_away(one, two, third.pid)
+    assert [end(job) for job in (first, second, third)] == [0, 0, 0]
+
+
 def test_unknown_and_dead_nodes_are_different_errors(cluster: Cluster) -> None:
     one = cluster.node(1)
     job = one.job()
