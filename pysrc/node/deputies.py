@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mosix import failpoints
 from mosix.errors import (
     KernelError,
     MosixError,
@@ -192,6 +193,7 @@ class Launcher:
         link: DeputyLink | None = None
         try:
             self._record(job)
+            failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
@@ -214,6 +216,7 @@ class Launcher:
                 async with asyncio.timeout(START_TIMEOUT_S):
                     await link.send(message, [pidfd, null if stderr < 0 else stderr])
                     await asyncio.shield(link.started)
+                    failpoints.hit("mosd.launched")
             finally:
                 if null >= 0:
                     os.close(null)
