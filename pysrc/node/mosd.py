@@ -87,6 +87,7 @@ class Mosd:
                 registry,
                 features,
                 own_ip=self._config.ip,
+                max_guests=self._config.max_guests,
                 complaints=complaints,
             )
             services = Services(
