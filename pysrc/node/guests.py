@@ -135,6 +135,7 @@ class Host:
         features: NodeFeatures,
         *,
         own_ip: str,
+        max_guests: int,
         complaints: Complaints,
     ) -> None:
         self._spawner = spawner
@@ -142,6 +143,8 @@ class Host:
         self._registry = registry
         self._features = features
         self._own_ip = own_ip
+        self._max_guests = max_guests
+        self._coming = 0
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
         self._ids = IdPool()
@@ -169,13 +172,21 @@ class Host:
         reason = why_not(hello.features, self._features)
         if reason:
             raise RefusedError(reason, "choose another node")
+        here = len(self._remotes) + self._coming
+        if here >= self._max_guests:
+            raise RefusedError(
+                f"it has {here} guests already and takes no more", "choose another node"
+            )
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
+        self._coming += 1
         try:
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
         except BaseException:
             self._later(self._vacate(room))
             raise
+        finally:
+            self._coming -= 1
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
         link = RemoteLink(
             worker,

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import msgspec
-from mosix.node.privileges import Capabilities, become, own_bounding
+from mosix.node.privileges import Capabilities, become, lift_limits, own_bounding
 from mosix.wire.messages import decode, encode
 
 Run = Callable[[socket.socket], None]
@@ -80,6 +80,8 @@ class _Worker:
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(score, b"0")
         os.close(score)
+        if order.kind == "remote":
+            lift_limits()
         # The kernel makes the process undumpable here: its own user cannot trace it or read
         # its memory, and so not take over its connections.
         become(order.uid, order.gid, order.groups, order.capabilities)

@@ -21,6 +21,7 @@ from mosix.errors import MosixError, MoveFailedError, ProtocolError
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.watch import Watch
+from mosix.remote import room
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
@@ -69,6 +70,9 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
+#: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
+_UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
 #: From the end of the connection for calls to the order that explains it (seconds).
 _LAST_WORDS = 10
 
@@ -105,6 +109,7 @@ class Remote:
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
         self._broken = asyncio.Event()
+        self._steps = {step: asyncio.Event() for step in _UNUSED}
         #: of the last pings: home's clock when they were sent, ours when they came
         self._pings: collections.deque[tuple[int, int]] = collections.deque(maxlen=8)
 
@@ -134,10 +139,10 @@ class Remote:
         listening = asyncio.create_task(self._listen_to_deputy())
         obeying = asyncio.create_task(self._obey())
         losing = asyncio.create_task(self._without_calls())
+        using = asyncio.create_task(self._unused())
+        tasks = (listening, obeying, losing, using)
         try:
-            done, _ = await asyncio.wait(
-                (listening, obeying, losing), return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         except (EOFError, OSError):
@@ -145,7 +150,7 @@ class Remote:
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            await _end(listening, obeying, losing, *([self._receiving] if self._receiving else []))
+            await _end(*tasks, *([self._receiving] if self._receiving else []))
             if self._guest is not None:
                 await self._guest.destroy()
             await _end(*workers)
@@ -158,6 +163,16 @@ class Remote:
         await self._broken.wait()
         await asyncio.sleep(_LAST_WORDS)
         raise MoveFailedError("the connection for system calls was lost")
+
+    async def _unused(self) -> None:
+        """Whoever sends guests must run them: what is only held takes the place of others."""
+        for step, limit_s in _UNUSED.items():
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._steps[step].wait()
+            except TimeoutError as error:
+                raise MoveFailedError(f"it was not {step} within {limit_s} s") from error
+        await asyncio.get_running_loop().create_future()
 
     def _say(self, message: ToDeputy) -> None:
         self._outbox.put_nowait(message)
@@ -197,8 +212,10 @@ class Remote:
             message = await self._orders.get()
             match message:
                 case Prepare():
+                    self._steps["asked for"].set()
                     await self._prepare(message)
                 case Run():
+                    self._steps["run"].set()
                     self._say(Running(epoch=message.epoch))
                     self.guest.resume(held=message.held)
                 case Signal():
@@ -214,15 +231,9 @@ class Remote:
         welcome = self.welcome
         if self._guest is not None:
             raise ProtocolError("a second Prepare")
-        room = self._room()
-        if order.needs * 11 // 10 > room:
-            self._say(
-                Refused(
-                    reason=f"not enough memory: it needs {order.needs >> 20} MiB and 10%, "
-                    f"{room >> 20} MiB are free",
-                    hint="choose another node",
-                )
-            )
+        reason, hint = room.why_not(order.needs, room.look(self._memory()))
+        if reason:
+            self._say(Refused(reason=reason, hint=hint))
             return
         arrived_ns = dict(self._pings).get(order.pinged_ns)
         if arrived_ns is None:
@@ -249,7 +260,7 @@ class Remote:
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
 
-    def _room(self) -> int:
+    def _memory(self) -> int:
         """Bytes a guest may take: the node's free memory, and its cgroup's limit."""
         return min(Cgroups.detect().own.available(), self.welcome.memory_limit)
 
@@ -260,11 +271,12 @@ class Remote:
                 call = await self._attached["call"].get()
                 bulk = await self._attached["bulk"].get()
             with _ending(bulk):
-                image = await asyncio.to_thread(self.guest.restore, bulk, self._room())
+                image = await asyncio.to_thread(self.guest.restore, bulk, self._memory())
             self.guest.confine(image, call)
             behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
                 await asyncio.sleep(behind / 1e9)
+            self._steps["filled"].set()
             self._say(Ready(epoch=epoch, received=image.page_bytes))
         except (OSError, EOFError) as error:
             self._say(Failed(epoch=epoch, reason=f"receiving the image failed: {_why(error)}"))
