@@ -16,6 +16,7 @@ import select
 import socket
 from collections.abc import Coroutine
 
+from mosix import failpoints
 from mosix.deputy import moves
 from mosix.deputy.process import JobProcess, Place
 from mosix.deputy.rest import members, pidfd_of_any, rest
@@ -32,6 +33,8 @@ from mosix.native.watch import Watch
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
 from mosix.wire.messages import (
+    Arm,
+    Armed,
     ComeHome,
     Dialed,
     Launch,
@@ -74,6 +77,7 @@ def run(sock: socket.socket) -> None:
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr = fds
     if launch.node is None:
+        failpoints.hit("deputy.launch")
         node.send_now(Started())
         pidfd = rest(sock.fileno(), pidfd, launch.cgroup)
     if pidfd >= 0:
@@ -106,6 +110,7 @@ class Deputy:
         self.watch.start()
         if self.launch.node is not None:
             await self._stop_at_exec(self.launch.pid, self.launch.node)
+            failpoints.hit("deputy.launch")
             await self._node.send(Started())
         workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         try:
@@ -142,6 +147,11 @@ class Deputy:
                     self._spawn(self._move(message))
                 elif isinstance(message, ComeHome):
                     self._spawn(self._all_home(message))
+                elif isinstance(message, Arm):
+                    failpoints.arm(message.spec)
+                    for process in self._processes.values():
+                        process.arm_agent()
+                    self._outbox.put_nowait(Armed())
                 else:
                     log.warning("mosd sent %s to a deputy", type(message).__name__)
         except EOFError:
@@ -272,8 +282,10 @@ class Deputy:
         node = self.launch.node
         assert node is not None
         try:
+            failpoints.hit("deputy.exec")
             await moves.leave(root, node, seized=tracee)
-        except MosixError as error:
+        except (MosixError, OSError) as failure:
+            error = failure if isinstance(failure, MosixError) else moves.ran_short(root, failure)
             with contextlib.suppress(MosixError):
                 if self.launch.fallback:
                     root.why = f"home: {error.line()}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mosix import failpoints
 from mosix.errors import (
     KernelError,
     MosixError,
@@ -243,6 +244,7 @@ class Launcher:
         try:
             self._record(job)
             joining = asyncio.create_task(self._has_joined(job, client))
+            failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
@@ -264,6 +266,7 @@ class Launcher:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await link.send(message, [pidfd, null if stderr < 0 else stderr])
                 await asyncio.shield(link.started)
+                failpoints.hit("mosd.launched")
         except BaseException as error:
             if link is None:
                 self._discard(job)

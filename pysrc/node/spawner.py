@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import msgspec
+from mosix import failpoints
 from mosix.node.privileges import Capabilities, become, lift_limits, own_bounding
 from mosix.wire.messages import decode, encode
 
@@ -39,6 +40,7 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     gid: int
     groups: tuple[int, ...] = ()
     capabilities: Capabilities = Capabilities()
+    failpoints: str = ""
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -124,6 +126,8 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             try:
+                failpoints.arm(order.failpoints)
+                failpoints.hit("spawner.fork")
                 pid = os.fork()
             except OSError as error:
                 theirs.close()
