@@ -30,7 +30,7 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
-from mosix.node.deputies import DeputyLink, Launcher, LaunchOptions, check_moved
+from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.guests import Host
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
 from mosix.node.registry import Guest, Job, Process, Registry
@@ -163,7 +163,7 @@ class Services:
 
     # ---- mosrun ----
 
-    async def launch(self, caller: Caller, request: Launch, stderr: int) -> LaunchAnswer:
+    async def launch(self, caller: Caller, request: Launch, client: Client) -> LaunchAnswer:
         """Parses mosrun's options and makes the job."""
         parsed = self._parse_launch(request.argv, min(max(request.columns, 40), 200))
         if parsed.text is not None:
@@ -173,7 +173,7 @@ class Services:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
         options = LaunchOptions(node, parsed.fallback, parsed.lock)
-        link = await self._launcher.launch(caller, options, stderr)
+        link = await self._launcher.launch(caller, options, client)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
     async def _start_node(self, parsed: ParsedLaunch) -> str | None:
