@@ -18,7 +18,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from mosix.deputy import moves
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
 from mosix.errors import (
     LAUNCH_FAILED,
     MosixError,
@@ -102,7 +102,7 @@ class Deputy:
         self.watch.start()
         root = self._process(message.pid)
         if message.node is not None:
-            root.order(message.node)
+            root.order(message.node, LAUNCH_RETURN)
             # No other move before this one: until then the process is traced, and not a program.
             await root.moves.acquire()
             tracee = Tracee.seize(message.pid, _PTRACE_O_TRACEEXEC)
