@@ -24,6 +24,7 @@ from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
 from mosix.node.guests import Host
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import Complaints, Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
@@ -90,6 +91,11 @@ class Mosd:
                 max_guests=self._config.max_guests,
                 complaints=complaints,
             )
+            meter = NodeMeter(
+                self._config,
+                host.own_group,
+                lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
+            )
             services = Services(
                 Names(self._config),
                 launcher,
@@ -99,6 +105,7 @@ class Mosd:
                 features=features,
                 complaints=complaints,
                 parse_launch=self._parse_launch,
+                meter=meter,
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
@@ -115,7 +122,7 @@ class Mosd:
             launcher.recover()
             host.recover()
             control.listen()
-            self._start(spawner.keep_running(), control.serve(), peers.serve())
+            self._start(spawner.keep_running(), control.serve(), peers.serve(), meter.run())
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,

@@ -29,6 +29,7 @@ from mosix.errors import (
 )
 from mosix.node.deputies import DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.guests import Host
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
@@ -144,6 +145,7 @@ class Services:
         features: NodeFeatures,
         complaints: Complaints,
         parse_launch: ParseLaunch,
+        meter: NodeMeter,
     ) -> None:
         self._names = names
         self._launcher = launcher
@@ -153,6 +155,7 @@ class Services:
         self._features = features
         self._complaints = complaints
         self._parse_launch = parse_launch
+        self._meter = meter
         self._since = time.time()
         self.stopping = False
 
@@ -305,6 +308,7 @@ class Services:
             jobs=status.jobs,
             guests=status.guests,
             counters=counters,
+            load=status.load,
         )
 
     def peer_status(self) -> PeerStatus:
@@ -314,6 +318,7 @@ class Services:
             jobs=len(self._registry.jobs),
             memory_free=self._host.memory_free(),
             version=metadata.version("mosix"),
+            load=self._meter.load,
         )
 
     def _processes(self, request: Processes) -> ProcessList:
