@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import accounting  # noqa: F401 - registers its benchmarks
 import click
 import moving
 from harness import REGISTRY, Result, evaluate, pair_of_nodes

@@ -152,6 +152,7 @@ def _show_load(load: NodeLoad) -> None:
         f"  stalls   {100 * load.psi_memory:.1f}% of the time for memory, "
         f"{100 * load.psi_io:.1f}% for I/O"
     )
+    click.echo(f"  counting {load.accounting}")
 
 
 def _show_counters(found: NodeStatus) -> None:
