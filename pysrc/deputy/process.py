@@ -15,6 +15,7 @@ import socket
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Protocol
 
+from mosix import failpoints
 from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
@@ -154,10 +155,23 @@ class JobProcess:
                 now = 0
         return self.calls_before + now
 
+    def arm_agent(self) -> None:
+        """Tests only: the agent's failpoints are the deputy's to set."""
+        if self.agent is not None and self.place is Place.AWAY:
+            self.agent.arm(failpoints.taken("agent."))
+
     # ---- the ghost's stops ----
 
     def on_stop(self, stop: Stop) -> None:
         """A stop of the ghost that no move was waiting for."""
+        try:
+            self._on_stop(stop)
+        except (MosixError, OSError) as error:
+            # Stopped it would hang for ever. It may also have been killed: the watch tells.
+            if self.tracee is not None and not self.tracee.dying:
+                self.lose(f"home cannot go on with it: {error}")
+
+    def _on_stop(self, stop: Stop) -> None:
         tracee = self.tracee
         if stop.ended:
             self.end()
@@ -203,6 +217,7 @@ class JobProcess:
             # whoever runs the body next.
             self.postponed.append(tracee.siginfo)
             agent.count_signal()
+            failpoints.hit("deputy.signal", *link.sockets)
             if self.place is Place.AWAY:
                 self.forward_postponed()
             self._interrupted(tracee, agent, by_signal=True)

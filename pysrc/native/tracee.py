@@ -201,6 +201,8 @@ class Tracee:
         #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
         self.sleep: SleepEvidence | None = None
         self._site: Any = None
+        #: an interrupt whose stop is still to come: a second one would stop it once more
+        self._asked = False
 
     @classmethod
     def seize(cls, pid: int, options: int = 0) -> Tracee:
@@ -252,6 +254,7 @@ class Tracee:
             if result != -errno.EINTR:
                 break
             if time.monotonic() >= deadline:
+                self._asked = True
                 raise StillAsleepError(
                     f"process {self.pid} does not stop",
                     errno.EBUSY,
@@ -263,6 +266,7 @@ class Tracee:
         if result == 0:
             return None
         stop = _decode_stop(code[0], status[0])
+        self._asked = False
         if stop.ended:
             self.end = stop
             self.current = None
@@ -282,7 +286,8 @@ class Tracee:
             return stop
         asleep = _schedule(self.pid) if stop is None else None
         try:
-            self.interrupt()
+            if not self._asked:
+                self.interrupt()
         except TraceError as error:
             if error.errno != errno.ESRCH:
                 raise

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mosix import failpoints
 from mosix.errors import (
     KernelError,
     MosixError,
@@ -230,6 +231,7 @@ class Launcher:
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
         try:
             self._record(job)
+            failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
@@ -250,6 +252,7 @@ class Launcher:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await link.send(message, [pidfd, null if stderr < 0 else stderr])
                 await asyncio.shield(link.started)
+                failpoints.hit("mosd.launched")
         except BaseException as error:
             if link is None:
                 self._discard(job)

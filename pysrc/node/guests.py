@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mosix import failpoints
 from mosix.balancer.eligibility import why_not
 from mosix.errors import KernelError, MosixError, ProtocolError, RefusedError
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
@@ -161,6 +162,9 @@ class Host:
             if name.startswith(_GROUP_PREFIX) and not group.processes():
                 self._later(group.remove())
 
+    def remotes(self) -> list[RemoteLink]:
+        return list(self._remotes.values())
+
     def memory_free(self) -> int:
         """Bytes this node can lend."""
         return self._cgroups.own.available()
@@ -183,6 +187,7 @@ class Host:
         room = self._reserve(token)
         self._coming += 1
         try:
+            failpoints.hit("mosd.guest", sock)
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
         except BaseException:
             self._later(self._vacate(room))
@@ -203,6 +208,7 @@ class Host:
         self._remotes[token] = link
         self._later(self._live(link))
         try:
+            failpoints.hit("mosd.welcome", sock)
             await Frames[PeerAnswer](sock, PeerAnswer).send(
                 PeerAccept(token=token, features=self._features)
             )
@@ -241,6 +247,7 @@ class Host:
         ):
             self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
             raise RefusedError("that guest is not here any more")
+        failpoints.hit("mosd.attach", sock)
         await Frames[PeerAnswer](sock, PeerAnswer).send(PeerAccept())
         try:
             await link.send(Attach(purpose=hello.purpose), [sock.fileno()])

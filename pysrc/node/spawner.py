@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from mosix import failpoints
 from mosix.node.privileges import Capabilities, become, lift_limits
 from mosix.wire.messages import decode, encode
 
@@ -40,6 +41,7 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     gid: int
     groups: tuple[int, ...] = ()
     capabilities: Capabilities = Capabilities()
+    failpoints: str = ""
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -123,6 +125,8 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             try:
+                failpoints.arm(order.failpoints)
+                failpoints.hit("spawner.fork")
                 pid = os.fork()
             except OSError as error:
                 theirs.close()

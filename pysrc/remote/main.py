@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+from mosix import failpoints
 from mosix.errors import MosixError, MoveFailedError, ProtocolError
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
@@ -25,11 +26,14 @@ from mosix.remote import room
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
+from mosix.remote.notify import arm_redirectors
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
 from mosix.wire.channel import Frames, Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.messages import (
+    Arm,
+    Armed,
     Attach,
     Cancelled,
     Dialed,
@@ -131,6 +135,7 @@ class Remote:
         self._welcome = message
         self._control = Frames(socket.socket(fileno=fds[0]), ToRemote)
         self._watch.start()
+        arm_redirectors(failpoints.taken("redirect."))
         workers = [
             asyncio.create_task(self._listen_to_node()),
             asyncio.create_task(self._write()),
@@ -174,6 +179,10 @@ class Remote:
                 raise MoveFailedError(f"it was not {step} within {limit_s} s") from error
         await asyncio.get_running_loop().create_future()
 
+    def _hit(self, name: str, *more: socket.socket) -> None:
+        assert self._control is not None
+        failpoints.hit(name, self._control.sock, *more)
+
     def _say(self, message: ToDeputy) -> None:
         self._outbox.put_nowait(message)
 
@@ -216,10 +225,14 @@ class Remote:
                     await self._prepare(message)
                 case Run():
                     self._steps["run"].set()
+                    self._hit("remote.run")
                     self._say(Running(epoch=message.epoch))
                     self.guest.resume(held=message.held)
+                    self._hit("remote.running")
                 case Signal():
+                    self._hit("remote.signal")
                     await self.guest.deliver(message.siginfo)
+                    self._hit("remote.signalled")
                 case Hold():
                     self.guest.hold(message.held)
                 case Freeze():
@@ -241,6 +254,7 @@ class Remote:
         try:
             # From the ping on, and not from this order: that may have waited for anything.
             since_ns = time.monotonic_ns() - arrived_ns
+            self._hit("remote.prepare")
             shell = await GuestShell.create(
                 home_pid=welcome.pid,
                 uid=welcome.uid,
@@ -253,10 +267,14 @@ class Remote:
             self._guest = Guest(shell, self._watch, self._say, self._broken.set)
             self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
+        except OSError as error:
+            self._say(Refused(reason=_why(error)))
+            return
         except MosixError as error:
             self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
             return
         self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
+        self._hit("remote.prepared")
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
 
@@ -271,8 +289,11 @@ class Remote:
                 call = await self._attached["call"].get()
                 bulk = await self._attached["bulk"].get()
             with _ending(bulk):
+                self._hit("remote.image", call, bulk)
                 image = await asyncio.to_thread(self.guest.restore, bulk, self._memory())
+            self._hit("remote.restored", call)
             self.guest.confine(image, call)
+            self._hit("remote.ready")
             behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
                 await asyncio.sleep(behind / 1e9)
@@ -286,7 +307,9 @@ class Remote:
     async def _freeze(self, order: Freeze) -> None:
         guest = self.guest
         try:
+            self._hit("remote.freeze")
             image = await guest.describe(order.epoch)
+            self._hit("remote.frozen")
             self._say(
                 Frozen(
                     epoch=order.epoch,
@@ -308,6 +331,7 @@ class Remote:
                 )
             with _ending(bulk):
                 await asyncio.to_thread(guest.send, image, bulk)
+            self._hit("remote.sent")
             self._say(Sent(epoch=order.epoch))
         except OSError as error:
             self._failed_to_freeze(order, f"sending the image failed: {_why(error)}")
@@ -341,6 +365,10 @@ class Remote:
                     self._mapped.put_nowait(message)
                 elif isinstance(message, Dialed):
                     self._dialer.answered(message, fds)
+                elif isinstance(message, Arm):
+                    failpoints.arm(message.spec)
+                    arm_redirectors(failpoints.taken("redirect."))
+                    self._to_node.put_nowait(Armed())
                 elif isinstance(message, Leave):
                     self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
         # mosd is gone: the guest stays, and can still go home.

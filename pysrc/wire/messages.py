@@ -319,7 +319,13 @@ class Leave(_Tagged, frozen=True, kw_only=True):
     """mosd of a guest's node stops: ask the deputy to take the guest home."""
 
 
-NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | Leave
+class Arm(_Tagged, frozen=True, kw_only=True):
+    """Tests only (`mosix.failpoints`). Answered by `Armed`."""
+
+    spec: Text
+
+
+NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | Leave | Arm
 
 
 # ---- deputy or remote → mosd ----
@@ -378,7 +384,11 @@ class GuestState(_Tagged, frozen=True, kw_only=True):
     frozen: bool = False
 
 
-WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState
+class Armed(_Tagged, frozen=True, kw_only=True):
+    pass
+
+
+WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState | Armed
 
 
 # ---- mosd ↔ mosd, behind the handshake (mosix.wire.handshake) ----

@@ -42,7 +42,8 @@ def ledger(lab: Cluster, request: pytest.FixtureRequest) -> Iterator[Ledger]:
 def restore(lab: Cluster) -> None:
     """Every daemon runs again and has its spawner, no worker is left."""
     for node in lab.nodes:
-        node.mosd("start")
+        if not faults.mosd(node):
+            node.mosd("start")
         drive.wait_for(f"spawner of {node.name}", lambda node=node: bool(faults.spawners(node)))
         drive.wait_for(f"{node.name} without workers", lambda node=node: not faults.workers(node))
 

@@ -15,7 +15,8 @@ from mosd_nodes import HERE, NOBODY, Cluster, Node, end, eventually
 from mosix.config import Paths, load
 from mosix.errors import RefusedError
 from mosix.node.peers import Dialer
-from mosix.wire.handshake import MAX_HALF_OPEN
+from mosix.wire.handshake import ABI_VERSION, MAX_HALF_OPEN
+from mosix.wire.messages import PROTOCOL_VERSION
 
 
 def moved_away(node: Node, other: Node, job_pid: int) -> dict[str, object]:
@@ -108,7 +109,8 @@ def test_a_node_of_another_version_is_refused_with_both_named(cluster: Cluster) 
     cluster.node(2, program=[str(HERE / "mosd_of_version_9.py")])
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
-    assert "speaks protocol 9.2, this node 1.2" in done.err
+    ours, theirs = f"{PROTOCOL_VERSION}.{ABI_VERSION}", f"9.{ABI_VERSION}"
+    assert f"speaks protocol {theirs}, this node {ours}" in done.err
 
 
 @pytest.mark.parametrize(
