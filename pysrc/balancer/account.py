@@ -110,6 +110,8 @@ class BpfCounter:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        #: map operations that failed so far: so much is missing from what was counted
+        self.failures = 0
 
     @classmethod
     async def start(cls) -> BpfCounter:
@@ -144,6 +146,7 @@ class BpfCounter:
         except OSError as error:
             raise KernelError("the accounting process ended") from error
         said = await self._line(_ANSWER_S)
+        self.failures = said["failures"]
         return {
             int(pid): Totals(said["at"], said["watched_s"], *counts)
             for pid, counts in said["uses"].items()

@@ -20,7 +20,7 @@ from mosix.wire.messages import NodeLoad
 #: With less CPU time than this in a second (s), what processes had to wait says nothing.
 _IDLE: Final = 0.02
 #: A slice of a second's CPU that may be spent on measuring it.
-_SHARE: Final = 0.005
+_SHARE: Final = 0.003
 #: Nanoseconds that a 3 GHz Pentium 4 (Prescott) needs for a round of mx_spin: 19 cycles, by the
 #: latencies published for it (multiply 10, load 4, five others 1 each). No such machine was asked.
 PENTIUM_NS: Final = 19 / 3

@@ -41,7 +41,10 @@ class Accounting:
         """ "eBPF" or "/proc", and why."""
         if self._why_proc:
             return f"/proc: {self._why_proc}"
-        return "eBPF" if self._bpf is not None else "eBPF, when a job is at home"
+        if self._bpf is None:
+            return "eBPF, when a job is at home"
+        failures = self._bpf.failures
+        return f"eBPF, {failures} map operations failed" if failures else "eBPF"
 
     async def run(self) -> None:
         """Until cancelled."""

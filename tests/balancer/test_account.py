@@ -62,6 +62,19 @@ async def test_ebpf_counts_calls_bytes_and_cpu_time_of_the_chosen_only(
         await counter.totals([reader.pid])
 
 
+async def test_what_the_map_has_no_room_for_is_told() -> None:
+    needs_bpf()
+    counter = await BpfCounter.start()
+    try:
+        many = range(1 << 22, (1 << 22) + 5000)  # of no process; the map has room for 4096
+        assert len(await counter.totals(many)) == 4096
+        assert counter.failures == 5000 - 4096
+        assert len(await counter.totals([1])) == 1
+        assert counter.failures == 5000 - 4096
+    finally:
+        await counter.close()
+
+
 async def test_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tmp_path))
     assert account.headers() is None
