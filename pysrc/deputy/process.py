@@ -21,7 +21,7 @@ from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.tracee import StillAsleepError, Stop, Tracee
 from mosix.wire.messages import (
     Cancel,
     Cancelled,
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 #: How long a process stays at home before it goes back to the last ordered node, in seconds.
 FIRST_RETURN = 1.0
+#: The same for a program that was launched at another node: first of all its dynamic loader maps
+#: the libraries, which is over in a moment.
+LAUNCH_RETURN = 0.05
 LAST_RETURN = 60.0
 
 
@@ -52,6 +55,8 @@ def next_return(after: float) -> float:
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
 _ERESTARTNOINTR = -513
 _CANCEL_RETRY = 0.001
+#: How long all processes of the job wait for one to stop, in seconds.
+PATIENCE = 0.05
 
 
 class Place(enum.Enum):
@@ -114,6 +119,8 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
+        self._cancelling: int | None = None
         self._wanted_home = False
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
@@ -172,6 +179,13 @@ class JobProcess:
             self.end()
         elif tracee is None:
             return
+        elif self._cancelling is not None and not stop.ended:
+            # A signal's stop has swallowed the interrupt, so it is asked again; the agent's own
+            # answer must not come before the deputy has looked at the call.
+            identity, self._cancelling = self._cancelling, None
+            if stop.kind != "event":
+                self.on_stop(stop)
+            self.cancel(identity)
         elif stop.kind == "signal":
             tracee.cont(self.take_signal(stop))
         elif stop.kind == "group":
@@ -269,7 +283,11 @@ class JobProcess:
         if agent.paused or agent.obeying:
             return  # the guest is halted: what it waited for is over
         self.guest_halts = self.place is Place.MOVING
-        stop = tracee.stop(on_signal=self.take_signal)
+        try:
+            stop = tracee.stop(on_signal=self.take_signal, patience_s=PATIENCE)
+        except StillAsleepError:
+            self._cancelling = identity  # `on_stop` goes on, and others are served meanwhile
+            return
         if stop.ended:
             self.end()
             return
@@ -396,10 +414,10 @@ class JobProcess:
             self.why = f"{stays}: {error.line()}"
             self.report()
 
-    def order(self, ip: str | None) -> None:
+    def order(self, ip: str | None, first_return: float = FIRST_RETURN) -> None:
         """Remembers where a person or the balancer wants it; None: home."""
         self.ordered = ip
-        self._return_after = FIRST_RETURN
+        self._return_after = first_return
         if self._returning is not None:
             self._returning.cancel()
             self._returning = None
