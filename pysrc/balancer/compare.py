@@ -40,6 +40,7 @@ class Scenario:
     memory: float = 0.05
     skew: float = 0.5
     equal_cores: int | None = None
+    longest_s: float = 1e4
     goal: float | None = None
     p99: float | None = None
 
@@ -56,6 +57,7 @@ class Scenario:
             memory=self.memory,
             skew=self.skew,
             equal_cores=self.equal_cores,
+            longest_s=self.longest_s,
         )
 
 
@@ -67,7 +69,7 @@ SCENARIOS = {
         Scenario("rho9", 16, 2500, 0.9, goal=1.20, p99=2.5),
         Scenario("memtight", 16, 2500, 0.7, memory=0.3, goal=1.12, p99=2.0),
         Scenario("n2", 2, 1500, 0.7, skew=2.0, equal_cores=2),
-        Scenario("n10000", 10_000, 100_000, 0.8),
+        Scenario("n10000", 10_000, 200_000, 0.8, longest_s=100.0),
     )
 }
 

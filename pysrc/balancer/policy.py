@@ -8,8 +8,8 @@ processes gives each a delay D(k) = max(1, k / cores) · pace. A process away fr
 for each forwarded call a round trip and for its bytes their time on the link, per CPU second.
 
 **Opportunity cost** (Amir et al. 2000): what a process takes from others. CPU: k · (D(k+1) − D(k))
-at the target, regained likewise where it leaves. Memory: a megabyte costs the derivative of
-n^(used/total), so it is all but free on an empty node and dear on a nearly full one.
+at the target, regained likewise where it leaves. Memory: n^(used/total − 1) for n nodes, so it is
+all but free on an empty node and dear on a nearly full one.
 
 **Age** (Harchol-Balter, Downey 1997): a process that has used a seconds of CPU uses a more, in the
 median. A move gains a · (cost here − cost there), less what it stops the process for. Costs here
@@ -36,8 +36,7 @@ Floats = NDArray[np.float32]
 
 #: speed in the manual's units of a core that does a standard CPU second in a second
 STANDARD_SPEED: Final = 10_000.0
-_MOST_CHOICES: Final = 16
-_LN2: Final = float(np.log(2))
+MOST_CHOICES: Final = 16
 
 #: One process that may be moved or started; see native/decide.h. C reads it as it is.
 PROCESS: Final = np.dtype(
@@ -83,7 +82,7 @@ class Choice(NamedTuple):
 
 class View:
     """What one node believes of all, as columns (float32, contiguous). The arrays are used where
-    they are: whoever changes them calls `reprice` for the changed nodes."""
+    they are, so they may change between decisions; `memory_mb` may not."""
 
     def __init__(
         self,
@@ -104,20 +103,11 @@ class View:
         self.rules = rules
         self.running, self.cores, self.pace = running, cores, pace
         self.free_mb, self.memory_mb, self.usable = free_mb, memory_mb, usable
-        self.price = np.zeros(n, np.float32)
-        self.steep = np.zeros(n, np.float32)
         self._base = np.log2(max(n if base is None else base, 8))
-        self._held: list[Any] = [
-            call_s,
-            usable,
-            running,
-            cores,
-            pace,
-            free_mb,
-            self.price,
-            self.steep,
-        ]
-        columns = [_pointer("float", column, n) for column in self._held[2:]]
+        self.steep = (self._base / np.maximum(memory_mb, 1.0)).astype(np.float32)
+        held = [running, cores, pace, free_mb, self.steep]
+        columns = [_pointer("float", column, n) for column in held]
+        self._held = (held, call_s, usable)  # C reads them, Python must not free them
         calls = ffi.NULL if call_s is None else _pointer("float", call_s, n)
         mask = ffi.NULL if usable is None else _pointer("uint8_t", usable.view(np.uint8), n)
         self._nodes = ffi.new("struct mx_nodes *", [n, *columns, calls, mask])
@@ -131,21 +121,12 @@ class View:
                 rules.least_age_s,
             ],
         )
-        self._out = ffi.new("struct mx_choice[]", _MOST_CHOICES)
-        self.reprice()
-
-    def reprice(self, nodes: slice | NDArray[np.intp] = slice(None)) -> None:
-        """The cost of memory is base^(used/total − 1); its derivative by a MB is the price."""
-        steep = self._base / np.maximum(self.memory_mb[nodes], 1.0)
-        self.steep[nodes] = steep
-        full = np.exp2(-self.free_mb[nodes] * steep)
-        self.price[nodes] = full * steep * (_LN2 * self.rules.memory_weight)
+        self._out = ffi.new("struct mx_choice[]", MOST_CHOICES)
 
     def reserve(self, node: int, need_mb: float) -> None:
         """A place was promised: it counts from now on."""
         self.running[node] += 1
         self.free_mb[node] -= need_mb
-        self.reprice(slice(node, node + 1))
 
     def place(self, process: NDArray[np.void], count: int) -> list[int]:
         """The at most `count` best nodes for one PROCESS record (an array of one), best first.
@@ -197,7 +178,7 @@ class Pair(View):
         columns = (self.running, self.cores, self.pace, self.free_mb, self.memory_mb)
         for column, ours, theirs in zip(columns, source, target, strict=True):
             column[0], column[1] = ours, theirs
-        self.reprice()
+        np.divide(self._base, self.memory_mb, out=self.steep)
         found = self.moves(0, processes, slow=slow, count=1)
         return found[0] if found else None
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from mosix.balancer.gossip import rules_for
 from mosix.balancer.policy import Rules
-from mosix.balancer.simulate import THRASHING, Beliefs, Cluster, Strategy
+from mosix.balancer.simulate import GROUP, THRASHING, Beliefs, Cluster, Strategy
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -123,8 +122,9 @@ class Believing(Strategy):
 
     def begin(self, cluster: Cluster) -> None:
         super().begin(cluster)
-        window = rules_for(cluster.load.nodes).window
-        self.beliefs = Beliefs(cluster, window, Rules(), self.seed)
+        if cluster.load.nodes > GROUP:
+            raise ValueError(f"{self.name} knows no groups: at most {GROUP} nodes")
+        self.beliefs = Beliefs(cluster, Rules(), self.seed)
 
     def arrival(self, job: int) -> None:
         cluster, home = self.cluster, int(self.cluster.load.home[job])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from mosix.balancer.gossip import rules_for
 from mosix.balancer.policy import Rules, View
 from mosix.balancer.workload import Workload, least_makespan
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ Floats = NDArray[np.float64]
 THRASHING: Final = 10.0
 MOVE_FIXED_S: Final = 0.05
 LINK_MB_S: Final = 1000.0
+#: Vectors of more nodes would be too old: their mean age is about nodes / window periods.
+GROUP: Final = 500
 
 
 @dataclass(frozen=True)
@@ -243,45 +246,54 @@ class Strategy(ABC):
 
 
 class Beliefs:
-    """What each node believes of all, by push gossip with a window: row i is node i's view."""
+    """What each node believes of the others, by push gossip with a window, as `gossip` does it.
 
-    def __init__(self, cluster: Cluster, window: int, rules: Rules, seed: int) -> None:
+    Nodes gossip in groups of at most `GROUP`, neighbours by number. Row i is node i's view of its
+    group, whose first node is `base(i)`; everything else here speaks of nodes of the cluster."""
+
+    def __init__(self, cluster: Cluster, rules: Rules, seed: int) -> None:
         load, n = cluster.load, cluster.load.nodes
-        self._cluster, self._window = cluster, min(window, n)
+        self._cluster = cluster
+        self._size = size = min(n, GROUP)
         self._random = np.random.default_rng(seed)
-        self.born = np.zeros((n, n))
-        self.running = np.zeros((n, n), np.float32)
-        self.free_mb = np.tile(load.memory_mb.astype(np.float32), (n, 1))
+        self.born = np.zeros((n, size))
+        self.running = np.zeros((n, size), np.float32)
+        self.free_mb = np.zeros((n, size), np.float32)
+        self.views: list[View] = []
         cores, memory = load.cores.astype(np.float32), load.memory_mb.astype(np.float32)
         pace = (1 / load.speed).astype(np.float32)
-        self.views = [
-            View(self.running[i], cores, pace, self.free_mb[i], memory, rules=rules)
-            for i in range(n)
-        ]
+        for i in range(n):
+            group = slice(self.base(i), min(n, self.base(i) + size))
+            m = group.stop - group.start
+            self.free_mb[i, :m] = memory[group]
+            row = (self.running[i, :m], cores[group], pace[group], self.free_mb[i, :m])
+            self.views.append(View(*row, memory[group], rules=rules))
+
+    def base(self, node: int) -> int:
+        return node - node % self._size
 
     def exchange(self, node: int) -> None:
         """`node` sends its window to a random other one."""
-        n = len(self.born)
         self.learn(node, [node])
-        if n == 1:
+        base, m = self.base(node), len(self.views[node].running)
+        if m == 1:
             return
-        target = int(self._random.integers(0, n - 1))
-        target += target >= node
-        row = self.born[node]
-        if self._window < n:
-            sent = np.argpartition(row, n - self._window)[n - self._window :]
+        target = int(self._random.integers(0, m - 1))
+        target += base + (target >= node - base)
+        row = self.born[node, :m]
+        window = rules_for(m).window
+        if window < m:
+            sent = np.argpartition(row, m - window)[m - window :]
+            sent = sent[row[sent] > self.born[target, sent]]
         else:
-            sent = np.arange(n)
-        sent = sent[row[sent] > self.born[target, sent]]
+            sent = np.flatnonzero(row > self.born[target, :m])
         for column in (self.born, self.running, self.free_mb):
             column[target, sent] = column[node, sent]
-        self.views[target].reprice(sent)
 
     def learn(self, node: int, about: Iterable[int]) -> None:
-        """`node` asked them, and knows the truth."""
-        cluster = self._cluster
+        """`node` asked them, who are of its group, and knows the truth."""
+        cluster, base = self._cluster, self.base(node)
         for k in about:
-            self.born[node, k] = cluster.now
-            self.running[node, k] = cluster.wanted(k)
-            self.free_mb[node, k] = cluster.free_mb(k)
-            self.views[node].reprice(slice(k, k + 1))
+            self.born[node, k - base] = cluster.now
+            self.running[node, k - base] = cluster.wanted(k)
+            self.free_mb[node, k - base] = cluster.free_mb(k)

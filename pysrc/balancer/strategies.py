@@ -8,8 +8,7 @@ those that see what gossip brings. Called by `simulate` through `Strategy`.
 from __future__ import annotations
 
 import numpy as np
-from mosix.balancer.gossip import rules_for
-from mosix.balancer.policy import PROCESS, Pair, Rules
+from mosix.balancer.policy import MOST_CHOICES, PROCESS, Pair, Rules
 from mosix.balancer.simulate import Beliefs, Cluster, Strategy
 from numpy.typing import NDArray
 
@@ -29,7 +28,7 @@ class Balanced(Strategy):
         super().begin(cluster)
         load = cluster.load
         n = load.nodes
-        self.beliefs = Beliefs(cluster, rules_for(n).window, self.rules, self.seed)
+        self.beliefs = Beliefs(cluster, self.rules, self.seed)
         self._pair = Pair(self.rules, n)
         self._one = np.zeros(1, PROCESS)
         self._few = np.zeros(self.rules.candidates, PROCESS)
@@ -45,24 +44,20 @@ class Balanced(Strategy):
     def choose(self, job: int) -> int:
         """Asks the best few how they are, until the best is one that was asked."""
         home = int(self.cluster.load.home[job])
-        view = self.beliefs.views[home]
+        base, view = self.beliefs.base(home), self.beliefs.views[home]
         self._one["need_mb"] = self.cluster.load.need_mb[job]
         asked = {home}
-        self.beliefs.learn(home, (home,))
+        self.beliefs.learn(home, asked)
         for _ in range(self.rules.probe_rounds):
-            best = view.place(self._one, self.rules.probes)
-            if best[0] in asked:
-                return best[0]
+            best = [base + k for k in view.place(self._one, self.rules.probes)]
             new = [k for k in best if k not in asked]
+            if best[0] in asked:
+                break
             self.probes += len(new)
             self.beliefs.learn(home, new)
             asked.update(new)
-        truth = sorted(asked)
-        found = view.place(self._one, len(view.running) if len(view.running) <= 16 else 16)
-        for k in found:
-            if k in asked:
-                return k
-        return truth[0]
+        ranked = (base + k for k in view.place(self._one, MOST_CHOICES))
+        return next((k for k in ranked if k in asked), home)
 
     def tick(self, node: int) -> None:
         self.beliefs.exchange(node)
@@ -89,11 +84,11 @@ class Balanced(Strategy):
         here.sort(reverse=True)
         few = here[: rules.candidates]
         records = self._few[: len(few)]
-        for record, (age, job) in zip(records, few, strict=True):
-            record["age_s"] = age
-            record["need_mb"] = cluster.load.need_mb[job]
-            record["move_s"] = cluster.move_s(job)
-        return [job for _, job in few], records
+        jobs = [job for _, job in few]
+        records["age_s"] = [age for age, _ in few]
+        records["need_mb"] = cluster.load.need_mb[jobs]
+        records["move_s"] = [cluster.move_s(job) for job in jobs]
+        return jobs, records
 
     def push(self, node: int) -> None:
         cluster = self.cluster
@@ -102,14 +97,14 @@ class Balanced(Strategy):
         jobs, records = self._candidates(node)
         if not jobs:
             return
-        view = self.beliefs.views[node]
+        base, view = self.beliefs.base(node), self.beliefs.views[node]
         slow = cluster.slow(node)
-        for choice in view.moves(node, records, slow=slow, count=self.rules.probes):
-            one = records[choice.process : choice.process + 1]
-            accepted = self._gain(node, choice.node, one, slow)
-            self.beliefs.learn(node, (choice.node,))
+        for choice in view.moves(node - base, records, slow=slow, count=self.rules.probes):
+            one, target = records[choice.process : choice.process + 1], base + choice.node
+            accepted = self._gain(node, target, one, slow)
+            self.beliefs.learn(node, (target,))
             if accepted is not None:
-                self._move(jobs[choice.process], node, choice.node)
+                self._move(jobs[choice.process], node, target)
                 return
 
     def pull(self, node: int) -> None:
@@ -117,20 +112,24 @@ class Balanced(Strategy):
         cluster = self.cluster
         if cluster.wanted(node) >= cluster.load.cores[node]:
             return
-        view = self.beliefs.views[node]
+        base, view = self.beliefs.base(node), self.beliefs.views[node]
+        own = node - base
         crowd = view.running / view.cores * view.pace
-        crowd[node] = -1
-        n = len(crowd)
-        asked = np.argpartition(crowd, n - min(3, n - 1))[n - min(3, n - 1) :]
+        crowd[own] = -1
+        few = min(self.rules.probes, len(crowd) - 1)
+        asked = np.argpartition(crowd, len(crowd) - few)[len(crowd) - few :].tolist()
+        # The answers are worth as much as the jobs: they are the newest news there are.
+        self.beliefs.learn(node, [base + k for k in asked])
         best: tuple[float, int, int] | None = None
-        for source in asked.tolist():
-            if not cluster.running[source]:
-                continue
+        for k in asked:
+            waiting = view.running[k] > view.cores[k]
+            if not view.running[k] or not (waiting or view.pace[k] > view.pace[own]):
+                continue  # nobody waits there and it is as fast: nothing to gain
+            source = base + k
             jobs, records = self._candidates(source)
             if not jobs:
                 continue
             choice = self._gain(source, node, records, cluster.slow(source))
-            self.beliefs.learn(node, (source,))
             if choice is not None and (best is None or choice[0] > best[0]):
                 best = (choice[0], jobs[choice[1]], source)
         if best is not None:

@@ -8,10 +8,13 @@
 #define NO_ROOM 1e4f
 /* Among equally fast nodes the emptier one. */
 #define TIE 1e-4f
+#define LN2 0.693147f
 /* Nodes at a time: arrays that stay in the first cache, loops that become vector code. */
 #define BLOCK 256
 
-#define VECTORISED __attribute__((optimize("O3", "no-trapping-math", "no-math-errno")))
+/* The CPU's own vectors where they are wider than everybody's */
+#define VECTORISED \
+	__attribute__((optimize("O3", "no-trapping-math", "no-math-errno"), target_clones("avx2", "default")))
 
 static inline float delay(float running, float cores, float pace)
 {
@@ -103,22 +106,26 @@ VECTORISED
 int mx_place(const struct mx_nodes *nodes, const struct mx_process *process, const struct mx_rules *rules,
 	     struct mx_choice *out, int count)
 {
-	float value[BLOCK], need = process->need_mb;
+	float value[BLOCK], price[BLOCK], need = process->need_mb;
 	int used = 0;
 
 	for (long start = 0; start < nodes->n; start += BLOCK) {
 		int size = nodes->n - start < BLOCK ? nodes->n - start : BLOCK;
 		const float *running = nodes->running + start, *cores = nodes->cores + start;
 		const float *pace = nodes->pace + start, *free_mb = nodes->free_mb + start;
-		const float *price = nodes->price + start;
+		const float *steep = nodes->steep + start;
 		float least = INFINITY, bound;
 
+		for (int j = 0; j < size; j++)
+			value[j] = -free_mb[j] * steep[j];
+		/* the derivative: nobody is displaced yet */
+		powers_of_two(value, rules->memory * need * LN2, price, size);
 		for (int j = 0; j < size; j++) {
 			float crowd = (running[j] + 1) / cores[j];
 			float with = (crowd > 1 ? crowd : 1) * pace[j];
 			float full = need > free_mb[j] ? NO_ROOM * (1 + running[j]) : 0;
 
-			value[j] = with + TIE * crowd * pace[j] + price[j] * need + full;
+			value[j] = with + TIE * crowd * pace[j] + price[j] * steep[j] + full;
 		}
 		if (rules->social != 0)
 			for (int j = 0; j < size; j++)

@@ -16,7 +16,6 @@ struct mx_nodes {
 	const float *cores;
 	const float *pace; /* wall seconds for a standard CPU second on an idle core */
 	const float *free_mb;
-	const float *price;    /* what taking one more MB costs the others, in delay */
 	const float *steep;    /* log2 of the base, for a MB of all its memory */
 	const float *call_s;   /* a round trip from its home for a process there, or NULL */
 	const uint8_t *usable; /* or NULL: all */

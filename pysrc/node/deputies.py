@@ -366,6 +366,10 @@ class Launcher:
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
 
+    def workers(self) -> list[int]:
+        """PIDs of the deputies."""
+        return [link.worker.pid for link in self.deputies.values()]
+
     async def all_home(self) -> None:
         """Orders every process home and waits until all are; errors are logged."""
         await asyncio.gather(*(self._bring_home(link) for link in list(self.deputies.values())))

@@ -256,7 +256,6 @@ def test_nothing_moves_back_and_forth(
             nodes.running[here] -= 1
             nodes.free_mb[here] += need
             nodes.reserve(there, need)
-            nodes.reprice()
             back = nodes.moves(there, records[p : p + 1], count=16)
             assert here not in [choice.node for choice in back]
         if not moved:
