@@ -7,12 +7,15 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
+from mosix import failpoints
 from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
+from mosix.node.accounting import Choice
 from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
 
@@ -47,6 +50,13 @@ from mosix.node.spawning import Programs
     metavar="SECONDS",
     help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
 )
+@click.option(
+    "--accounting",
+    type=click.Choice(get_args(Choice)),
+    default="auto",
+    show_default=True,
+    help="How the work of jobs at home is counted: auto takes eBPF where it can, proc never does.",
+)
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
@@ -57,6 +67,7 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
+    accounting: Choice,
     deputy: str,
     remote: str,
 ) -> None:
@@ -72,12 +83,14 @@ def main(
     os.environ["MOSIX_RUN_DIR"] = str(paths.run_dir)
     os.umask(0o022)
     config = load(paths, port)
+    failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
     if detach:
-        _detached(config, programs, stop_s)
+        _detached(config, programs, stop_s, accounting)
         return
     _logging()
-    asyncio.run(Mosd(config, programs, mosrun.parse, stop_s=stop_s).run())
+    mosd = Mosd(config, programs, mosrun.parse, stop_s=stop_s, accounting=accounting)
+    asyncio.run(mosd.run())
 
 
 def _logging() -> None:
@@ -88,7 +101,7 @@ def _logging() -> None:
     )
 
 
-def _detached(config: NodeConfig, programs: Programs, stop_s: float) -> None:
+def _detached(config: NodeConfig, programs: Programs, stop_s: float, accounting: Choice) -> None:
     """Ends when the daemon is ready; MosixError with its complaint when it is not."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -115,7 +128,8 @@ def _detached(config: NodeConfig, programs: Programs, stop_s: float) -> None:
         config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         _redirect(config.paths.log)
         _logging()
-        asyncio.run(Mosd(config, programs, mosrun.parse, ready, stop_s).run())
+        mosd = Mosd(config, programs, mosrun.parse, ready, stop_s, accounting=accounting)
+        asyncio.run(mosd.run())
     except MosixError as error:
         logging.getLogger("mosd").error("%s", error.line())
         os.write(writer, error.line().encode())

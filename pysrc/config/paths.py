@@ -56,6 +56,14 @@ class Paths:
         return self.config_dir / "ports"
 
     @property
+    def max_guests(self) -> Path:
+        return self.config_dir / "maxguests"
+
+    @property
+    def speed(self) -> Path:
+        return self.config_dir / "speed"
+
+    @property
     def control(self) -> Path:
         """mosd's socket for commands."""
         return self.run_dir / "control"
@@ -69,6 +77,11 @@ class Paths:
     def log(self) -> Path:
         """Only with `mosd --detach`."""
         return self.run_dir / "mosd.log"
+
+    @property
+    def measured_speed(self) -> Path:
+        """What mosd has measured, kept until the machine is started again."""
+        return self.run_dir / "speed"
 
     @property
     def jobs(self) -> Path:

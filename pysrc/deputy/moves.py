@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
+from mosix import failpoints
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.needs import needs_of
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import PATIENCE, JobProcess, Place
 from mosix.errors import (
     CannotMoveError,
     MosixError,
@@ -32,7 +35,7 @@ from mosix.errors import (
 from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent, NoDescriptorError
-from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Drop,
@@ -52,6 +55,7 @@ from mosix.wire.messages import (
 )
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 log = logging.getLogger("mosix.deputy")
 
@@ -65,9 +69,33 @@ _SIGINFO_BYTES = 128
 _SIGNAL = struct.Struct("<i")
 #: A process that is sent signals without end leaves all the same.
 _MAX_SIGNALS = 64
+#: How often a process that does not stop is looked at, in seconds.
+_LOOK_AGAIN = 0.2
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
+def ran_short(process: JobProcess, error: OSError) -> MoveFailedError:
+    """What `error` of this node's own kernel means for a move."""
+    why = os.strerror(error.errno or 0).lower()
+    return MoveFailedError(f"process {process.pid} cannot move: {why} at {process.home.here}")
+
+
+def _move(
+    move: Callable[Concatenate[JobProcess, P], Awaitable[None]],
+) -> Callable[Concatenate[JobProcess, P], Coroutine[Any, Any, None]]:
+    """Its errors of this node's kernel are such of the move, too."""
+
+    @functools.wraps(move)
+    async def told(process: JobProcess, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            await move(process, *args, **kwargs)
+        except OSError as error:
+            raise ran_short(process, error) from error
+
+    return told
+
+
+@_move
 async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -> None:
     """home → node `ip`. `seized`: already traced and stopped (at its first instruction).
 
@@ -86,8 +114,10 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
         sockets.callback(call.close)
         sockets.callback(bulk.close)
         try:
+            failpoints.hit("deputy.dialed", *link.sockets, call, bulk)
             needs, runs = _expected(process.pid)
             await _prepare(process, link, epoch, needs, runs)
+            failpoints.hit("deputy.prepared", *link.sockets, call, bulk)
             await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
         except BaseException:
             link.post(Drop())
@@ -111,25 +141,20 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = _begin_handlers(tracee, tracee.stop())
+            stop = _begin_handlers(tracee, await _stand_still(tracee))
             if stop.ended:
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
-        mappings = maps.read_mappings(process.pid)
-        reason = eligibility.why_not_stopped(tracee, mappings=mappings)
-        if reason:
-            raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
-        image = capture.describe(tracee, epoch, mappings)
-        image.process.stopped = process.held
-        process.needs = needs_of(process.pid, mappings, image.runs)
-        # What waits in the ghost's queue stays there: it is the process's only queue.
-        image.process.pending, image.threads[0].pending = [], []
+        failpoints.hit("deputy.stopped", *link.sockets, call, bulk)
+        image = _describe(process, tracee, epoch)
         ghost_mask = handlers.mask_outside(tracee, image)
+        failpoints.hit("deputy.described", *link.sockets, call, bulk)
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
             agent = Agent.inject(tracee, restore.body_ranges(image))
+            failpoints.hit("deputy.injected", *link.sockets, call, bulk)
             agent.obey()
             call_number = agent.give_fd(call.fileno())
             try:
@@ -138,6 +163,7 @@ async def _leave_prepared(
                 await link.why_it_ended(epoch)
                 raise
             await link.expect(Ready, epoch, timeout=_RESTORE)
+            failpoints.hit("deputy.ready", *link.sockets, call)
             link.post(Run(epoch=epoch, held=process.held))
             await link.expect(Running, epoch)
         except BaseException:
@@ -152,10 +178,36 @@ async def _leave_prepared(
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
+        failpoints.hit("deputy.committed", *link.sockets, call)
         _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
+
+
+async def _stand_still(tracee: Tracee) -> Stop:
+    """Its stop. StillAsleepError: it slept through all of `STALL` seconds, and will stop."""
+    end = time.monotonic() + STALL
+    while True:
+        try:
+            return tracee.stop(patience_s=PATIENCE)
+        except StillAsleepError:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(_LOOK_AGAIN)
+
+
+def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
+    mappings = maps.read_mappings(process.pid)
+    reason = eligibility.why_not_stopped(tracee, mappings=mappings)
+    if reason:
+        raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
+    image = capture.describe(tracee, epoch, mappings)
+    image.process.stopped = process.held
+    process.needs = needs_of(process.pid, mappings, image.runs)
+    # What waits in the ghost's queue stays there: it is the process's only queue.
+    image.process.pending, image.threads[0].pending = [], []
+    return image
 
 
 def _begin_handlers(tracee: Tracee, stop: Stop) -> Stop:
@@ -194,6 +246,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     tracee.set_options(PTRACE_O_EXITKILL)
     agent.obey()
     restore.empty_ghost(agent, image)
+    failpoints.hit("deputy.emptied", *link.sockets)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
     agent.serve(call_number, mask, image.process.ignored)
@@ -205,6 +258,8 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
         link.post(Hold(held=True))
     _stop_again(process)
     process.report()
+    process.arm_agent()
+    failpoints.hit("deputy.away", *link.sockets)
     if link.lost:
         process.on_lost(link)
 
@@ -238,6 +293,9 @@ def _resume_at_home(
     if process.place is Place.ENDED:
         return
     process.place = Place.HOME
+    if agent is None and tracee.current is None:
+        _let_go_later(process, tracee)  # it never stopped
+        return
     try:
         if agent is not None:
             agent.abandon()
@@ -255,6 +313,20 @@ def _resume_at_home(
             log.error("process %d cannot be let go: %s", process.pid, error)
 
 
+def _let_go_later(process: JobProcess, tracee: Tracee) -> None:
+    """It cannot be let go before it has stopped, which it will when it wakes up."""
+
+    def stopped(stop: Stop) -> None:
+        if stop.ended:
+            process.end()
+            return
+        process.home.watch.remove(tracee)
+        tracee.detach(stop.signal if stop.kind == "signal" else 0)
+
+    process.home.watch.add(tracee, stopped)
+
+
+@_move
 async def come_home(process: JobProcess) -> None:
     """node → home. On failure the guest runs on where it is (MoveFailedError, NodeDownError)."""
     link, tracee, agent = process.link, process.tracee, process.agent
@@ -265,11 +337,12 @@ async def come_home(process: JobProcess) -> None:
         _, (bulk,) = await process.home.dial(link.ip, ("home",), process.pid, epoch, link.token)
     with contextlib.closing(bulk):
         _check_alive(process)
-        process.place = Place.MOVING
+        process.place, process.guest_halts = Place.MOVING, False
         begin = time.monotonic_ns()
-        link.post(Freeze(epoch=epoch))
         done = _Done()
         try:
+            failpoints.hit("deputy.freeze", *link.sockets, bulk)
+            link.post(Freeze(epoch=epoch))
             body = await _fill(process, link, agent, bulk, epoch=epoch, done=done)
         except BaseException:
             _shut(bulk)
@@ -282,6 +355,7 @@ async def come_home(process: JobProcess) -> None:
         process.page_bytes = body.page_bytes
         try:
             await _become_body(process, tracee, agent, body)
+            failpoints.hit("deputy.home", *link.sockets)
             process.freeze_ns = time.monotonic_ns() - begin
             process.report()
         except (MosixError, OSError) as error:
@@ -306,6 +380,7 @@ async def _fill(
     _check_alive(process)
     agent.pause(process.keep_signal)
     done.paused = True
+    failpoints.hit("deputy.frozen", *link.sockets, bulk)
     try:
         agent.obey()
         if not restore.is_data_limited(process.pid):
@@ -318,6 +393,7 @@ async def _fill(
         raise
     await link.expect(Sent, epoch)
     _check_alive(process)
+    failpoints.hit("deputy.filled", *link.sockets, bulk)
     agent.finish()
     return body
 
@@ -349,6 +425,7 @@ async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: 
     process.held = False
 
 
+@_move
 async def move_on(process: JobProcess, ip: str) -> None:
     """node → node `ip`, the image going straight there. On failure the guest runs on."""
     old, tracee, agent = process.link, process.tracee, process.agent
@@ -363,17 +440,20 @@ async def move_on(process: JobProcess, ip: str) -> None:
         done = _Done()
         try:
             _check_alive(process)
-            process.place = Place.MOVING
+            process.place, process.guest_halts = Place.MOVING, False
             await _prepare(process, new, epoch, process.needs)
             _check_alive(process)
+            failpoints.hit("deputy.next_prepared", *new.sockets, call)
             begin = time.monotonic_ns()
             old.post(Freeze(epoch=epoch, target=ip, token=token))
             frozen = await old.expect(Frozen, epoch)
             _check_alive(process)
+            failpoints.hit("deputy.next_frozen", *new.sockets, call)
             agent.pause(process.keep_signal)
             done.paused = True
             await _transferred(old, new, epoch)
             _check_alive(process)
+            failpoints.hit("deputy.transferred", *new.sockets, call)
             agent.obey()
             call_number = done.given = agent.give_fd(call.fileno())
             agent.finish()
@@ -404,10 +484,13 @@ async def _serve_another(
     process.link = new
     process.place = Place.AWAY
     try:
+        failpoints.hit("deputy.moved", *new.sockets)
         agent.serve_on(call_number, given)
         del process.postponed[:given]
         _stop_again(process)
         process.report()
+        process.arm_agent()
+        failpoints.hit("deputy.served", *new.sockets)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
@@ -529,6 +612,7 @@ def _expected(pid: int) -> tuple[Needs, list[PageRun]]:
 
 def _send(pid: int, fd: int, image: Image) -> None:
     stream.write_image(fd, image)
+    failpoints.hit("deputy.sending")
     capture.send_pages(pid, fd, image.runs)
     stream.write_end(fd, image)
 

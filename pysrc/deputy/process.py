@@ -15,12 +15,13 @@ import socket
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Protocol
 
+from mosix import failpoints
 from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.tracee import StillAsleepError, Stop, Tracee
 from mosix.wire.messages import (
     Cancel,
     Cancelled,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 #: How long a process stays at home before it goes back to the last ordered node, in seconds.
 FIRST_RETURN = 1.0
+#: The same for a program that was launched at another node: first of all its dynamic loader maps
+#: the libraries, which is over in a moment.
+LAUNCH_RETURN = 0.05
 LAST_RETURN = 60.0
 
 
@@ -51,6 +55,8 @@ def next_return(after: float) -> float:
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
 _ERESTARTNOINTR = -513
 _CANCEL_RETRY = 0.001
+#: How long all processes of the job wait for one to stop, in seconds.
+PATIENCE = 0.05
 
 
 class Place(enum.Enum):
@@ -99,6 +105,8 @@ class JobProcess:
         self.agent: Agent | None = None
         #: in group stop: the guest, or the body once it is home, must not run
         self.held = False
+        #: since a move began, its guest has been heard to stand still
+        self.guest_halts = False
         self.moves = asyncio.Lock()
         self.page_bytes = 0
         #: what the body took of its node when it last left home
@@ -111,6 +119,8 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
+        self._cancelling: int | None = None
         self._wanted_home = False
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
@@ -147,32 +157,59 @@ class JobProcess:
                 now = 0
         return self.calls_before + now
 
+    def arm_agent(self) -> None:
+        """Tests only: the agent's failpoints are the deputy's to set."""
+        if self.agent is not None and self.place is Place.AWAY:
+            self.agent.arm(failpoints.taken("agent."))
+
     # ---- the ghost's stops ----
 
     def on_stop(self, stop: Stop) -> None:
         """A stop of the ghost that no move was waiting for."""
+        try:
+            self._on_stop(stop)
+        except (MosixError, OSError) as error:
+            # Stopped it would hang for ever. It may also have been killed: the watch tells.
+            if self.tracee is not None and not self.tracee.dying:
+                self.lose(f"home cannot go on with it: {error}")
+
+    def _on_stop(self, stop: Stop) -> None:
         tracee = self.tracee
         if stop.ended:
             self.end()
         elif tracee is None:
             return
+        elif self._cancelling is not None and not stop.ended:
+            # A signal's stop has swallowed the interrupt, so it is asked again; the agent's own
+            # answer must not come before the deputy has looked at the call.
+            identity, self._cancelling = self._cancelling, None
+            if stop.kind != "event":
+                self.on_stop(stop)
+            self.cancel(identity)
         elif stop.kind == "signal":
             tracee.cont(self.take_signal(stop))
         elif stop.kind == "group":
             self.held = True
-            if self.place is Place.AWAY and self.link is not None:
+            if self.link is not None and self._guest_runs():
                 self.link.post(Hold(held=True))
                 tracee.listen()
             else:
-                tracee.cont()  # the agent obeys a move; the stop is kept by the kernel
+                tracee.cont()  # the agent has to move on; the stop is kept by the kernel
         elif stop.kind == "event":
             # Only the end of a group stop comes here: moves wait for their own interrupts.
-            if self.held and self.place is Place.AWAY and self.link is not None:
+            if self.held and self.link is not None and self._guest_runs():
                 self.link.post(Hold(held=False))
             self.held = False
             tracee.cont()
         else:
             tracee.cont()
+
+    def _guest_runs(self) -> bool:
+        """Also when a move has begun, until its guest has met the freeze."""
+        agent = self.agent
+        serves = agent is not None and not agent.paused and not agent.obeying
+        moves = self.place is Place.MOVING and serves and not self.guest_halts
+        return self.place is Place.AWAY or moves
 
     def take_signal(self, stop: Stop) -> int:
         """The ghost is about to take `stop.signal`: what it is given instead (0: nothing)."""
@@ -189,6 +226,7 @@ class JobProcess:
             # whoever runs the body next.
             self.postponed.append(tracee.siginfo)
             agent.count_signal()
+            failpoints.hit("deputy.signal", *link.sockets)
             if self.place is Place.AWAY:
                 self.forward_postponed()
             self._interrupted(tracee, agent, by_signal=True)
@@ -244,7 +282,12 @@ class JobProcess:
             return
         if agent.paused or agent.obeying:
             return  # the guest is halted: what it waited for is over
-        stop = tracee.stop(on_signal=self.take_signal)
+        self.guest_halts = self.place is Place.MOVING
+        try:
+            stop = tracee.stop(on_signal=self.take_signal, patience_s=PATIENCE)
+        except StillAsleepError:
+            self._cancelling = identity  # `on_stop` goes on, and others are served meanwhile
+            return
         if stop.ended:
             self.end()
             return
@@ -371,10 +414,10 @@ class JobProcess:
             self.why = f"{stays}: {error.line()}"
             self.report()
 
-    def order(self, ip: str | None) -> None:
+    def order(self, ip: str | None, first_return: float = FIRST_RETURN) -> None:
         """Remembers where a person or the balancer wants it; None: home."""
         self.ordered = ip
-        self._return_after = FIRST_RETURN
+        self._return_after = first_return
         if self._returning is not None:
             self._returning.cancel()
             self._returning = None

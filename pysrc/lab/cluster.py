@@ -59,7 +59,8 @@ def require_root() -> None:
 
 
 def default_mosd() -> list[str]:
-    return [sys.executable, "-m", "mosix.cli.mosd"]
+    # Nodes share a kernel: what each of them loads into it would be paid for by all.
+    return [sys.executable, "-m", "mosix.cli.mosd", "--accounting", "proc"]
 
 
 def up(

@@ -13,7 +13,9 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 UNITS = tuple(
-    name for name in ("tracee", "inject", "pages", "redirect") if (HERE / f"{name}.c").exists()
+    name
+    for name in ("tracee", "inject", "pages", "redirect", "decide", "spin")
+    if (HERE / f"{name}.c").exists()
 )
 
 
@@ -34,10 +36,11 @@ def _abi() -> str:
 
 
 ffi = FFI()
-ffi.cdef(_abi() + "\n".join(_declarations(HERE / f"{unit}.h") for unit in UNITS))
+ffi.cdef(_abi() + "\n".join(_declarations(HERE / f"{unit}.h") for unit in (*UNITS, "failpoint")))
 ffi.set_source(
     "mosix.native._native",
-    '#include "abi.h"\n' + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
+    '#include "abi.h"\n#include "failpoint.h"\n'
+    + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
     sources=[str((HERE / f"{unit}.c").relative_to(HERE.parent.parent)) for unit in UNITS],
     include_dirs=["pysrc/native"],
     extra_compile_args=[

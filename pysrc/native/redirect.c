@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The redirector's loop; what it promises and its states are described in redirect.h. */
 #include "redirect.h"
+#include "failpoint.h"
 #include "own_proc.h"
 
 #include <errno.h>
@@ -41,6 +42,7 @@
 /* One request moves at most this many bytes of a read or write; longer ones are
  * sums.  Neither side then needs more memory than this for one call. */
 #define CHUNK (4u << 20)
+#define EARLY (32u << 10) /* so much of a reply that is not whole yet is worth a system call */
 #define KEEP_BUFFER (1u << 20)
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
@@ -138,6 +140,7 @@ struct internal {
 	/* reply */
 	char *reply;
 	size_t reply_room, received;
+	size_t written; /* of the variable bytes, those that are in the guest already */
 };
 
 /* ---- waking the thread ---- */
@@ -215,6 +218,67 @@ static int take_stop(struct internal *in)
 void mx_redirect_forget_stop(struct mx_redirect *r)
 {
 	take_stop(r->internal);
+}
+
+/* ---- failpoints ---- */
+
+static struct {
+	volatile int point;
+	int fault, value, hits;
+} armed;
+
+void mx_redirect_arm(int point, int fault, int value, int hits)
+{
+	armed.point = 0;
+	armed.fault = fault;
+	armed.value = value;
+	armed.hits = hits;
+	armed.point = point;
+}
+
+/* -errno, or 0 */
+__attribute__((noinline, cold)) static int act(int call_fd)
+{
+	static const char said[] = "failpoint of the redirector\n";
+	struct timespec t = { armed.value / 1000, armed.value % 1000 * 1000000L };
+
+	if (--armed.hits > 0)
+		return 0;
+	armed.point = 0;
+	if (write(2, said, sizeof(said) - 1) < 0)
+		return 0;
+	switch (armed.fault) {
+	case MX_FAULT_KILL:
+		kill(getpid(), SIGKILL);
+		return 0;
+	case MX_FAULT_CUT:
+		shutdown(call_fd, SHUT_RDWR);
+		return 0;
+	case MX_FAULT_STALL:
+		while (nanosleep(&t, &t))
+			;
+		return 0;
+	default:
+		return -armed.value;
+	}
+}
+
+static inline int failpoint(int point, int call_fd)
+{
+#ifndef MX_NO_FAILPOINTS
+	if (__builtin_expect(armed.point == point, 0))
+		return act(call_fd);
+#endif
+	return 0;
+}
+
+static inline int is_armed(int point)
+{
+#ifndef MX_NO_FAILPOINTS
+	return __builtin_expect(armed.point == point, 0);
+#else
+	return 0;
+#endif
 }
 
 /* ---- small things ---- */
@@ -498,6 +562,7 @@ static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t ou
 	in->request = q;
 	in->sent = 0;
 	in->received = 0;
+	in->written = 0;
 	in->to_send = head + in->data_size;
 	return 0;
 }
@@ -1401,14 +1466,33 @@ static int write_back(struct mx_redirect *r, const struct mx_reply *reply)
 			if (error)
 				return error;
 		} else {
-			here[n] = (struct iovec){ (void *)from, size };
-			there[n++] = (struct iovec){ (void *)in->var.address, size };
+			size -= in->written;
+			here[n] = (struct iovec){ (void *)(from + in->written), size };
+			there[n++] = (struct iovec){ (void *)(in->var.address + in->written), size };
 			total += size;
 		}
 	}
 	if (!total)
 		return 0;
 	return process_vm_writev(r->pid, here, n, there, n, 0) == (ssize_t)total ? 0 : -EFAULT;
+}
+
+/* Puts what has come of a long read into the guest while the rest is on its way: a kernel fills the
+ * buffer of a read little by little too.  What fails here fails again in write_back(). */
+static void write_early(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	const struct mx_reply *reply = (const struct mx_reply *)in->reply;
+	size_t begin, size;
+
+	if (in->purpose != FOR_GUEST || !in->has_var || in->var.parts || reply->result <= 0 || reply->flags)
+		return;
+	begin = sizeof(*reply) + in->var.offset - in->out_offset + in->written;
+	if (in->received < begin + EARLY)
+		return;
+	size = in->received - begin;
+	if (!poke(r, in->var.address + in->written, in->reply + begin, size))
+		in->written += size;
 }
 
 static int hold(struct mx_redirect *r, enum held why, int event)
@@ -1667,7 +1751,15 @@ static int call_agent(struct mx_redirect *r)
 		return cancelled(r, -ERESTARTNOINTR_, 0);
 	}
 	if (in->sent < in->to_send) {
-		n = step(r, SYS_sendto, (char *)in->request + in->sent, in->to_send - in->sent);
+		most = in->to_send - in->sent;
+		if (!in->sent && failpoint(MX_FP_REQUEST, r->call_fd))
+			return broken(r, ECONNRESET);
+		if (is_armed(MX_FP_HALF_SENT)) {
+			if (in->sent && failpoint(MX_FP_HALF_SENT, r->call_fd))
+				return broken(r, ECONNRESET);
+			most = (most + 1) / 2;
+		}
+		n = step(r, SYS_sendto, (char *)in->request + in->sent, most);
 		if (n == -EINTR)
 			return in->sent ? cancel_wanted(in) : 0;
 		if (n < 0)
@@ -1676,10 +1768,18 @@ static int call_agent(struct mx_redirect *r)
 		counter->sent += n;
 		if (in->sent < in->to_send)
 			return 0;
+		if (failpoint(MX_FP_SENT, r->call_fd))
+			return broken(r, ECONNRESET);
 	}
 	most = sizeof(*reply) + in->request->out_fixed + in->request->out_var;
 	if (grow(&in->reply, &in->reply_room, most) < 0)
 		return broken(r, ENOMEM);
+	if (is_armed(MX_FP_HALF_REPLY)) {
+		if (in->received && failpoint(MX_FP_HALF_REPLY, r->call_fd))
+			return broken(r, ECONNRESET);
+		if (!in->received)
+			most = sizeof(*reply) / 2;
+	}
 	n = step(r, SYS_recvfrom, in->reply + in->received, most - in->received);
 	if (n == -EINTR)
 		return cancel_wanted(in);
@@ -1694,7 +1794,13 @@ static int call_agent(struct mx_redirect *r)
 	if (reply->id != in->request->id || in->received > wanted ||
 	    reply->size != expected_size(in->request, reply->result))
 		return broken(r, EPROTO);
-	return in->received < wanted ? 0 : take_reply(r);
+	if (in->received < wanted) {
+		write_early(r);
+		return 0;
+	}
+	if (failpoint(MX_FP_REPLY, r->call_fd))
+		return broken(r, ECONNRESET);
+	return take_reply(r);
 }
 
 /* ---- sleeping ---- */

@@ -13,8 +13,9 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from mosix import failpoints
 from mosix.errors import (
     KernelError,
     MosixError,
@@ -51,6 +52,10 @@ START_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
+#: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
+_NOT_AWAY = ("home", "moving")
+#: For a stderr that is full.
+_TELL_S = 5
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,45 @@ class LaunchOptions:
     node: str | None = None
     fallback: bool = False
     lock: bool = False
+
+
+class Client(Protocol):
+    """The mosrun that waits for its launch (`mosix.node.control.Client`)."""
+
+    #: -1: it has none
+    stderr: int
+
+    async def join(self, directory: int) -> None: ...
+
+
+class LastWords:
+    """What a job's user is told on its stderr when the deputy, who would, has died."""
+
+    def __init__(self, stderr: int, who: Credentials) -> None:
+        self._fd = os.dup(stderr)
+        self._who = who
+
+    async def say(self, line: str) -> None:
+        """Written by a process of the user: the descriptor is his, and may be anything."""
+        command = ("timeout", str(_TELL_S), "printf", "%s\\n", f"mosix: {line}")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=self._fd,
+                stderr=asyncio.subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # else a terminal might stop it
+                user=self._who.uids[0],
+                group=self._who.gids[0],
+                extra_groups=self._who.groups,
+            )
+            await process.wait()
+        except OSError as error:
+            _log.warning("cannot tell uid %d: %s", self._who.uids[0], error)
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class DeputyLink(WorkerLink):
@@ -74,9 +118,12 @@ class DeputyLink(WorkerLink):
         features: NodeFeatures,
         job: Job,
         registry: Registry,
+        *,
+        last_words: LastWords,
     ) -> None:
         super().__init__(worker, dialer, features)
         self.job = job
+        self.last_words = last_words
         self._registry = registry
         self._requests = itertools.count(1)
         self._moves: dict[int, asyncio.Future[Moved]] = {}
@@ -122,6 +169,7 @@ class DeputyLink(WorkerLink):
 
     async def _order(self, request: int, order: Move | ComeHome) -> asyncio.Future[Moved]:
         future: asyncio.Future[Moved] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self.started)
         if self.gone.is_set():
             raise NoSuchProcessError("the job has ended")
         self._moves[request] = future
@@ -171,32 +219,38 @@ class Launcher:
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def launch(self, caller: Caller, options: LaunchOptions, stderr: int) -> DeputyLink:
+    async def launch(self, caller: Caller, options: LaunchOptions, client: Client) -> DeputyLink:
         """A job whose first process is `caller`, ready for its exec. The caller must wait for
-        the answer: that keeps its PID true. `stderr` < 0: it has none."""
+        the answer: that keeps its PID true."""
         mine = sum(job.uid == caller.uid for job in self._registry.jobs.values())
         if caller.uid and mine >= MAX_JOBS_PER_USER:
             raise RefusedError(f"uid {caller.uid} has {mine} jobs already", "wait for some to end")
         pidfd, who = _identify(caller)
         try:
-            return await self._launch(caller, who, options, pidfd, stderr)
+            return await self._launch(caller, who, options, pidfd, client)
         finally:
             os.close(pidfd)
 
     async def _launch(
-        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, stderr: int
+        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, client: Client
     ) -> DeputyLink:
+        stderr = client.stderr
         job_id = secrets.token_hex(8)
-        group = JobGroup.create(self.membership, job_id, caller.pid)
+        group = JobGroup.create(self.membership, job_id, caller.pid, caller.uid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
         link: DeputyLink | None = None
+        joining: asyncio.Task[bool] | None = None
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
         try:
             self._record(job)
+            joining = asyncio.create_task(self._has_joined(job, client))
+            failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
-            link = self._adopt(worker, job)
-            group.add(caller.pid)
+            link = self._adopt(worker, job, LastWords(null if stderr < 0 else stderr, who))
+            if not await joining:
+                await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
                 job=job_id,
                 pid=caller.pid,
@@ -209,14 +263,10 @@ class Launcher:
                 home=self._own_ip,
                 features=self._features,
             )
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await link.send(message, [pidfd, null if stderr < 0 else stderr])
-                    await asyncio.shield(link.started)
-            finally:
-                if null >= 0:
-                    os.close(null)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await link.send(message, [pidfd, null if stderr < 0 else stderr])
+                await asyncio.shield(link.started)
+                failpoints.hit("mosd.launched")
         except BaseException as error:
             if link is None:
                 self._discard(job)
@@ -225,10 +275,29 @@ class Launcher:
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
+        finally:
+            if joining is not None:
+                joining.cancel()
+                await asyncio.gather(joining, return_exceptions=True)
+            if null >= 0:
+                os.close(null)
         return link
 
-    def _adopt(self, worker: Worker, job: Job) -> DeputyLink:
-        link = DeputyLink(worker, self._dialer, self._features, job, self._registry)
+    async def _has_joined(self, job: Job, client: Client) -> bool:
+        """Whether the launching process has made itself a member, where it can."""
+        if not job.group.membership.own:
+            return False
+        directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            await client.join(directory)
+        finally:
+            os.close(directory)
+        return job.group.holds(job.pid)
+
+    def _adopt(self, worker: Worker, job: Job, last_words: LastWords) -> DeputyLink:
+        link = DeputyLink(
+            worker, self._dialer, self._features, job, self._registry, last_words=last_words
+        )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
         task = asyncio.create_task(self._live(link))
@@ -240,15 +309,20 @@ class Launcher:
         try:
             await link.run()
             left = link.job.group.pids()
-            if left:
+            lost = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            if left or lost:
                 _log.error(
                     "the deputy of job %s (process %d) died: %d processes at home go on, "
                     "what was away is lost",
                     link.job.id,
                     link.job.pid,
-                    len(left),
+                    len(set(left).difference(lost)),
                 )
+            if lost:
+                whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
+                await link.last_words.say(f"{whose} ended: the job's deputy died")
         finally:
+            link.last_words.close()
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)
             self._discard(link.job)
@@ -291,6 +365,10 @@ class Launcher:
             self._leftovers[record.name] = JobGroup(path, self.membership)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
+
+    def workers(self) -> list[int]:
+        """PIDs of the deputies."""
+        return [link.worker.pid for link in self.deputies.values()]
 
     async def all_home(self) -> None:
         """Orders every process home and waits until all are; errors are logged."""

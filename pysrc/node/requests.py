@@ -1,7 +1,8 @@
 """What commands and mosd say to each other on the control socket (msgpack in frames).
 
-One request per connection, one answer. mosrun's front is C and decodes `LaunchAnswer` by hand:
-it is an array and must stay so. Used by `control.py`, `client.py` and native/front.c.
+One request per connection, one answer; before that of a launch may come JOIN. mosrun's front is C
+and decodes `LaunchAnswer` by hand: it is an array and must stay so. Used by `control.py`,
+`client.py` and native/front.c.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+from mosix.wire.messages import NodeLoad
 
 #: Largest request and answer, bytes.
 MAX_REQUEST = 256 << 10
@@ -58,16 +60,24 @@ class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
     pid: int = 0
 
 
-Request = Launch | Migrate | Whois | Status | LocalStatus | Processes
+class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
+    """Root only, of a mosd that was started for it: see `mosix.failpoints`."""
+
+    spec: Annotated[str, msgspec.Meta(max_length=1000)]
+
+
+Request = Launch | Migrate | Whois | Status | LocalStatus | Processes | Failpoints
 
 EXECUTE = 0
 TO_STDOUT = 1
 TO_STDERR = 2
+JOIN = 3
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """`what` EXECUTE: execute argv[number], `deputy` may trace it. Else print `text` to where
-    `what` says and exit with `number`."""
+    """`what` EXECUTE: execute argv[number], `deputy` may trace it. TO_STDOUT, TO_STDERR: print
+    `text` there and exit with `number`. JOIN: try to join the cgroup whose directory rides along,
+    say so with one byte and wait for the next answer."""
 
     what: int
     number: int
@@ -95,7 +105,8 @@ class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
-    """`counters`: connections refused, malformed requests and the like; only of this node."""
+    """`counters`: connections refused, malformed requests and the like; only of this node.
+    `load`: None in mosd's first second."""
 
     ip: str
     number: int | None
@@ -107,6 +118,7 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     jobs: int
     guests: int
     counters: dict[str, int] = {}
+    load: NodeLoad | None = None
 
 
 class NodeDetails(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
@@ -150,4 +162,8 @@ class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
     rows: list[ProcessRow]
 
 
-Answer = Failure | Migrated | NodeName | NodeStatus | NodeDetails | ProcessList
+class Armed(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
+    """This mosd and all of its workers are."""
+
+
+Answer = Failure | Migrated | NodeName | NodeStatus | NodeDetails | ProcessList | Armed

@@ -17,18 +17,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import (
+    KernelError,
     MosixError,
     NodeDownError,
     NoSuchProcessError,
+    PermissionDeniedError,
     ProtocolError,
     RefusedError,
     UnknownNodeError,
     from_code,
 )
-from mosix.node.deputies import DeputyLink, Launcher, LaunchOptions, check_moved
+from mosix.node.accounting import Accounting
+from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.guests import Host
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
@@ -36,6 +42,8 @@ from mosix.node.requests import (
     TO_STDERR,
     TO_STDOUT,
     Answer,
+    Armed,
+    Failpoints,
     Launch,
     LaunchAnswer,
     LocalStatus,
@@ -55,6 +63,7 @@ from mosix.node.rights import Caller, check_owner
 from mosix.wire.channel import Frames
 from mosix.wire.messages import (
     NodeFeatures,
+    NodeLoad,
     PeerAccept,
     PeerHello,
     PeerMove,
@@ -144,6 +153,8 @@ class Services:
         features: NodeFeatures,
         complaints: Complaints,
         parse_launch: ParseLaunch,
+        meter: NodeMeter,
+        accounting: Accounting,
     ) -> None:
         self._names = names
         self._launcher = launcher
@@ -153,12 +164,14 @@ class Services:
         self._features = features
         self._complaints = complaints
         self._parse_launch = parse_launch
+        self._meter = meter
+        self._accounting = accounting
         self._since = time.time()
         self.stopping = False
 
     # ---- mosrun ----
 
-    async def launch(self, caller: Caller, request: Launch, stderr: int) -> LaunchAnswer:
+    async def launch(self, caller: Caller, request: Launch, client: Client) -> LaunchAnswer:
         """Parses mosrun's options and makes the job."""
         parsed = self._parse_launch(request.argv, min(max(request.columns, 40), 200))
         if parsed.text is not None:
@@ -168,7 +181,7 @@ class Services:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
         options = LaunchOptions(node, parsed.fallback, parsed.lock)
-        link = await self._launcher.launch(caller, options, stderr)
+        link = await self._launcher.launch(caller, options, client)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
     async def _start_node(self, parsed: ParsedLaunch) -> str | None:
@@ -191,8 +204,20 @@ class Services:
                 return self._details()
             case Processes():
                 return self._processes(request)
+            case Failpoints():
+                return await self._arm(caller, request.spec)
             case Launch():
                 raise ProtocolError("a launch is no ordinary request")
+
+    async def _arm(self, caller: Caller, spec: str) -> Armed:
+        if caller.uid or not failpoints.allowed():
+            raise PermissionDeniedError(
+                "failpoints are for tests", f"start mosd with {failpoints.ENVIRONMENT}"
+            )
+        failpoints.arm(spec)
+        links = [*self._launcher.deputies.values(), *self._host.remotes()]
+        await asyncio.gather(*(link.arm(spec) for link in links))
+        return Armed()
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
         target = None if request.target == HOME else await self._names.resolve(request.target)
@@ -233,6 +258,7 @@ class Services:
             target = None
         if self.stopping and target is not None:
             raise RefusedError("mosd is stopping", "start it again: mosd")
+        failpoints.hit("mosd.move")
         outcome = await link.move(pid, target)
         if not wait:
             return Migrated()
@@ -305,6 +331,7 @@ class Services:
             jobs=status.jobs,
             guests=status.guests,
             counters=counters,
+            load=status.load,
         )
 
     def peer_status(self) -> PeerStatus:
@@ -314,7 +341,12 @@ class Services:
             jobs=len(self._registry.jobs),
             memory_free=self._host.memory_free(),
             version=metadata.version("mosix"),
+            load=self._load(),
         )
+
+    def _load(self) -> NodeLoad | None:
+        load = self._meter.load
+        return load and msgspec.structs.replace(load, accounting=self._accounting.how[:2000])
 
     def _processes(self, request: Processes) -> ProcessList:
         rows = [
@@ -347,8 +379,20 @@ class Services:
             why=process.why,
             job=job.id,
             command=_command(process.pid),
-            stats=process.stats,
+            stats={**process.stats, **self._use(process.pid)},
         )
+
+    def _use(self, pid: int) -> dict[str, int]:
+        """What a process at home does, per second."""
+        use = self._accounting.uses.get(pid)
+        if use is None:
+            return {}
+        return {
+            "cpu_ms_per_s": round(1000 * use.cpu),
+            "calls_per_s": round(use.calls),
+            "read_per_s": round(use.read_bytes),
+            "written_per_s": round(use.written_bytes),
+        }
 
     def _guest_row(self, guest: Guest) -> ProcessRow:
         return ProcessRow(
@@ -391,6 +435,8 @@ class PeerService:
                     )
         except ProtocolError:
             raise
+        except OSError as error:
+            await refuse(frames, KernelError(os.strerror(error.errno or 0).lower()))
         except MosixError as error:
             await refuse(frames, error)
 

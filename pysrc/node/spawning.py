@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mosix import failpoints
 from mosix.errors import KernelError
 from mosix.node.privileges import Capabilities
 from mosix.node.spawner import Died, Report, Spawn, Spawned, WorkerKind
@@ -104,6 +105,7 @@ class SpawnerClient:
         while True:
             await self._receive_reports()
             self._reap()
+            failpoints.spent("spawner.")
             _log.error("the spawner died, starting it again")
             await asyncio.sleep(_RESTART_PAUSE_S)
             self.start()
@@ -183,6 +185,7 @@ class SpawnerClient:
             gid=gid,
             groups=groups,
             capabilities=capabilities,
+            failpoints=failpoints.armed(),
         )
         assert self._packets is not None
         taken = False

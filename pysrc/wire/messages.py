@@ -49,6 +49,26 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
     tier: Text = "portable"
 
 
+class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What `mosix.balancer.measure` found in the last second or so.
+
+    `running`: threads that ran or wanted to, on average; `exported`: the same, falling slowly;
+    `cores`: that may be used; `speed`: of one, 10,000 is a 3 GHz Pentium 4; `memory`, `free`:
+    bytes, what may be lent; `psi_*`: part of the time in which some task stood still for it;
+    `accounting`: how the work of processes is counted."""
+
+    running: float
+    exported: float
+    dilation: float
+    cores: float
+    speed: int
+    memory: Size
+    free: Size
+    psi_memory: float = 0.0
+    psi_io: float = 0.0
+    accounting: Text = ""
+
+
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """What a body takes of the node it runs on; compared by `mosix.remote.room.why_not`.
 
@@ -299,7 +319,13 @@ class Leave(_Tagged, frozen=True, kw_only=True):
     """mosd of a guest's node stops: ask the deputy to take the guest home."""
 
 
-NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | Leave
+class Arm(_Tagged, frozen=True, kw_only=True):
+    """Tests only (`mosix.failpoints`). Answered by `Armed`."""
+
+    spec: Text
+
+
+NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | Leave | Arm
 
 
 # ---- deputy or remote → mosd ----
@@ -358,7 +384,11 @@ class GuestState(_Tagged, frozen=True, kw_only=True):
     frozen: bool = False
 
 
-WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState
+class Armed(_Tagged, frozen=True, kw_only=True):
+    pass
+
+
+WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState | Armed
 
 
 # ---- mosd ↔ mosd, behind the handshake (mosix.wire.handshake) ----
@@ -405,6 +435,7 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
     jobs: int
     memory_free: Size
     version: Text
+    load: NodeLoad | None = None  # mosd has only just been started
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
