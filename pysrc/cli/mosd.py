@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -41,6 +43,7 @@ from mosix.node.spawning import Programs
 )
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
+@click.option("--foreign-vdso", is_flag=True, hidden=True)  # for tests: see node.features
 def main(
     *,
     config_dir: str | None,
@@ -49,6 +52,7 @@ def main(
     detach: bool,
     deputy: str,
     remote: str,
+    foreign_vdso: bool,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
@@ -63,11 +67,12 @@ def main(
     os.umask(0o022)
     config = load(paths, port)
     programs = Programs(deputy, remote)
+    daemon = functools.partial(Mosd, config, programs, mosrun.parse, foreign_vdso=foreign_vdso)
     if detach:
-        _detached(config, programs)
+        _detached(config, daemon)
         return
     _logging()
-    asyncio.run(Mosd(config, programs, mosrun.parse).run())
+    asyncio.run(daemon().run())
 
 
 def _logging() -> None:
@@ -78,7 +83,7 @@ def _logging() -> None:
     )
 
 
-def _detached(config: NodeConfig, programs: Programs) -> None:
+def _detached(config: NodeConfig, daemon: Callable[..., Mosd]) -> None:
     """Ends when the daemon is ready; MosixError with its complaint when it is not."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -103,7 +108,7 @@ def _detached(config: NodeConfig, programs: Programs) -> None:
         config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         _redirect(config.paths.log)
         _logging()
-        asyncio.run(Mosd(config, programs, mosrun.parse, ready).run())
+        asyncio.run(daemon(ready=ready).run())
     except MosixError as error:
         logging.getLogger("mosd").error("%s", error.line())
         os.write(writer, error.line().encode())

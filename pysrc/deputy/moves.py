@@ -22,7 +22,9 @@ from mosix.deputy.process import JobProcess, Place
 from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownError
 from mosix.image import capture, eligibility, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
+from mosix.native import vdso
 from mosix.native.agent import Agent
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
@@ -96,6 +98,7 @@ async def _leave_prepared(
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
+            await _leave_vdso(process, tracee)
         reason = eligibility.why_not_stopped(tracee)
         if reason:
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
@@ -125,6 +128,21 @@ async def _leave_prepared(
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
     _become_ghost(process, image, call_number)
+
+
+async def _leave_vdso(process: JobProcess, tracee: Tracee) -> None:
+    """Lets the process run until it is not in the middle of a function of its kernel's vdso, whose
+    data will not be there where it goes."""
+    for attempt in range(vdso.ATTEMPTS):
+        if process.held or not vdso.stands_inside(tracee, own_vdso()):
+            return
+        tracee.cont()
+        await asyncio.sleep(vdso.pause_s(attempt))
+        stop = tracee.stop()
+        if stop.ended:
+            process.end()
+            raise MoveFailedError(f"process {process.pid} ended")
+        process.held = stop.kind == "group"
 
 
 def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:

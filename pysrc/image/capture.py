@@ -33,8 +33,9 @@ from mosix.image.model import (
     Vma,
 )
 from mosix.image.pending import resolve
+from mosix.native import vdso as vdso_code
 from mosix.native._native import ffi, lib
-from mosix.native.cpu import cpu_features
+from mosix.native.cpu import cpu_features, own_vdso
 from mosix.native.tracee import Registers, Tracee, TraceError
 
 SYS_MMAP, SYS_MUNMAP, SYS_BRK, SYS_RT_SIGACTION = 9, 11, 12, 13
@@ -62,15 +63,27 @@ class ProcFiles:
     mem: int = -1
 
 
-def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Image:
-    """All of a single-threaded process but its pages.
+@dataclass(frozen=True, slots=True)
+class GuestVdso:
+    """Of a guest: the bytes of home's vdso, and the VMAs of kind vdso and vvar that are ordinary
+    memory there, if they are."""
+
+    image: bytes
+    vmas: Sequence[Vma] = ()
+
+
+def describe(
+    tracee: Tracee, epoch: int, files: ProcFiles | None = None, vdso: GuestVdso | None = None
+) -> Image:
+    """All of a single-threaded process but its pages. `vdso`: to be given for a guest.
 
     CannotMoveError: it changed into something that cannot move; TraceError: it ended."""
     pid = tracee.pid
     status = _status(pid)
     caught, ignored = int(status[b"SigCgt"], 16), int(status[b"SigIgn"], 16)
     mappings = read_mappings(pid)
-    vmas = [mapping.vma for mapping in mappings]
+    vdso = vdso or GuestVdso(own_vdso())
+    vmas = _as_at_home([mapping.vma for mapping in mappings], vdso.vmas)
     asked = _ask(tracee, vmas, caught)
     if tracee.stub_on_stack():
         raise CannotMoveError(
@@ -86,6 +99,8 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
     rseq = tracee.rseq()
     if rseq is not None and call is None:
         registers = _leave_rseq_section(tracee, registers, rseq)
+    if call is None:
+        registers = vdso_code.leave_functions(tracee, registers, vdso.image)
     registers.orig_rax = -1
     for signal in range(1, 65):
         if ignored >> signal - 1 & 1:
@@ -120,6 +135,7 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
             stopped=tracee.current is not None and tracee.current.kind == "group",
             rlimits=_rlimits(pid),
             ignored=ignored | (_IGNORED_BY_DEFAULT & ~caught),
+            vdso=vdso.image,
         ),
         threads=[
             Thread(
@@ -139,6 +155,24 @@ def describe(tracee: Tracee, epoch: int, files: ProcFiles | None = None) -> Imag
         vmas=vmas,
         runs=runs,
     )
+
+
+def _as_at_home(vmas: list[Vma], kernels: Sequence[Vma]) -> list[Vma]:
+    """`vmas` with `kernels` in the places of what stands for them, which the kernel may have
+    made one mapping with its neighbours."""
+    for kernel in kernels:
+        rest = []
+        for vma in vmas:
+            if vma.end <= kernel.start or kernel.end <= vma.start:
+                rest.append(vma)
+                continue
+            if vma.start < kernel.start:
+                rest.append(msgspec.structs.replace(vma, end=kernel.start))
+            if kernel.end < vma.end:
+                offset = vma.offset + kernel.end - vma.start if vma.offset else 0
+                rest.append(msgspec.structs.replace(vma, start=kernel.end, offset=offset))
+        vmas = sorted([*rest, kernel], key=lambda vma: vma.start)
+    return vmas
 
 
 # ---- what only the process itself can tell ----

@@ -105,7 +105,7 @@ class Process(msgspec.Struct):
     those that are not SIG_DFL with no flags. `pending`: the shared queue (siginfo_t, 128 bytes).
     `itimers`: ITIMER_VIRTUAL and ITIMER_PROF as (interval_ns, value_ns). `cpu_ns`: user and
     system time so far. `stopped`: in group stop (SIGSTOP, SIGTSTP…). `ignored`: mask of signals
-    that SIG_IGN or a default of "ignore" would drop.
+    that SIG_IGN or a default of "ignore" would drop. `vdso`: the bytes of home's.
     """
 
     pid: int
@@ -121,6 +121,7 @@ class Process(msgspec.Struct):
     stopped: bool
     rlimits: dict[int, tuple[int, int]]
     ignored: int = 0
+    vdso: bytes = b""
 
 
 class Header(msgspec.Struct, frozen=True):

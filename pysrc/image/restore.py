@@ -22,8 +22,10 @@ from typing import NamedTuple
 from mosix.errors import MoveFailedError
 from mosix.image.model import PAGE_SIZE, Image, MemoryMap, Process, Rseq, Thread, Vma
 from mosix.image.pending import reissue
+from mosix.native import vdso
 from mosix.native.agent import Agent, Argument
 from mosix.native.blob import Mapped, find_hole, mapped
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import Registers, Tracee
 
 Range = tuple[int, int]  # start, end
@@ -37,7 +39,7 @@ _PRLIMIT64, _RSEQ, _GETPID, _GETTID = 302, 334, 39, 186
 _CLOSE, _MEMFD_CREATE = 3, 319
 
 # mman.h
-_PROT_WRITE, _PROT_RW = 2, 3
+_PROT_NONE, _PROT_WRITE, _PROT_RW = 0, 2, 3
 _MAP_PRIVATE, _MAP_DROPPABLE, _MAP_FIXED, _MAP_ANONYMOUS = 0x02, 0x08, 0x10, 0x20
 _MAP_GROWSDOWN = 0x100
 _MAP_NORESERVE, _MAP_POPULATE, _MAP_FIXED_NOREPLACE = 0x4000, 0x8000, 0x100000
@@ -199,6 +201,34 @@ def plan_vdso(current: Sequence[Mapped], image: Image) -> list[Call]:
             )
         base = step
     return calls
+
+
+def plan_foreign_vdso(current: Iterable[Mapped], image: Image) -> list[Call]:
+    """Ordinary memory in the place of home's vdso (to be written, `plan_vdso_done` follows), and
+    nothing where its data pages were: at home they will be there again."""
+    calls = [
+        Call(_MUNMAP, (at.start, at.end - at.start), f"munmap of {at.name}")
+        for at in _vdso_of_process(current)
+    ]
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
+    return calls + [
+        Call(
+            _MMAP,
+            (at.start, at.end - at.start, prot, flags, _NO_FD, 0),
+            f"mmap for home's {at.name}",
+        )
+        for at in _vdso_of_image(image)
+        for prot in (_PROT_RW if at.name == "[vdso]" else _PROT_NONE,)
+    ]
+
+
+def plan_vdso_done(image: Image) -> list[Call]:
+    """The written vdso becomes what programs expect: readable, executable."""
+    return [
+        Call(_MPROTECT, (vma.start, vma.size, vma.prot), "mprotect of home's vdso")
+        for vma in image.vmas
+        if vma.kind == "vdso"
+    ]
 
 
 class Mapping(NamedTuple):
@@ -474,11 +504,19 @@ def prefault(agent: Agent, ranges: Iterable[Range]) -> list[Range]:
     return [range_ for range_, got in zip(wanted, results, strict=True) if got == range_[0]]
 
 
-def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range] = ()) -> None:
+def fill_guest(
+    agent: Agent,
+    image: Image,
+    bulk: int,
+    prefaulted: Sequence[Range] = (),
+    *,
+    foreign_vdso: bool = False,
+) -> None:
     """Puts the body into the confined, empty process in which `agent` obeys.
 
     `bulk`: number in that process of the descriptor from which the pages come, in the order of
-    ``image.runs``. MoveFailedError; the guest is then good for nothing but killing."""
+    ``image.runs``. `foreign_vdso`: home's vdso is not this kernel's: the guest gets one that makes
+    system calls. MoveFailedError; the guest is then good for nothing but killing."""
     process, thread = image.process, image.threads[0]
     ready = usable_prefault(image, prefaulted)
     agent.relocate(body_ranges(image))
@@ -486,7 +524,10 @@ def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range
     #    write into memory that is gone.
     _remove(agent, ready)
     # 2. vdso and data pages, before anything is mapped where they have to go.
-    _run(agent, plan_vdso(mapped(agent.pid), image))
+    if foreign_vdso:
+        _put_foreign_vdso(agent, image)
+    else:
+        _run(agent, plan_vdso(mapped(agent.pid), image))
     # 3. All of the memory, then what the kernel knows about it.
     with _empty_file(agent, image) as empty:
         plan = plan_mapping(image, premapped=ready, empty_file=empty, locks_may_fail=True)
@@ -505,6 +546,16 @@ def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range
     _run(agent, [Call(_PERSONALITY, (process.personality,), "personality")])
     _run(agent, plan_rlimits(process, _current_limits(agent.pid, process.rlimits)))
     _requeue(agent, image)
+
+
+def _put_foreign_vdso(agent: Agent, image: Image) -> None:
+    content = vdso.with_system_calls(image.process.vdso)
+    places = [(vma.start, vma.size) for vma in image.vmas if vma.kind == "vdso"]
+    if [size for _, size in places] != [len(content)]:
+        raise MoveFailedError("the image has another vdso than its process")
+    _run(agent, plan_foreign_vdso(mapped(agent.pid), image))
+    agent.write(places[0][0], content)
+    _run(agent, plan_vdso_done(image))
 
 
 def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
@@ -568,10 +619,18 @@ def guest_state(image: Image) -> tuple[bytes, bytes, int]:
     return thread.registers, thread.xstate, thread.signal_mask
 
 
+def keep_vdso_functions(tracee: Tracee, image: Image) -> None:
+    """For a body that gets a kernel's own vdso, at home or in a guest that stands still: see
+    `mosix.native.vdso.keep_functions`."""
+    rsp = Registers.unpack(image.threads[0].registers).rsp
+    vdso.keep_functions(tracee, rsp, own_vdso())
+
+
 def final_state(tracee: Tracee, image: Image) -> tuple[bytes, bytes, int]:
     """The same for a body at home, where nobody stands in for an interrupted call: a stub in
     the vdso makes the rest of it (`mosix.image.pending.reissue`). The process stands still."""
     registers, xstate, mask = guest_state(image)
+    keep_vdso_functions(tracee, image)
     call = image.threads[0].call
     if call is not None:
         now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)

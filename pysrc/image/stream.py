@@ -67,6 +67,7 @@ _KINDS_WITH_PAGES = frozenset(("anon", "file", "shared-file", "heap", "stack"))
 _KINDS = _KINDS_WITH_PAGES | {"vdso", "vvar", "vsyscall", "eof"}
 _U64 = 1 << 64
 _CHUNK_BYTES = 1 << 20
+_MAX_VDSO = 1 << 18
 
 
 def encode(image: Image, packed: bool = False) -> bytes:
@@ -220,6 +221,7 @@ def _check_process(process: Process) -> None:
     for number, limits in process.rlimits.items():
         _require(0 <= number < 16 and _u64(*limits), "limit")
     _require(_u64(process.ignored), "mask")
+    _require(len(process.vdso) <= _MAX_VDSO and len(process.vdso) % PAGE_SIZE == 0, "vdso")
 
 
 def _check_thread(thread: Thread, xsave_size: int) -> None:

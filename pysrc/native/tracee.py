@@ -191,6 +191,7 @@ class Tracee:
         #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
         self.sleep: SleepEvidence | None = None
         self._site: Any = None
+        self._vdso: tuple[int, int] | None = None
 
     @classmethod
     def seize(cls, pid: int, options: int = 0) -> Tracee:
@@ -359,6 +360,16 @@ class Tracee:
 
     # ---- memory ----
 
+    @property
+    def vdso(self) -> tuple[int, int]:
+        """Where its vdso begins and ends. To be set when that is not the kernel's own mapping but
+        ordinary memory, which the kernel does not name."""
+        return self._vdso or _find_vdso(self.pid)
+
+    @vdso.setter
+    def vdso(self, where: tuple[int, int]) -> None:
+        self._vdso, self._site = where, None
+
     def read(self, addr: int, size: int) -> bytes:
         """`size` bytes at `addr`. OSError EFAULT if not all of it can be read."""
         buffer = bytearray(size)
@@ -495,7 +506,7 @@ class Tracee:
         """Where stubs go; found again when the vdso has moved (exec, restore)."""
         if self._site is not None and lib.mx_site_valid(self._site, self.pid):
             return self._site
-        start, end = _find_vdso(self.pid)
+        start, end = self.vdso
         site = ffi.new("struct mx_site *")
         error = lib.mx_site_init(site, self.pid, start, end)
         if error == -errno.ENOEXEC:

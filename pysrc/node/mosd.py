@@ -43,11 +43,14 @@ class Mosd:
         programs: Programs,
         parse_launch: Callable[[Sequence[bytes], int], Any],
         ready: Callable[[], None] = lambda: None,
+        *,
+        foreign_vdso: bool = False,
     ) -> None:
         self._config = config
         self._programs = programs
         self._parse_launch = parse_launch
         self._ready = ready
+        self._foreign_vdso = foreign_vdso
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -64,7 +67,7 @@ class Mosd:
             spawner.start()
             stack.callback(spawner.stop)
             secret = load_secret(paths)
-            features = probe()
+            features = probe(foreign_vdso=self._foreign_vdso)
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from mosix.native.cpu import own_vdso
 from mosix.node.privileges import Capabilities, become
 from mosix.wire.messages import decode, encode
 
@@ -167,6 +168,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     workers: dict[WorkerKind, Run] = {"deputy": load_worker(deputy), "remote": load_worker(remote)}
+    own_vdso()  # kept for the workers, who may not look at their own maps any more
     gc.collect()
     gc.freeze()  # a collection in a worker must not copy all of these pages
     worker = Spawner(sock, workers).serve()

@@ -16,11 +16,13 @@ import socket
 import struct
 from collections.abc import Callable
 
-from mosix.errors import KernelError, MosixError, MoveFailedError
+from mosix.errors import CannotMoveError, KernelError, MosixError, MoveFailedError
 from mosix.image import capture, restore, stream
-from mosix.image.capture import ProcFiles
+from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
+from mosix.native import vdso
 from mosix.native.agent import Agent
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.native.watch import Watch
 from mosix.remote.confine import GuestShell
@@ -50,9 +52,16 @@ _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
-    `say` sends a message to the deputy."""
+    `say` sends a message to the deputy. `foreign_vdso`: home's vdso is not this kernel's."""
 
-    def __init__(self, shell: GuestShell, watch: Watch, say: Callable[[ToDeputy], None]) -> None:
+    def __init__(
+        self,
+        shell: GuestShell,
+        watch: Watch,
+        say: Callable[[ToDeputy], None],
+        *,
+        foreign_vdso: bool,
+    ) -> None:
         self.shell = shell
         self.home_pid = shell.home_pid
         #: job control has stopped it
@@ -62,6 +71,8 @@ class Guest:
         self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL)
         self._agent: Agent | None = None
         self._prefaulted: list[tuple[int, int]] = []
+        self._foreign_vdso = foreign_vdso
+        self._vdso: GuestVdso | None = None
         #: user and system time that the body used before it came here
         self._carried_ns = (0, 0)
         self._redirector: NotifyRedirector | None = None
@@ -113,7 +124,7 @@ class Guest:
                 f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
             )
         number = agent.give_fd(bulk.fileno())
-        restore.fill_guest(agent, image, number, self._prefaulted)
+        restore.fill_guest(agent, image, number, self._prefaulted, foreign_vdso=self._foreign_vdso)
         stream.read_end(bulk.fileno(), image)
         return image
 
@@ -123,6 +134,7 @@ class Guest:
         assert agent is not None
         agent.finish()
         self._watch.remove(tracee)
+        self._find_vdso(image)
         self._descriptors = (_install_filter(agent), call.detach())
         self._carried_ns = image.process.cpu_ns
         theirs, ours = capture.time_offsets(str(tracee.pid)), capture.time_offsets("self")
@@ -141,6 +153,18 @@ class Guest:
         self._agent = None
         self._pending = image.threads[0].call
         self._watch.add(tracee, self._on_stop)
+
+    def _find_vdso(self, image: Image) -> None:
+        """The body's memory is in place: where stubs go now, and what describes its vdso."""
+        self._vdso = GuestVdso(image.process.vdso)
+        if not self._foreign_vdso:
+            restore.keep_vdso_functions(self.tracee, image)
+            return
+        kernels = [vma for vma in image.vmas if vma.kind in ("vdso", "vvar")]
+        self._vdso = GuestVdso(image.process.vdso, kernels)
+        for vma in kernels:
+            if vma.kind == "vdso":
+                self.tracee.vdso = (vma.start, vma.end)
 
     def clock_ns(self) -> int:
         """The guest's CLOCK_MONOTONIC."""
@@ -244,13 +268,19 @@ class Guest:
 
     # ---- going out ----
 
-    async def describe(self, epoch: int) -> Image:
-        """Halts and describes the guest; it stands still until `resume` or `destroy`."""
+    async def describe(self, epoch: int, *, onward: bool) -> Image:
+        """Halts and describes the guest; it stands still until `resume` or `destroy`.
+
+        `onward`: for another node, whose vdso may be another one."""
         await self.halt()
+        if onward and not self._foreign_vdso:
+            await self._leave_vdso()
         pagemap, mem = self.shell.open_all(("pagemap", "mem"))
         try:
             with self.redirector.injecting():
-                image = capture.describe(self.tracee, epoch, ProcFiles(pagemap=pagemap, mem=mem))
+                image = capture.describe(
+                    self.tracee, epoch, ProcFiles(pagemap=pagemap, mem=mem), self._vdso
+                )
         finally:
             os.close(pagemap)
             os.close(mem)
@@ -263,6 +293,21 @@ class Guest:
             image.threads[0].call = self._pending
         image.process.stopped = self.held
         return image
+
+    async def _leave_vdso(self) -> None:
+        """Lets a guest that has this kernel's vdso run until it is not in the middle of it."""
+        for attempt in range(vdso.ATTEMPTS):
+            if not vdso.stands_inside(self.tracee, own_vdso()):
+                break
+            if self.held:
+                raise CannotMoveError("it was stopped while it read the clock")
+            self.resume(held=False)
+            await asyncio.sleep(vdso.pause_s(attempt))
+            await self.halt()
+        else:
+            raise CannotMoveError("it reads the clock all the time")
+        if vdso.handler_interrupted(self.tracee, own_vdso()):
+            raise CannotMoveError("it runs a signal handler that interrupted a look at the clock")
 
     def send(self, image: Image, bulk: socket.socket) -> None:
         """Writes the image and its pages; called in a thread."""

@@ -198,7 +198,12 @@ class Remote:
                 map_ids=self._map_ids,
                 comm=order.comm,
             )
-            self._guest = Guest(shell, self._watch, self._say)
+            self._guest = Guest(
+                shell,
+                self._watch,
+                self._say,
+                foreign_vdso=order.features.vdso != welcome.features.vdso,
+            )
             self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
         except MosixError as error:
@@ -235,7 +240,7 @@ class Remote:
     async def _freeze(self, order: Freeze) -> None:
         guest = self.guest
         try:
-            image = await guest.describe(order.epoch)
+            image = await guest.describe(order.epoch, onward=order.target is not None)
             self._say(
                 Frozen(
                     epoch=order.epoch,

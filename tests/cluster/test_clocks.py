@@ -1,0 +1,169 @@
+"""What a program reads from its clocks is right on every node, whatever kernel that runs."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from jobs import PROGRAMS, PYTHON, Job
+from mosix.errors import CannotMoveError
+from mosix.lab.drive import Cluster
+from mosix.lab.programs import built
+
+RIGHT = "back" + " 0" * 7 + " jumps 0 wrong 0 early 0 state 0\n"
+MOVES = 10
+
+
+@pytest.fixture(scope="module")
+def foreign(lab: Cluster) -> Iterator[Cluster]:
+    """The lab, with a kernel on node 3 that seems to have another vdso."""
+    lab[3].mosd("stop")
+    lab[3].mosd("start", "--foreign-vdso")
+    yield lab
+    lab[3].mosd("stop")
+    lab[3].mosd("start")
+
+
+def clocks(flag: str, *options: str) -> list[str]:
+    return [str(built(PROGRAMS / "clocks.c", *options)), flag]
+
+
+def wander(lab: Cluster, job: Job, moves: int = MOVES) -> None:
+    """Random moves; all must succeed, and one lead to the foreign node."""
+    seed = random.randrange(1 << 31)
+    script = [sys.executable, str(PROGRAMS / "wander.py")]
+    done = lab[1].run([*script, str(job.pid), str(moves), str(seed), "3"], timeout_s=100)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    if all(where != "3" for where, _ in json.loads(done.stdout)):
+        job.move("3")
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_all_clocks_are_right_on_a_foreign_kernel(
+    kind: str, foreign: Cluster, start: Callable[..., Job]
+) -> None:
+    flag = f"/node/stop-clocks-{kind}"
+    job = start(clocks(flag, *(["-static"] if kind == "static" else [])))
+    assert job.line() == "ready"
+    wander(foreign, job)
+    job.home.check(["touch", flag])
+    assert job.finish() == (0, RIGHT, "")
+
+
+def test_a_program_that_starts_on_a_foreign_kernel_reads_its_clocks(foreign: Cluster) -> None:
+    """Its libc looks up the vdso's functions there."""
+    code = "import os, time; print(time.time() > 1e9, len(os.getrandom(8)), time.monotonic() > 0)"
+    for command in ([PYTHON, "-c", code], clocks("/etc/passwd")):
+        done = foreign[1].run(["mosrun", "-3", *command])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout in ("True 8 True\n", "ready\n" + RIGHT)
+
+
+def test_python_reads_clocks_on_a_foreign_kernel(
+    foreign: Cluster, start: Callable[..., Job]
+) -> None:
+    code = (
+        "import os, time, datetime, random\n"
+        "print('ready', flush=True); back = 0; last = [0, 0]\n"
+        "while not os.access('/node/stop-clock-python', os.F_OK):\n"
+        "    for _ in range(500):\n"
+        "        now = [time.monotonic(), time.time()]\n"
+        "        back += any(a < b for a, b in zip(now, last)); last = now\n"
+        "        datetime.datetime.now(); random.SystemRandom().random()\n"
+        "print(back)\n"
+    )
+    job = start([PYTHON, "-c", code])
+    assert job.line() == "ready"
+    wander(foreign, job)
+    job.home.check(["touch", "/node/stop-clock-python"])
+    assert job.finish() == (0, "0\n", "")
+
+
+def test_xz_by_way_of_a_foreign_kernel(foreign: Cluster, start: Callable[..., Job]) -> None:
+    dice = random.Random(3)
+    words = [f"{dice.randrange(1 << 24):x}" for _ in range(5000)]
+    parts = [" ".join(dice.choices(words, k=60_000)) for _ in range(4)]
+    path = foreign[1].path("/node/clocks.xz")
+    with path.open("wb") as output:
+        job = start(["xz", "-4", "-T1", "-c"], stdout=output)
+    for part, target in zip(parts, ("3", "2", "3", "home"), strict=True):
+        job.write(part)
+        job.move(target)
+    assert job.finish()[::2] == (0, "")
+    assert lzma.decompress(path.read_bytes()).decode() == "".join(parts)
+
+
+def test_a_guest_on_a_foreign_kernel_has_nothing_of_its_vdso(
+    foreign: Cluster, start: Callable[..., Job]
+) -> None:
+    """Neither the node's vdso nor its data, and nobody else's memory where home has them."""
+    job = start(["cat"])
+    at_home = _kernel_ranges(Path(f"/proc/{job.outer}/maps").read_text())
+    assert at_home
+    job.move("3")
+    (guest,) = (
+        outer
+        for outer in foreign[3].processes()
+        if Path(f"/proc/{outer}/comm").read_text() == "cat\n"
+    )
+    maps = Path(f"/proc/{guest}/maps").read_text()
+    assert "[vdso]" not in maps
+    assert "[vvar" not in maps
+    taken = [_range(line) for line in maps.splitlines()]
+    for low, high in at_home:
+        assert any(begin <= low and high <= end for begin, end in taken)
+    assert job.finish() == (0, "", "")
+
+
+def _range(line: str) -> tuple[int, int]:
+    low, _, high = line.partition(" ")[0].partition("-")
+    return int(low, 16), int(high, 16)
+
+
+def _kernel_ranges(maps: str) -> list[tuple[int, int]]:
+    return [_range(line) for line in maps.splitlines() if line.endswith(("[vdso]", "[vvar]"))]
+
+
+def interrupt_inside(job: Job) -> None:
+    """Its handler waits in the middle of a function of its vdso."""
+    for _ in range(200):
+        job.kill(signal.SIGUSR1)
+        if job.line() == "inside":
+            return
+    pytest.fail("no signal came while it read the clock")
+
+
+def test_a_handler_returns_home_into_the_look_at_the_clock_that_it_interrupted_away(
+    foreign: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start([str(built(PROGRAMS / "interrupted.c"))])
+    assert job.line() == "ready"
+    job.move("3")
+    interrupt_inside(job)
+    job.move("2")
+    job.move("home")
+    job.write("go on\n")
+    interrupt_inside(job)
+    job.write("end\n")
+    assert job.finish() == (0, "back 0\n", "")
+
+
+def test_a_handler_that_interrupted_a_look_at_the_clock_keeps_its_program_at_home(
+    foreign: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start([str(built(PROGRAMS / "interrupted.c"))])
+    assert job.line() == "ready"
+    interrupt_inside(job)
+    with pytest.raises(CannotMoveError, match="signal handler that interrupted it"):
+        job.home.migrate(job.pid, "3")
+    job.write("go on\n")
+    job.move("3")
+    interrupt_inside(job)
+    job.write("end\n")
+    assert job.finish() == (0, "back 0\n", "")
