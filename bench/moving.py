@@ -9,7 +9,7 @@ import re
 import statistics
 from pathlib import Path
 
-from harness import Measured, benchmark, pairs, program, running
+from harness import Batches, Measured, benchmark, pairs, program, running
 from mosix.errors import MosixError
 from mosix.lab.drive import Cluster
 from mosix.native._native import ffi
@@ -31,16 +31,25 @@ def forward_rtt(cluster: Cluster) -> Measured:
     pingpong = program("pingpong")
     serve = [pingpong, "serve", str(_PORT), request, reply]
     ask = [pingpong, "ask", home.ip, str(_PORT), request, reply, str(_CALLS)]
-    seek = ["mosrun", "-2", program("seek"), "/node/name", str(_CALLS)]
+    seek = ["mosrun", program("seek"), "/node/name", str(_CALLS)]
     with running(home, serve) as server:
         server.line()
         with running(away, ask) as floor, running(home, seek) as forwarded:
-            forwarded.batch()  # it is there, and warm
+            pid = _send_away(cluster, forwarded)
             floor.batch()
-            _require(cluster, forwarded.pid(), away.ip)
             value, baseline, ratio = pairs(forwarded.batch, floor.batch, 15)
-            _require(cluster, forwarded.pid(), away.ip)
+            _require(cluster, pid, away.ip)
     return Measured(value / 1e3, baseline / 1e3, ratio)
+
+
+def _send_away(cluster: Cluster, job: Batches) -> int:
+    """Move a job to n2 once its first batch shows that it has begun; its PID."""
+    pid = job.is_a_job()
+    job.batch()
+    cluster[1].migrate(pid, "2")
+    job.batch()  # warm
+    _require(cluster, pid, cluster[2].ip)
+    return pid
 
 
 def _require(cluster: Cluster, pid: int, ip: str) -> None:
@@ -101,12 +110,11 @@ def cpu_guest(cluster: Cluster) -> Measured:
     """User time of a computing loop as a guest against the same natively on that node."""
     home, away = cluster[1], cluster[2]
     spin = [program("spin"), _steps(cluster)]
-    with running(home, ["mosrun", "-2", *spin]) as guest, running(away, spin) as native:
-        guest.batch()
+    with running(home, ["mosrun", *spin]) as guest, running(away, spin) as native:
+        pid = _send_away(cluster, guest)
         native.batch()
-        _require(cluster, guest.pid(), away.ip)
         value, baseline, ratio = pairs(guest.batch, native.batch, 60)
-        _require(cluster, guest.pid(), away.ip)
+        _require(cluster, pid, away.ip)
     return Measured(value / 1e6, baseline / 1e6, ratio)
 
 

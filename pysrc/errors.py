@@ -76,6 +76,11 @@ class MoveFailedError(MosixError):
     summary = "the move was begun and failed; the process goes on where it was"
 
 
+class TransferCutError(MoveFailedError):
+    """The connection ended or stood still in the middle of an image: the other side may know
+    more."""
+
+
 class ConfigError(MosixError):
     code = 11
     summary = "a file under /etc/mosix is missing, unsafe or wrong"

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mosix.lab import drive, state
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: processes and cgroups end a moment after the thing that ended them
@@ -27,6 +30,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Orphans of a test come to this process instead of init, so that they are seen.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Terminated, pytest would leave its fixtures as they are, and a lab with them.
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, _: object) -> None:
+    pytest.exit("terminated", 128 + number)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Labs of test runs that were killed go down; their names carry the PID of their run."""
+    if os.geteuid() != 0:
+        return
+    for name in state.labs():
+        owner = re.fullmatch(r"t(\d+)-.*", name)
+        if owner and not os.path.exists(f"/proc/{owner[1]}"):
+            drive.down(name)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -93,7 +112,9 @@ def _descriptors() -> dict[str, str]:
 
 
 def _mounts() -> set[str]:
-    return set(Path("/proc/self/mountinfo").read_text().splitlines())
+    """But not those that the kernel makes when somebody looks (tracefs)."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line for line in lines if not line.split()[4].startswith("/sys/kernel/")}
 
 
 def _network_namespaces() -> set[str]:

@@ -42,7 +42,7 @@ static int tcp(int fd)
 
 static int serve(int port, size_t request, size_t reply)
 {
-	struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(port)};
+	struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(port) };
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	int fd;
 
@@ -58,11 +58,10 @@ static int serve(int port, size_t request, size_t reply)
 
 static int ask(const char *ip, int port, size_t request, size_t reply, long rounds)
 {
-	struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons(port)};
+	struct sockaddr_in there = { .sin_family = AF_INET, .sin_port = htons(port) };
 	int fd = tcp(socket(AF_INET, SOCK_STREAM, 0));
 
-	if (inet_pton(AF_INET, ip, &there.sin_addr) != 1 ||
-	    connect(fd, (struct sockaddr *)&there, sizeof(there)))
+	if (inet_pton(AF_INET, ip, &there.sin_addr) != 1 || connect(fd, (struct sockaddr *)&there, sizeof(there)))
 		die("connect");
 	while (asked()) {
 		double begin = now_ns();

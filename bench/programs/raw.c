@@ -13,12 +13,11 @@
 
 static void give(int port, size_t size)
 {
-	struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(port)};
+	struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(port) };
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	char *memory = malloc(size);
 
-	if (!memory || bind(listener, (struct sockaddr *)&here, sizeof(here)) ||
-	    listen(listener, 8))
+	if (!memory || bind(listener, (struct sockaddr *)&here, sizeof(here)) || listen(listener, 8))
 		die("listen");
 	memset(memory, 0x5a, size);
 	puts("ready");
@@ -42,7 +41,7 @@ static void give(int port, size_t size)
 
 static int take(const char *ip, int port, size_t size)
 {
-	struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons(port)};
+	struct sockaddr_in there = { .sin_family = AF_INET, .sin_port = htons(port) };
 
 	if (inet_pton(AF_INET, ip, &there.sin_addr) != 1)
 		die(ip);
@@ -54,8 +53,7 @@ static int take(const char *ip, int port, size_t size)
 		if (connect(fd, (struct sockaddr *)&there, sizeof(there)))
 			die("connect");
 		begin = now_ns();
-		memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-			      0);
+		memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (memory == MAP_FAILED || send(fd, "b", 1, 0) != 1)
 			die("begin");
 		for (size_t got = 0; got < size;) {

@@ -55,6 +55,8 @@ class Command(_Behaviour):
 class Group(_Behaviour, click.Group):
     """A command with subcommands."""
 
+    command_class = Command
+
 
 def _fail(name: str, text: str, code: int) -> NoReturn:
     print(f"{name}: {text}", file=sys.stderr)

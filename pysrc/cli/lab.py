@@ -6,17 +6,15 @@ import sys
 
 import click
 import msgspec
-from mosix.errors import EXIT_CODES, LAUNCH_FAILED, MosixError
+from mosix.cli.command import Group
+from mosix.errors import LAUNCH_FAILED, MosixError
 from mosix.lab import cgroups, cluster, enter, state
 
-_EXITS = "\b\nExit codes:\n" + "\n".join(
-    f"{code:4} {summary}" for code, summary in EXIT_CODES.items() if code in (1, 2, 4, 12)
-)
 _NAME = click.option("--name", default="lab", show_default=True, help="Which lab.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
-@click.group(epilog=_EXITS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("mosix-lab", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 def lab() -> None:
     """A cluster on one machine: every node has its own network, processes, mounts, host name,
     IPC, clocks, memory and CPU limits, configuration, /tmp and mosd."""
@@ -28,10 +26,18 @@ def lab() -> None:
 @click.option("--memory-mb", default=4096, show_default=True, help="Memory limit of a node.")
 @click.option("--cpus", type=float, help="CPU quota of a node, in processors. [default: none]")
 @click.option("--mosd/--no-mosd", default=True, help="Start mosd in every node.")
-def up(name: str, nodes: int, memory_mb: int, cpus: float | None, mosd: bool) -> None:
+@click.option(
+    "--config/--no-config",
+    default=True,
+    help="Write /etc/mosix in every node. Without, there is none, and mosd is not started.",
+)
+def up(
+    *, name: str, nodes: int, memory_mb: int, cpus: float | None, mosd: bool, config: bool
+) -> None:
     """Bring a lab up; what a killed `up` left behind is cleaned first."""
     limits = cgroups.Limits(memory_bytes=memory_mb << 20, cpus=cpus)
-    made = cluster.up(name, nodes, limits, cluster.default_mosd() if mosd else [])
+    command = cluster.default_mosd() if mosd and config else []
+    made = cluster.up(name, nodes, limits, command, configured=config)
     _table(made)
 
 
@@ -151,11 +157,7 @@ def _table(running: state.Lab) -> None:
 
 
 def main() -> None:
-    try:
-        lab(prog_name="mosix-lab")
-    except MosixError as error:
-        click.echo(f"mosix-lab: {error.line()}", err=True)
-        sys.exit(error.code)
+    lab(prog_name="mosix-lab")
 
 
 if __name__ == "__main__":

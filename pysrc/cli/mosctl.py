@@ -1,20 +1,28 @@
-"""mosctl: ask about nodes."""
+"""mosctl: ask about nodes, and about what MOSIX does with system calls."""
 
 from __future__ import annotations
 
+import time
+
 import click
 import msgspec
+from mosix.cli import calls, columns
 from mosix.cli.command import Group, paths_for, run_dir_option
+from mosix.errors import NodeDownError, UsageError
 from mosix.node import requests
 from mosix.node.client import ask
+from mosix.node.requests import NodeStatus
 
 _node_argument = click.argument("node", metavar="[NODE|IP|HOST]", default="")
 _json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
+#: Bits of `mosctl rstatus`: those of MOSIX that say something here.
+CONFIGURED, UP = 1, 2
+
 
 @click.group("mosctl", cls=Group)
 def main() -> None:
-    """Ask about this node and others."""
+    """Ask about this node and others. Everybody may."""
 
 
 @main.command("whois")
@@ -37,10 +45,90 @@ def whois(node: str, as_json: bool, run_dir: str | None) -> None:
 @run_dir_option
 def status(node: str, as_json: bool, run_dir: str | None) -> None:
     """What a node is and what it does; this one by default."""
-    found = ask(paths_for(run_dir), requests.Status(node=node), requests.NodeStatus)
+    found = ask(paths_for(run_dir), requests.Status(node=node), NodeStatus)
     if as_json:
         _print_json(found)
         return
+    _show_status(found)
+    _show_counters(found)
+
+
+@main.command("localstatus")
+@_json_option
+@run_dir_option
+def localstatus(as_json: bool, run_dir: str | None) -> None:
+    """This node in detail: as status, with configuration, processes and guests."""
+    found = ask(paths_for(run_dir), requests.LocalStatus(), requests.NodeDetails)
+    if as_json:
+        _print_json(found)
+        return
+    _show_status(found.status)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since))
+    stopping = ", stopping" if found.stopping else ""
+    click.echo(f"  mosd     process {found.mosd_pid} since {since}{stopping}")
+    click.echo(
+        f"  CPU      {found.cpu_features} features, {found.xsave_size} bytes of state, "
+        f"pages of {found.page_size} bytes"
+    )
+    click.echo(f"  files    {found.config_dir}: {found.nodes} nodes, {found.numbered} numbers")
+    click.echo(f"  port     {found.port}/tcp")
+    places = ", ".join(f"{count} {place}" for place, count in found.processes.items())
+    click.echo(f"  own      {places}")
+    for home, count in sorted(found.guests.items()):
+        click.echo(f"  guests   {count} of {home}")
+    _show_counters(found.status)
+
+
+@main.command("rstatus")
+@_node_argument
+@_json_option
+@run_dir_option
+def rstatus(node: str, as_json: bool, run_dir: str | None) -> None:
+    """Status of a node as a number, for programs; of this one by default.
+
+    The sum of 1 (the node is in mosix.map) and 2 (it is up). A node that does not answer is no
+    error here."""
+    try:
+        ask(paths_for(run_dir), requests.Status(node=node), NodeStatus)
+    except NodeDownError:
+        number = CONFIGURED
+    else:
+        number = CONFIGURED | UP
+    click.echo(msgspec.json.encode({"status": number}).decode() if as_json else str(number))
+
+
+@main.command("syscalls")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@_json_option
+def syscalls(names: tuple[str, ...], as_json: bool) -> None:
+    """What becomes of each system call while a process is away; needs no mosd.
+
+    \b
+    there       executed where the process is, at full speed
+    home        executed at home in its name, while it stays where it is
+    both        executed at home and where the process is
+    waited      waited for where the process is
+    counted     answered where it is, with what it used elsewhere added
+    comes-home  the process comes home for it, and may leave again
+
+    Where the arguments decide, the last column says what else may happen."""
+    known = calls.calls()
+    missing = sorted(set(names) - {call.name for call in known})
+    if missing:
+        raise UsageError(
+            f"no system call of the table: {', '.join(missing)}", "without names all are listed"
+        )
+    found = [call for call in known if not names or call.name in names]
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    rows = [(call.name, str(call.nr), call.where, call.note()) for call in found]
+    columns.show(("CALL", "NR", "WHERE", "WHY"), rows, ("NR",))
+    if not names:
+        click.echo(f"\n{calls.OTHERS}")
+
+
+def _show_status(found: NodeStatus) -> None:
     number = f" (node {found.number})" if found.number is not None else ""
     click.echo(f"{found.ip}{number}: up")
     click.echo(f"  mosix    {found.version}, tier {found.tier}")
@@ -48,6 +136,9 @@ def status(node: str, as_json: bool, run_dir: str | None) -> None:
     click.echo(f"  memory   {found.memory_free >> 20} MiB can be used")
     click.echo(f"  jobs     {found.jobs}")
     click.echo(f"  guests   {found.guests}")
+
+
+def _show_counters(found: NodeStatus) -> None:
     for name, count in sorted(found.counters.items()):
         click.echo(f"  turned away, {name}: {count}")
 
@@ -55,6 +146,8 @@ def status(node: str, as_json: bool, run_dir: str | None) -> None:
 def _print_json(found: msgspec.Struct) -> None:
     values = msgspec.to_builtins(found)
     values.pop("t", None)
+    if isinstance(values.get("status"), dict):
+        values["status"].pop("t", None)
     click.echo(msgspec.json.encode(values).decode())
 
 

@@ -15,7 +15,7 @@ from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError
-from mosix.node.mosd import Mosd
+from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
 
 
@@ -41,6 +41,15 @@ from mosix.node.spawning import Programs
     default=False,
     help="Go to the background once it is ready, and log to mosd.log in the run directory.",
 )
+@click.option(
+    "--stop-timeout",
+    "stop_s",
+    type=click.FloatRange(0.1, 3600),
+    default=STOP_S,
+    metavar="SECONDS",
+    help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
+)
+@click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
 @click.option("--foreign-vdso", is_flag=True, hidden=True)  # for tests: see node.features
@@ -50,14 +59,15 @@ def main(
     run_dir: str | None,
     port: int | None,
     detach: bool,
+    stop_s: float,
     deputy: str,
     remote: str,
     foreign_vdso: bool,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
-    On SIGTERM jobs that are away come home and guests are sent to theirs, for at most 30 s;
-    jobs at home go on. SIGINT does the same."""
+    On SIGTERM jobs that are away come home and guests are sent to theirs, for at most
+    --stop-timeout seconds; jobs at home go on. SIGINT does the same."""
     if os.geteuid() != 0:
         raise PermissionDeniedError("mosd must run as root")
     paths = Paths.choose(config_dir, run_dir)
@@ -67,7 +77,9 @@ def main(
     os.umask(0o022)
     config = load(paths, port)
     programs = Programs(deputy, remote)
-    daemon = functools.partial(Mosd, config, programs, mosrun.parse, foreign_vdso=foreign_vdso)
+    daemon = functools.partial(
+        Mosd, config, programs, mosrun.parse, stop_s=stop_s, foreign_vdso=foreign_vdso
+    )
     if detach:
         _detached(config, daemon)
         return

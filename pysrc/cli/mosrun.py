@@ -5,6 +5,7 @@ Nothing here may block, print or exit: `Parsed` says what the front has to do.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import click
 from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
 
 _NODE = re.compile(r"-(\d+(?:\.\d+){3}|\d+)")
+_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
-#: Options of the manual that are parsed in later versions, and what they are for.
-_LATER = {
+#: Options of the manual that this version refuses by name, and what each of them needs.
+LATER = {
     "A": "automatic checkpoints",
     "C": "checkpoints",
-    "D": "expected run time",
+    "D": "expected run times",
     "E": "batch jobs",
     "G": "process classes",
     "I": "checkpoints",
@@ -30,22 +32,22 @@ _LATER = {
     "Q": "the queue",
     "R": "checkpoints",
     "S": "command files",
-    "T": "time of the home node (which is the only one now)",
+    "T": "the clock of a chosen node",
     "X": "private temporary files",
     "b": "choosing the best node",
     "c": "automatic balancing",
     "d": "automatic balancing",
-    "e": "unsupported calls (all are served at home now)",
+    "e": "a choice about unsupported calls (for now the process always comes home for them)",
     "i": "batch jobs",
-    "j": "choosing among nodes",
     "m": "automatic balancing",
     "n": "automatic balancing",
     "q": "the queue",
-    "t": "time of the current node",
-    "u": "unsupported calls (all are served at home now)",
-    "w": "unsupported calls (all are served at home now)",
-    "z": "argument lists",
+    "t": "the clock of a chosen node",
+    "u": "a choice about unsupported calls (for now the process always comes home for them)",
+    "w": "a choice about unsupported calls (for now the process always comes home for them)",
+    "z": "argument lists with a name of their own",
 }
+_MAX_NUMBER = 65535
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,18 @@ class _Command(click.Command):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(
-            "mosrun", "[-h | -r{host} | -{node} | -{a.b.c.d}] [-F] [-L | -l] program [args]..."
+            "mosrun",
+            "[-h | -r{host} | -{node} | -{a.b.c.d} | -j{n1-n2[,n3-n4]...}] [-F] [-L | -l] "
+            "program [args]...",
         )
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(
+            "These options of MOSIX are not supported yet and are refused: "
+            + " ".join(f"-{letter}" for letter in LATER)
+            + "."
+        )
         formatter.write_paragraph()
         formatter.write_text(
             f"The exit status is the program's own; {LAUNCH_FAILED} if it could not be "
@@ -98,6 +108,12 @@ class _Command(click.Command):
 @click.option("-h", "home", is_flag=True, help="Start on the home node (the default).")
 @click.option("-r", "host", metavar="{host}", help="Start on this node, given by host name.")
 @click.option("--node", metavar="NODE", help="The same as -NODE: by number or IP.")
+@click.option(
+    "-j",
+    "ranges",
+    metavar="{n1-n2[,n3-n4]...}",
+    help="Start on a node chosen at random among these numbers.",
+)
 @click.option("-F", "fallback", is_flag=True, help="Run at home if that node is not available.")
 @click.option("-L", "lock", is_flag=True, help="Only you move it, never the system.")
 @click.option("-l", "unlock", is_flag=True, help="The system may move it (the default).")
@@ -107,19 +123,22 @@ class _Command(click.Command):
     help="Without the files /proc/self/{migrate,lock,...} for the program.",
 )
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
-def _command(
+def command(
     *,
     home: bool,
     host: str | None,
     node: str | None,
+    ranges: str | None,
     fallback: bool,
     lock: bool,
     unlock: bool,
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
-    if (home, host is not None, node is not None).count(True) > 1:
-        raise click.UsageError("only one of -h, -r{host} and -{node} can be given")
+    if (home, host is not None, node is not None, ranges is not None).count(True) > 1:
+        raise click.UsageError("only one of -h, -r{host}, -{node} and -j can be given")
+    if ranges is not None:
+        node = _any_of(ranges)
     if lock and unlock:
         raise click.UsageError("only one of -L and -l can be given")
     if not program:
@@ -133,6 +152,19 @@ def _command(
     )
 
 
+def _any_of(ranges: str) -> str:
+    """A node number out of "1-3,5,7-9", each with the same chance."""
+    spans: list[range] = []
+    for part in ranges.split(","):
+        found = _RANGE.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= last <= _MAX_NUMBER:
+            raise click.UsageError(f"-j{ranges}: '{part}' is not a range of node numbers")
+        spans.append(range(first, last + 1))
+    numbers = sorted(set().union(*spans))
+    return str(random.choice(numbers))
+
+
 def parse(argv: Sequence[bytes], columns: int) -> Parsed:
     """`argv` without the name of mosrun itself; `columns`: width for help. `Parsed.program` is an
     index into `argv`."""
@@ -140,7 +172,7 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
     words = [word.decode("utf-8", "replace") for word in argv]
     try:
         with click.Context(
-            _command,
+            command,
             info_name="mosrun",
             terminal_width=columns,
             max_content_width=columns,
@@ -149,9 +181,9 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
         ) as ctx:
             # `--help` prints and exits in click; here it must come back as text.
             if _wants_help(words):
-                return Parsed(text=_command.get_help(ctx) + "\n")
-            _command.parse_args(ctx, words)
-            parsed: Parsed = ctx.invoke(_command, **ctx.params)
+                return Parsed(text=command.get_help(ctx) + "\n")
+            command.parse_args(ctx, words)
+            parsed: Parsed = ctx.invoke(command, **ctx.params)
     except click.NoSuchOption as error:
         return _failure(_unknown(error))
     except click.ClickException as error:
@@ -176,8 +208,8 @@ def _wants_help(words: list[str]) -> bool:
 
 def _unknown(error: click.NoSuchOption) -> str:
     letter = error.option_name.lstrip("-")[:1]
-    if not error.option_name.startswith("--") and letter in _LATER:
-        return f"option -{letter}: {_LATER[letter]}: not supported yet"
+    if not error.option_name.startswith("--") and letter in LATER:
+        return f"option -{letter}: {LATER[letter]}: not supported yet"
     return f"no such option: {error.option_name}"
 
 

@@ -12,7 +12,6 @@ from mosix.config.lines import Line, address, integer, lines, read_text
 from mosix.config.nodemap import NodeMap, load_map
 from mosix.config.paths import Paths
 from mosix.errors import ConfigError
-from pyroute2 import IPRoute
 
 #: Between two mosds, TCP. MOSIX used TCP 249–254 and UDP 249–250; this one is its first.
 #: All nodes of a cluster use the same; `peer NUMBER` in /etc/mosix/ports changes it.
@@ -73,6 +72,9 @@ def _not_outsider(nodes: NodeMap, ip: str) -> None:
 
 
 def _interface_ips() -> list[str]:
+    # Half of the time that a command takes to start; only mosd gets here.
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
     with IPRoute() as route:
         found = [message.get_attr("IFA_LOCAL") for message in route.get_addr(family=2)]
     return [ip for ip in found if isinstance(ip, str)]

@@ -69,16 +69,28 @@ class NodeMap:
         return self.aliases.get(ip, ip)
 
     def number_of(self, ip: str) -> int | None:
-        value = self._value(ip)
-        for n in self.numbers:
-            if value is not None and n.first <= value < n.first + n.count:
-                return n.number + value - n.first
+        """By any of the node's addresses: userview.map may number an alias."""
+        main = self.canonical(ip)
+        others = (alias for alias, to in self.aliases.items() if to == main)
+        for one in (main, *others):
+            value = self._literal(one)
+            for n in self.numbers:
+                if value is not None and n.first <= value < n.first + n.count:
+                    return n.number + value - n.first
         return None
 
+    def numbered(self) -> int:
+        """How many numbers are given."""
+        return sum(n.count for n in self.numbers)
+
     def _value(self, ip: str) -> int | None:
+        return self._literal(self.canonical(ip))
+
+    @staticmethod
+    def _literal(ip: str) -> int | None:
         """None when `ip`, which may come from anywhere, is no address."""
         try:
-            return int(ipaddress.IPv4Address(self.canonical(ip)))
+            return int(ipaddress.IPv4Address(ip))
         except ValueError:
             return None
 

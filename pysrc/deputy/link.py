@@ -10,23 +10,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolError, RefusedError
 from mosix.wire.channel import Frames
+from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Cancel,
     Failed,
     GuestDied,
     NeedHome,
+    Ping,
+    Pong,
     Refused,
     Stats,
     ToDeputy,
     Token,
     ToRemote,
 )
+
+#: How often a remote that is waited for is asked whether it lives, in seconds.
+_ASK = 5.0
 
 M = TypeVar("M", bound=msgspec.Struct)
 Unasked = Cancel | NeedHome | GuestDied | Stats
@@ -46,6 +53,10 @@ class RemoteLink:
         self.ip = ip
         self.token = token
         self.lost = False
+        #: the connection over which the guest's image will go home, made beforehand: one of
+        #: the two mosds may be dead by then. None: used up
+        self.way_home: socket.socket | None = None
+        self._heard = time.monotonic()
         self._frames: Frames[ToDeputy] = Frames(sock, ToDeputy)
         self._on_unasked = on_unasked
         self._on_lost = on_lost
@@ -58,11 +69,14 @@ class RemoteLink:
         """Sends in order, later; a lost connection is told by `expect` and `on_lost`."""
         self._outbox.put_nowait(message)
 
-    async def expect(self, kind: type[M], epoch: int | None = None, timeout: float = 60) -> M:
-        """The next message of `kind` (of `epoch`).
+    async def expect(
+        self, kind: type[M], epoch: int | None = None, timeout: float | None = STALL
+    ) -> M:
+        """The next message of `kind` (of `epoch`) within `timeout` seconds; None: whenever it
+        comes, as long as the remote answers at all.
 
-        RefusedError, MoveFailedError: the remote said so instead; NodeDownError: it is gone or
-        silent for `timeout` seconds."""
+        RefusedError, MoveFailedError: the remote said so instead; NodeDownError: it is gone,
+        said nothing at all for `STALL` seconds, or not this for `timeout`."""
         for message in self._arrived:
             if self._matches(message, kind, epoch):
                 self._arrived.remove(message)
@@ -73,12 +87,29 @@ class RemoteLink:
         entry = (kind, epoch, future)
         self._waiting.append(entry)
         try:
-            return self._checked(await asyncio.wait_for(future, timeout), kind)
+            async with asyncio.timeout(timeout):
+                return self._checked(await self._while_alive(future), kind)
         except TimeoutError as error:
-            raise NodeDownError(f"node {self.ip} did not answer for {timeout:.0f} s") from error
+            raise NodeDownError(f"node {self.ip} did not answer for {timeout} s") from error
         finally:
             if entry in self._waiting:
                 self._waiting.remove(entry)
+
+    async def _while_alive(self, future: asyncio.Future[ToDeputy]) -> ToDeputy:
+        """What comes, unless the remote stands still: its node may be quite alive."""
+        self._heard = time.monotonic()
+        while True:
+            done, _ = await asyncio.wait((future,), timeout=_ASK)
+            if done:
+                return future.result()
+            if time.monotonic() - self._heard > STALL:
+                raise NodeDownError(f"the remote on node {self.ip} stands still")
+            self.post(Ping(sent_ns=time.monotonic_ns()))
+
+    async def why_it_ended(self, epoch: int) -> None:
+        """After a transfer was cut: raises what the remote says about it, if it does so soon."""
+        with contextlib.suppress(NodeDownError):
+            await self.expect(Failed, epoch, timeout=2)
 
     async def close(self) -> None:
         """Says what is still to be said (a `Drop`), then ends the connection."""
@@ -88,18 +119,25 @@ class RemoteLink:
                 async with asyncio.timeout(5):
                     while not self._outbox.empty():
                         await self._frames.send(self._outbox.get_nowait())
+        self._fail(f"the connection to node {self.ip} was closed")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._frames.close()
+        self.forget_way_home()
+
+    def forget_way_home(self) -> None:
+        if self.way_home is not None:
+            self.way_home.close()
+            self.way_home = None
 
     def _checked(self, message: ToDeputy, kind: type[M]) -> M:
-        if isinstance(message, kind):
-            return message
         if isinstance(message, Refused):
             raise RefusedError(f"node {self.ip} refused: {message.reason}", message.hint)
         if isinstance(message, Failed):
             raise MoveFailedError(f"node {self.ip}: {message.reason}")
+        if isinstance(message, kind):
+            return message
         raise ProtocolError(f"node {self.ip} answered {type(message).__name__}")
 
     @staticmethod
@@ -113,7 +151,9 @@ class RemoteLink:
     async def _read(self) -> None:
         try:
             while True:
-                self._dispatch(await self._frames.receive())
+                message = await self._frames.receive()
+                self._heard = time.monotonic()
+                self._dispatch(message)
         except (EOFError, OSError, MosixError):
             self._lose()
 
@@ -132,6 +172,8 @@ class RemoteLink:
             if not future.done() and self._matches(message, kind, epoch):
                 future.set_result(message)
                 return
+        if isinstance(message, Pong):
+            return  # of a `_while_alive` that is over
         self._arrived.append(message)
         if len(self._arrived) > 16:
             raise ProtocolError(f"node {self.ip} sends what nobody asked for")
@@ -140,7 +182,10 @@ class RemoteLink:
         if self.lost:
             return
         self.lost = True
+        self._fail(f"the connection to node {self.ip} was lost")
+        self._on_lost(self)
+
+    def _fail(self, reason: str) -> None:
         for _, _, future in self._waiting:
             if not future.done():
-                future.set_exception(NodeDownError(f"the connection to node {self.ip} was lost"))
-        self._on_lost(self)
+                future.set_exception(NodeDownError(reason))

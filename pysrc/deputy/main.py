@@ -8,9 +8,11 @@ with the job. It must never hold a secret: it belongs to the user.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
 import logging
 import os
+import select
 import socket
 from collections.abc import Coroutine
 from pathlib import Path
@@ -23,6 +25,8 @@ from mosix.errors import (
     NoSuchProcessError,
     ProtocolError,
 )
+from mosix.native.blob import load_blob
+from mosix.native.cpu import cpu_features
 from mosix.native.tracee import Stop, Tracee
 from mosix.native.watch import Watch
 from mosix.wire.channel import Packets
@@ -46,6 +50,16 @@ log = logging.getLogger("mosix.deputy")
 _PTRACE_EVENT_EXEC = 4
 _PTRACE_O_TRACEEXEC = 1 << _PTRACE_EVENT_EXEC
 _NR_EXIT_GROUP = 231
+
+#: A line for the user: what is less than a page goes into a pipe that has room at all.
+_MAX_LINE = 1000
+_STDERR_PATIENCE_S = 5
+
+
+def warm_up() -> None:
+    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    load_blob()
+    cpu_features()
 
 
 def run(sock: socket.socket) -> None:
@@ -144,29 +158,33 @@ class Deputy:
     # ---- orders ----
 
     async def _move(self, order: Move) -> None:
+        # Whatever happens, whoever waits for it is answered.
+        moved = Moved(
+            request=order.request,
+            pid=order.pid,
+            error="the deputy has met an error of its own",
+            hint="see mosd's log",
+        )
         try:
             process = self._member(order.pid)
             async with process.moves:
                 await self._carry_out(process, order.target)
-        except MosixError as error:
-            self._outbox.put_nowait(
-                Moved(
-                    request=order.request,
-                    pid=order.pid,
-                    error=error.message[:2000] or "failed",
-                    code=error.code,
-                    hint=error.hint[:2000],
-                )
-            )
-            return
-        self._outbox.put_nowait(
-            Moved(
+            moved = Moved(
                 request=order.request,
                 pid=order.pid,
                 freeze_ns=process.freeze_ns,
                 page_bytes=process.page_bytes,
             )
-        )
+        except MosixError as error:
+            moved = Moved(
+                request=order.request,
+                pid=order.pid,
+                error=error.message[:2000] or "failed",
+                code=error.code,
+                hint=error.hint[:2000],
+            )
+        finally:
+            self._outbox.put_nowait(moved)
 
     async def _carry_out(self, process: JobProcess, target: str | None) -> None:
         if process.place is Place.ENDED:
@@ -266,13 +284,20 @@ class Deputy:
                     tracee.inject(_NR_EXIT_GROUP, LAUNCH_FAILED)
 
     def tell_user(self, text: str, who: str = "mosix") -> None:
-        """One line on the job's stderr; in a thread, since it may be a full pipe."""
-        line = f"{who}: {' '.join(text.split())}\n".encode(errors="replace")
-        self._spawn(self._write_stderr(line))
+        """One line on the job's stderr, unless that is full for too long: the deputy must end."""
+        line = f"{who}: {' '.join(text.split())}"[:_MAX_LINE] + "\n"
+        self._spawn(self._write_stderr(line.encode(errors="replace")))
 
     async def _write_stderr(self, line: bytes) -> None:
+        def write() -> None:
+            # The description is the user's: it cannot be made non-blocking.
+            room = select.poll()
+            room.register(self._stderr, select.POLLOUT)
+            if room.poll(_STDERR_PATIENCE_S * 1000):
+                os.write(self._stderr, line)
+
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(os.write, self._stderr, line)
+            await asyncio.to_thread(write)
 
     def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(coroutine)

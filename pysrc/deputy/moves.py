@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import logging
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
-from mosix.errors import CannotMoveError, MosixError, MoveFailedError, NodeDownError
+from mosix.errors import (
+    CannotMoveError,
+    MosixError,
+    MoveFailedError,
+    NodeDownError,
+    TransferCutError,
+)
 from mosix.image import capture, eligibility, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native import vdso
@@ -45,8 +52,13 @@ from mosix.wire.messages import (
 
 T = TypeVar("T")
 
+log = logging.getLogger("mosix.deputy")
+
+#: From the last byte of an image to the restored guest, in seconds.
+_RESTORE = 60
+
 #: Runs of memory below this are not worth announcing (bytes).
-_PREFAULT_FROM = 1 << 20
+_PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
 _NR_RT_TGSIGQUEUEINFO = 297
@@ -61,10 +73,11 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
     if reason:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     epoch = process.epoch + 1
-    token, (control, call, bulk) = await process.home.dial(
-        ip, ("guest", "call", "bulk"), process.pid, epoch, None
+    token, (control, call, bulk, way_home) = await process.home.dial(
+        ip, ("guest", "call", "bulk", "home"), process.pid, epoch, None
     )
     link = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    link.way_home = way_home
     with contextlib.ExitStack() as sockets:
         sockets.callback(call.close)
         sockets.callback(bulk.close)
@@ -99,26 +112,31 @@ async def _leave_prepared(
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
             await _leave_vdso(process, tracee)
-        reason = eligibility.why_not_stopped(tracee)
+        mappings = maps.read_mappings(process.pid)
+        reason = eligibility.why_not_stopped(tracee, mappings=mappings)
         if reason:
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
-        image = capture.describe(tracee, epoch)
+        image = capture.describe(tracee, epoch, mappings)
         image.process.stopped = process.held
         # What waits in the ghost's queue stays there: it is the process's only queue.
         image.process.pending, image.threads[0].pending = [], []
-        agent = Agent.inject(tracee, restore.body_ranges(image))
-        sending = asyncio.create_task(_send(process.pid, bulk, image))
+        # The image is on its way while the agent goes in beside the body.
+        sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
+            agent = Agent.inject(tracee, restore.body_ranges(image))
             agent.obey()
             call_number = agent.give_fd(call.fileno())
-            await sending
-            await link.expect(Ready, epoch, timeout=STALL + 60)
+            try:
+                await sending
+            except TransferCutError:
+                await link.why_it_ended(epoch)
+                raise
+            await link.expect(Ready, epoch, timeout=_RESTORE)
             link.post(Run(epoch=epoch, held=process.held))
-            await link.expect(Running, epoch, timeout=STALL)
+            await link.expect(Running, epoch)
         except BaseException:
-            sending.cancel()
             _shut(bulk)
-            with contextlib.suppress(OSError, MosixError, asyncio.CancelledError):
+            with contextlib.suppress(MosixError):
                 await sending
             raise
     except BaseException:
@@ -127,7 +145,11 @@ async def _leave_prepared(
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
-    _become_ghost(process, image, call_number)
+    try:
+        _become_ghost(process, image, call_number)
+    except (MosixError, OSError) as error:
+        _no_ghost(process, tracee, error)
+        raise MoveFailedError(f"process {process.pid} ended") from error
 
 
 async def _leave_vdso(process: JobProcess, tracee: Tracee) -> None:
@@ -171,6 +193,15 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
         process.on_lost(link)
 
 
+def _no_ghost(process: JobProcess, tracee: Tracee, error: MosixError | OSError) -> None:
+    """Behind the commit the ghost could not do its part. Mostly because it was killed, which
+    the watch will tell; a process that cannot go on is ended."""
+    process.place = Place.AWAY
+    process.home.watch.add(tracee, process.on_stop)
+    if not tracee.dying:
+        process.lose(error.message if isinstance(error, MosixError) else str(error))
+
+
 def _stop_again(process: JobProcess) -> None:
     """The agent has run although job control stopped the process: back into its group stop, in
     which `JobProcess.on_stop` lets it listen for SIGCONT."""
@@ -187,8 +218,10 @@ def _resume_at_home(
     keep: bool,
 ) -> None:
     """Undoes what `_leave_prepared` did to the process: it goes on as if nothing had been."""
+    if process.place is Place.ENDED:
+        return
     process.place = Place.HOME
-    with contextlib.suppress(MosixError, OSError):
+    try:
         if agent is not None:
             agent.abandon()
         if image is not None:
@@ -197,6 +230,12 @@ def _resume_at_home(
             )
         if not keep:
             tracee.detach()
+    except (MosixError, OSError) as error:
+        # It was killed. Its parent is told of its death only when its tracer has taken note.
+        process.tracee = tracee
+        process.home.watch.add(tracee, process.on_stop)
+        if not tracee.dying:
+            log.error("process %d cannot be let go: %s", process.pid, error)
 
 
 async def come_home(process: JobProcess) -> None:
@@ -204,50 +243,81 @@ async def come_home(process: JobProcess) -> None:
     link, tracee, agent = process.link, process.tracee, process.agent
     assert link is not None and tracee is not None and agent is not None
     epoch = process.epoch + 1
-    _, (bulk,) = await process.home.dial(link.ip, ("bulk",), process.pid, epoch, link.token)
+    bulk, link.way_home = link.way_home, None
+    if bulk is None:  # an attempt before has failed
+        _, (bulk,) = await process.home.dial(link.ip, ("home",), process.pid, epoch, link.token)
     with contextlib.closing(bulk):
+        _check_alive(process)
         process.place = Place.MOVING
         begin = time.monotonic_ns()
         link.post(Freeze(epoch=epoch))
-        image: Image | None = None
-        paused = False
+        done = _Done()
         try:
-            await link.expect(Frozen, epoch, timeout=STALL)
-            _check_alive(process)
-            agent.pause()
-            paused = True
-            body = image = await _blocking(stream.read_image, bulk.fileno())
-            agent.obey()
-            number = agent.give_fd(bulk.fileno())
-            await _blocking(restore.fill_ghost, agent, body, number)
-            await _blocking(stream.read_end, bulk.fileno(), body)
-            await link.expect(Sent, epoch, timeout=STALL)
-            agent.finish()
+            body = await _fill(process, link, agent, bulk, epoch=epoch, done=done)
         except BaseException:
             _shut(bulk)
-            _back_to_guest(process, epoch + 1, paused=paused, filled=image)
+            _back_to_guest(process, epoch + 1, done)
             raise
-        # Committed: home has the body.
+        # Committed: home has the body, whatever becomes of the guest now.
+        process.link = None
         process.epoch = epoch
         process.nmigs += 1
         process.page_bytes = body.page_bytes
-        process.calls_before = process.calls_before + agent.calls_served()
-        process.home.watch.remove(tracee)
-        await _until_clock(body.header.monotonic_ns)
-        agent.leave(*restore.final_state(tracee, body))
-        for siginfo in (*process.postponed, *process.at_home):
-            _queue(tracee, process.pid, siginfo)
-        process.postponed.clear()
-        process.at_home.clear()
-        tracee.set_options(0)
-        process.link = process.tracee = process.agent = None
-        process.place = Place.HOME
-        tracee.detach()
+        try:
+            await _become_body(process, tracee, agent, body)
+        except (MosixError, OSError) as error:
+            _no_ghost(process, tracee, error)
+            raise MoveFailedError(f"process {process.pid} ended") from error
+        finally:
+            link.post(Drop())
+            await link.close()
         process.freeze_ns = time.monotonic_ns() - begin
-    link.post(Drop())
-    await link.close()
-    process.held = False
     process.report()
+
+
+async def _fill(
+    process: JobProcess,
+    link: RemoteLink,
+    agent: Agent,
+    bulk: socket.socket,
+    *,
+    epoch: int,
+    done: _Done,
+) -> Image:
+    """The frozen body comes over `bulk` into its ghost, which then stands still."""
+    await link.expect(Frozen, epoch)
+    _check_alive(process)
+    agent.pause()
+    done.paused = True
+    try:
+        agent.obey()
+        done.given = agent.give_fd(bulk.fileno())
+        done.filled = body = await _begin(stream.read_image, bulk.fileno())
+        await _begin(_fill_ghost, agent, body, done.given, bulk.fileno())
+    except TransferCutError:
+        await link.why_it_ended(epoch)
+        raise
+    await link.expect(Sent, epoch)
+    _check_alive(process)
+    agent.finish()
+    return body
+
+
+async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: Image) -> None:
+    """The ghost, filled with its body, goes on by itself: no agent, no tracer."""
+    process.calls_before = process.calls_before + agent.calls_served()
+    process.home.watch.remove(tracee)
+    await _until_clock(body.header.monotonic_ns)
+    agent.leave(*restore.final_state(tracee, body))
+    for siginfo in (*process.postponed, *process.at_home):
+        _queue(tracee, process.pid, siginfo)
+    process.postponed.clear()
+    process.at_home.clear()
+    tracee.set_options(0)
+    tracee.detach()
+    process.tracee = process.agent = None
+    process.place = Place.HOME
+    process.held = False
 
 
 async def move_on(process: JobProcess, ip: str) -> None:
@@ -255,71 +325,120 @@ async def move_on(process: JobProcess, ip: str) -> None:
     old, tracee, agent = process.link, process.tracee, process.agent
     assert old is not None and tracee is not None and agent is not None
     epoch = process.epoch + 1
-    token, (control, call) = await process.home.dial(
-        ip, ("guest", "call"), process.pid, epoch, None
+    token, (control, call, way_home) = await process.home.dial(
+        ip, ("guest", "call", "home"), process.pid, epoch, None
     )
     new = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    new.way_home = way_home
     with contextlib.closing(call):
-        process.place = Place.MOVING
-        paused = False
+        done = _Done()
         try:
+            _check_alive(process)
+            process.place = Place.MOVING
             await _prepare(process, new, epoch, [PageRun(0, process.page_bytes)], hints=False)
             _check_alive(process)
             begin = time.monotonic_ns()
             old.post(Freeze(epoch=epoch, target=ip, token=token))
-            frozen = await old.expect(Frozen, epoch, timeout=STALL)
+            frozen = await old.expect(Frozen, epoch)
             _check_alive(process)
             agent.pause()
-            paused = True
-            await _first_failure(
-                old.expect(Sent, epoch, timeout=STALL + 600),
-                new.expect(Ready, epoch, timeout=STALL + 600),
-            )
+            done.paused = True
+            await _transferred(old, new, epoch)
             _check_alive(process)
             agent.obey()
-            number = agent.give_fd(call.fileno())
+            call_number = done.given = agent.give_fd(call.fileno())
             agent.finish()
             new.post(Run(epoch=epoch, held=process.held))
-            await new.expect(Running, epoch, timeout=STALL)
+            await new.expect(Running, epoch)
+            _check_alive(process)
         except BaseException:
             new.post(Drop())
             await new.close()
-            _back_to_guest(process, epoch + 1, paused=paused, filled=None)
+            _back_to_guest(process, epoch + 1, done)
             raise
     # Committed.
     process.freeze_ns = time.monotonic_ns() - begin
     process.epoch = epoch
     process.nmigs += 1
     process.page_bytes = frozen.page_bytes
-    process.link = new
-    agent.serve_on(number)
+    await _serve_another(process, tracee, agent, new, call_number)
+
+
+async def _serve_another(
+    process: JobProcess, tracee: Tracee, agent: Agent, new: RemoteLink, call_number: int
+) -> None:
+    """The body runs at another node: the ghost serves it there."""
+    old, process.link = process.link, new
+    assert old is not None
     process.place = Place.AWAY
-    _stop_again(process)
-    process.forward_postponed()
+    try:
+        agent.serve_on(call_number)
+        _stop_again(process)
+        process.forward_postponed()
+    except (MosixError, OSError) as error:
+        _no_ghost(process, tracee, error)
+        raise MoveFailedError(f"process {process.pid} ended") from error
+    finally:
+        old.post(Drop())
+        await old.close()
     process.report()
-    old.post(Drop())
-    await old.close()
     if new.lost:
         process.on_lost(new)
 
 
-def _back_to_guest(process: JobProcess, epoch: int, *, paused: bool, filled: Image | None) -> None:
-    """A move away from a node failed: its guest goes on as `epoch`, the ghost serves again.
+async def _transferred(old: RemoteLink, new: RemoteLink, epoch: int) -> None:
+    """The image has left the old node and is restored at the new one, or the first failure.
 
-    `filled`: the body that was, perhaps in part, put back into the ghost."""
-    link, agent = process.link, process.agent
-    if process.place is Place.ENDED or link is None or agent is None:
+    It may take as long as bytes move, which the two remotes see to."""
+    sent = asyncio.create_task(old.expect(Sent, epoch, timeout=None))
+    ready = asyncio.create_task(new.expect(Ready, epoch, timeout=None))
+    try:
+        done, _ = await asyncio.wait((sent, ready), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        await sent
+        async with asyncio.timeout(_RESTORE):
+            await ready
+    except TimeoutError as error:
+        raise NodeDownError(f"node {new.ip} does not finish restoring the process") from error
+    finally:
+        for task in (sent, ready):
+            task.cancel()
+        await asyncio.gather(sent, ready, return_exceptions=True)
+
+
+@dataclass
+class _Done:
+    """What a move away from a node has done to the ghost so far."""
+
+    paused: bool = False
+    #: the body that was, perhaps in part, put back into it
+    filled: Image | None = None
+    #: number of the descriptor that it was given
+    given: int | None = None
+
+
+def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
+    """A move away from a node failed: its guest goes on as `epoch`, the ghost serves again."""
+    link, agent, tracee = process.link, process.agent, process.tracee
+    if process.place is Place.ENDED or link is None or agent is None or tracee is None:
         return
     process.place = Place.AWAY
     process.epoch = epoch
     if link.lost:
         process.on_lost(link)
         return
-    if filled is not None and agent.obeying:
-        restore.empty_ghost(agent, filled)
-    if paused:
-        agent.unpause()
-        _stop_again(process)
+    try:
+        if done.filled is not None and agent.obeying:
+            restore.empty_ghost(agent, done.filled)
+        if done.given is not None:
+            agent.close_fd(done.given)
+        if done.paused:
+            agent.unpause()
+            _stop_again(process)
+    except (MosixError, OSError) as error:
+        _no_ghost(process, tracee, error)
+        return
     link.post(Resume(epoch=epoch, held=process.held))
     process.forward_postponed()
 
@@ -341,7 +460,7 @@ async def _prepare(
             features=process.home.features,
         )
     )
-    await link.expect(Prepared, timeout=STALL)
+    await link.expect(Prepared)
 
 
 async def _round_trip(link: RemoteLink) -> int:
@@ -349,7 +468,7 @@ async def _round_trip(link: RemoteLink) -> int:
     times = []
     for _ in range(3):
         link.post(Ping(sent_ns=time.monotonic_ns()))
-        pong = await link.expect(Pong, timeout=STALL)
+        pong = await link.expect(Pong)
         times.append(time.monotonic_ns() - pong.sent_ns)
     return min(times)
 
@@ -364,37 +483,33 @@ def _expected_runs(pid: int) -> list[PageRun]:
         ) from error
 
 
-async def _send(pid: int, bulk: socket.socket, image: Image) -> None:
-    def send() -> None:
-        fd = bulk.fileno()
-        stream.write_image(fd, image)
-        capture.send_pages(pid, fd, image.runs)
-        stream.write_end(fd, image)
-
-    try:
-        await _blocking(send)
-    except OSError as error:
-        raise MoveFailedError(
-            f"sending the image failed: {os.strerror(error.errno or 0)}"
-        ) from error
+def _send(pid: int, fd: int, image: Image) -> None:
+    stream.write_image(fd, image)
+    capture.send_pages(pid, fd, image.runs)
+    stream.write_end(fd, image)
 
 
-async def _blocking(function: Callable[..., T], *args: object) -> T:
-    """Runs `function` in a thread: it only reads and writes descriptors, never traces."""
-    try:
-        return await asyncio.to_thread(function, *args)
-    except OSError as error:
-        raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
+def _fill_ghost(agent: Agent, image: Image, number: int, fd: int) -> None:
+    restore.fill_ghost(agent, image, number)
+    stream.read_end(fd, image)
 
 
-async def _first_failure(*awaitables: Awaitable[object]) -> None:
-    """All of them, or the first exception; the others are then cancelled."""
-    tasks = [asyncio.ensure_future(item) for item in awaitables]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+    """Starts `function` in a thread, now: it only reads and writes descriptors, never traces.
+
+    TransferCutError, MoveFailedError instead of OSError and EOFError."""
+
+    def run() -> T:
+        try:
+            return function(*args)
+        except BlockingIOError as error:
+            raise TransferCutError(f"no byte of the image moved for {STALL} s") from error
+        except (EOFError, ConnectionError) as error:
+            raise TransferCutError("the connection was cut in the middle of the image") from error
+        except OSError as error:
+            raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
+
+    return asyncio.get_running_loop().run_in_executor(None, run)
 
 
 async def _until_clock(monotonic_ns: int) -> None:

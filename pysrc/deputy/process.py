@@ -102,6 +102,7 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        self._wanted_home = False
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
         self.at_home: list[bytes] = []
@@ -183,7 +184,7 @@ class JobProcess:
             self._interrupted(tracee, agent, by_signal=True)
         elif fate is Fate.HOME_FIRST:
             self.at_home.append(tracee.siginfo)
-            self.why = f"home: dies by {signal.Signals(stop.signal).name}"
+            self.why = f"home: dies by {signals.name(stop.signal)}"
             self.spawn(self._come_home())
         return 0
 
@@ -241,7 +242,9 @@ class JobProcess:
             self.cancel(message.id)
         elif isinstance(message, NeedHome):
             self.why = f"home: {message.reason}"
-            self.spawn(self._come_home())
+            if not self._wanted_home:
+                self._wanted_home = True
+                self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
             self._guest_died(message.status)
 
@@ -263,11 +266,12 @@ class JobProcess:
 
     def _guest_died(self, status: int) -> None:
         """The guest ended without an exit call: the ghost ends the same way."""
-        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else signal.SIGKILL
-        self.why = f"the guest died by {signal.Signals(number).name}"
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(signal.SIGKILL)
+        self.why = f"the guest died by {signals.name(number)}"
         self.home.tell_user(f"process {self.pid}: {self.why} on node {self.link and self.link.ip}")
         try:
-            os.kill(self.pid, number)
+            if number in signal.valid_signals():
+                os.kill(self.pid, number)
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             self.end()
@@ -301,6 +305,7 @@ class JobProcess:
     async def _come_home(self) -> None:
         try:
             async with self.moves:
+                self._wanted_home = False
                 if self.place is Place.AWAY:
                     await self.home.come_home(self)
         except MosixError as error:

@@ -63,6 +63,13 @@ def dispositions(pid: int) -> tuple[int, int]:
     return masks["SigCgt"], masks["SigIgn"]
 
 
+def name(number: int) -> str:
+    """SIGKILL, SIGRTMIN+3…"""
+    if signal.SIGRTMIN < number < signal.SIGRTMAX:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+
+
 def core_limit(pid: int) -> int:
     """Soft RLIMIT_CORE of `pid` in bytes; 0 when it cannot be read."""
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import msgspec
 from mosix.errors import CannotMoveError
-from mosix.image.maps import find_hole, read_mappings
+from mosix.image.maps import Mapping, find_hole, read_mappings
 from mosix.image.model import (
     IMAGE_VERSION,
     PAGE_SIZE,
@@ -62,6 +62,11 @@ class ProcFiles:
     pagemap: int = -1
     mem: int = -1
 
+    def close(self) -> None:
+        for fd in (self.pagemap, self.mem):
+            if fd >= 0:
+                os.close(fd)
+
 
 @dataclass(frozen=True, slots=True)
 class GuestVdso:
@@ -73,17 +78,22 @@ class GuestVdso:
 
 
 def describe(
-    tracee: Tracee, epoch: int, files: ProcFiles | None = None, vdso: GuestVdso | None = None
+    tracee: Tracee,
+    epoch: int,
+    mappings: list[Mapping] | None = None,
+    files: ProcFiles | None = None,
+    vdso: GuestVdso | None = None,
 ) -> Image:
-    """All of a single-threaded process but its pages. `vdso`: to be given for a guest.
+    """All of a single-threaded process but its pages. `mappings`: if they are known already;
+    `vdso`: to be given for a guest.
 
     CannotMoveError: it changed into something that cannot move; TraceError: it ended."""
     pid = tracee.pid
     status = _status(pid)
     caught, ignored = int(status[b"SigCgt"], 16), int(status[b"SigIgn"], 16)
-    mappings = read_mappings(pid)
     vdso = vdso or GuestVdso(own_vdso())
-    vmas = _as_at_home([mapping.vma for mapping in mappings], vdso.vmas)
+    vmas = [mapping.vma for mapping in mappings or read_mappings(pid)]
+    vmas = _as_at_home(vmas, vdso.vmas)
     asked = _ask(tracee, vmas, caught)
     if tracee.stub_on_stack():
         raise CannotMoveError(

@@ -64,10 +64,12 @@ def why_not(pid: int, own_filters: int | None = None) -> str | None:
     return _why_not(pid, own_filters, tracer=0)
 
 
-def why_not_stopped(tracee: Tracee, own_filters: int | None = None) -> str | None:
+def why_not_stopped(
+    tracee: Tracee, own_filters: int | None = None, mappings: list[Mapping] | None = None
+) -> str | None:
     """The same once it stands still: nothing can change any more. Adds what only a tracer
-    sees."""
-    reason = _why_not(tracee.pid, own_filters, tracer=os.getpid())
+    sees. `mappings`: its own, if somebody has read them since it stands."""
+    reason = _why_not(tracee.pid, own_filters, os.getpid(), mappings)
     if reason is not None:
         return reason
     registers = tracee.get_registers()
@@ -91,13 +93,15 @@ def _by_vdso(tracee: Tracee) -> str | None:
     return None
 
 
-def _why_not(pid: int, own_filters: int | None, tracer: int) -> str | None:
+def _why_not(
+    pid: int, own_filters: int | None, tracer: int, mappings: list[Mapping] | None = None
+) -> str | None:
     status = _status(pid)
     reason = _by_status(status, own_filters, tracer)
     if reason is not None:
         return reason
     try:
-        mappings = read_mappings(pid)
+        mappings = mappings or read_mappings(pid)
     except PermissionError:
         return "its memory may not be examined (another user's, or not dumpable)"
     if not mappings:

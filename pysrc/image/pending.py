@@ -40,29 +40,39 @@ from mosix.native.tracee import (
 
 SYS_WRITE = 1
 SYS_POLL = 7
+SYS_PWRITE64 = 18
 SYS_WRITEV = 20
+SYS_SELECT = 23
 SYS_NANOSLEEP = 35
 SYS_SENDFILE = 40
 SYS_SENDTO = 44
 SYS_RECVFROM = 45
 SYS_SENDMSG = 46
+SYS_RECVMSG = 47
 SYS_RT_SIGTIMEDWAIT = 128
 SYS_FUTEX = 202
 SYS_RESTART_SYSCALL = 219
 SYS_SEMTIMEDOP = 220
 SYS_CLOCK_NANOSLEEP = 230
 SYS_EPOLL_WAIT = 232
+SYS_PSELECT6 = 270
+SYS_PPOLL = 271
 SYS_EPOLL_PWAIT = 281
+SYS_PWRITEV = 296
+SYS_RECVMMSG = 299
+SYS_PWRITEV2 = 328
 SYS_EPOLL_PWAIT2 = 441
 
 #: -EINTR without a signal handler: nothing has happened yet, they can be made again.
 #: read, readv, recv*, accept*, connect, write, writev, send* (socket timeouts), semaphores…
 _REMADE_ON_EINTR = frozenset(
     (
-        *(0, 19, 42, 43, 45, 47, 288, 299),
+        *(0, 19, 42, 43, 45, 47, 288, SYS_RECVMMSG),
         *(SYS_WRITE, SYS_WRITEV, SYS_SENDTO, SYS_SENDMSG, 307),
         *(65, SYS_SEMTIMEDOP, SYS_RT_SIGTIMEDWAIT),
         *(SYS_EPOLL_WAIT, SYS_EPOLL_PWAIT, SYS_EPOLL_PWAIT2),
+        # when the time left could not be written: it is in read-only memory
+        *(SYS_SELECT, SYS_PSELECT6, SYS_PPOLL),
     )
 )
 _RESTART_CODES = frozenset((ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK))
@@ -75,17 +85,25 @@ _TIMESPEC_ARG = {
     SYS_SEMTIMEDOP: 3,
     SYS_EPOLL_PWAIT2: 3,
 }
+#: call → index of a timeout that the kernel replaces by the time left
+_UPDATED_ARG = {SYS_SELECT: 4, SYS_PSELECT6: 4, SYS_PPOLL: 2, SYS_RECVMMSG: 4}
+#: call → index of the position in the file
+_POSITION_ARG = {SYS_PWRITE64: 3, SYS_PWRITEV: 3, SYS_PWRITEV2: 3}
 #: call → index of a timeout in ms (negative: none)
 _MS_ARG = {SYS_POLL: 2, SYS_EPOLL_WAIT: 3, SYS_EPOLL_PWAIT: 3}
 #: call → index of `rem`, where the kernel writes the time left
 _REM_ARG = {SYS_NANOSLEEP: 1, SYS_CLOCK_NANOSLEEP: 3}
 _TIMESPEC = struct.Struct("<qq")
 _IOVEC = struct.Struct("<QQ")
+_MSGHDRS = (SYS_SENDMSG, SYS_RECVMSG)
 _MSGHDR_IOV = struct.Struct("<QQ")  # at offset 16: msg_iov, msg_iovlen
 _SECOND = 1_000_000_000
+#: what fits a deadline in the image: some hundred years
+_LONGEST = 1 << 62
 _SA_RESTART = 0x10000000
 _MSG_PEEK, _MSG_DONTWAIT, _MSG_WAITALL = 0x2, 0x40, 0x100
 _MAX_IOV = 1024
+_CURRENT = (1 << 64) - 1  # of pwritev2: the position of the descriptor
 _TIMER_ABSTIME = 1
 _FUTEX_WAIT = 0
 _FUTEX_COMMAND = 0x7F
@@ -200,19 +218,21 @@ def _wanted(tracee: Tracee, nr: int, args: tuple[int, ...]) -> int:
         size = args[3]
     elif nr == SYS_RECVFROM:
         size = args[2] if args[3] & _MSG_WAITALL and not args[3] & _MSG_PEEK else 0
-    elif nr in (SYS_WRITEV, SYS_SENDMSG):
+    elif nr in (SYS_WRITEV, SYS_SENDMSG) or (nr == SYS_RECVMSG and args[2] & _MSG_WAITALL):
         size = sum(length for _, length in _vectors(tracee, nr, args))
     else:
         return 0
-    flags = {SYS_SENDTO: args[3], SYS_RECVFROM: args[3], SYS_SENDMSG: args[2]}.get(nr, 0)
-    if flags & _MSG_DONTWAIT or not _blocks(tracee.pid, args[0]):
+    flags = args[3] if nr in (SYS_SENDTO, SYS_RECVFROM) else args[2] if nr in _MSGHDRS else 0
+    if flags & (_MSG_DONTWAIT | (_MSG_PEEK if nr == SYS_RECVMSG else 0)) or not _blocks(
+        tracee.pid, args[0]
+    ):
         return 0
     return size
 
 
 def _vectors(tracee: Tracee, nr: int, args: tuple[int, ...]) -> list[tuple[int, int]]:
     address, count = args[1], args[2]
-    if nr == SYS_SENDMSG:
+    if nr in _MSGHDRS:
         address, count = _MSGHDR_IOV.unpack(tracee.read(args[1] + 16, 16))
     if not 0 < count <= _MAX_IOV:
         return []
@@ -241,6 +261,9 @@ def _timeout(tracee: Tracee, nr: int, args: tuple[int, ...]) -> int | None:
     if nr in _MS_ARG:
         ms = args[_MS_ARG[nr]] & 0xFFFFFFFF
         return ms * 1_000_000 if ms < 1 << 31 else None
+    if nr in _UPDATED_ARG:
+        address = args[_UPDATED_ARG[nr]]
+        return _read_timeout(tracee, nr, address) if address else None
     if nr not in _TIMESPEC_ARG or (nr == SYS_CLOCK_NANOSLEEP and args[1] & _TIMER_ABSTIME):
         return None
     if nr == SYS_FUTEX and args[1] & _FUTEX_COMMAND != _FUTEX_WAIT:
@@ -254,6 +277,15 @@ def _read_time(tracee: Tracee, address: int) -> int:
     return int(seconds * _SECOND + ns)
 
 
+def _read_timeout(tracee: Tracee, nr: int, address: int) -> int | None:
+    """A timespec or timeval (select) in ns; None if the kernel will refuse it."""
+    seconds, fraction = _TIMESPEC.unpack(tracee.read(address, _TIMESPEC.size))
+    unit = 1000 if nr == SYS_SELECT else 1
+    if seconds < 0 or fraction < 0 or (nr != SYS_SELECT and fraction >= _SECOND):
+        return None
+    return min(int(seconds * _SECOND + fraction * unit), _LONGEST)
+
+
 def _deadline(
     tracee: Tracee, registers: Registers, nr: int, offset_ns: int, began: bool = True
 ) -> int:
@@ -265,8 +297,10 @@ def _deadline(
         if timeout is None:
             return 0
         rem = registers.args[_REM_ARG[nr]] if nr in _REM_ARG else 0
-        exact = began and rem and registers.result == ERESTART_RESTARTBLOCK
+        exact = bool(began and rem and registers.result == ERESTART_RESTARTBLOCK)
         left = min(timeout, _read_time(tracee, rem)) if exact else timeout
+        # With this code the kernel has written what is left where the timeout was read.
+        exact |= nr in _UPDATED_ARG and registers.result == ERESTARTNOHAND
     except OSError:
         return 0  # it will fail with EFAULT when it is made again
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -372,19 +406,24 @@ def reissue(tracee: Tracee, registers: Registers, call: PendingCall, now_ns: int
     if nr in _MS_ARG:
         args[_MS_ARG[nr]] = min(-(-left // 1_000_000), 0x7FFFFFFF)
         tracee.finish_call(registers, nr, args)
-    else:
-        tracee.finish_call(
-            registers,
-            nr,
-            args,
-            data=_TIMESPEC.pack(*divmod(left, _SECOND)),
-            data_arg=_TIMESPEC_ARG[nr],
-        )
+        return
+    data_arg = _UPDATED_ARG[nr] if nr in _UPDATED_ARG else _TIMESPEC_ARG[nr]
+    data = _TIMESPEC.pack(*divmod(left, _SECOND))
+    if nr in _UPDATED_ARG:
+        if nr == SYS_SELECT:
+            data = _TIMESPEC.pack(left // _SECOND, left % _SECOND // 1000)
+        with contextlib.suppress(OSError):  # read-only: the kernel leaves it alone as well
+            tracee.write(args[data_arg], data)
+            tracee.set_registers(registers)
+            return
+    tracee.finish_call(registers, nr, args, data=data, data_arg=data_arg)
 
 
 def _reissue_bytes(tracee: Tracee, registers: Registers, call: PendingCall) -> None:
     args = list(call.args)
-    if call.nr in (SYS_WRITE, SYS_SENDTO, SYS_RECVFROM):
+    if call.nr in _POSITION_ARG and args[_POSITION_ARG[call.nr]] != _CURRENT:
+        args[_POSITION_ARG[call.nr]] += call.done
+    if call.nr in (SYS_WRITE, SYS_PWRITE64, SYS_SENDTO, SYS_RECVFROM):
         args[1] += call.done
         args[2] -= call.done
         tracee.finish_call(registers, call.nr, args, call.done)
@@ -399,7 +438,7 @@ def _reissue_bytes(tracee: Tracee, registers: Registers, call: PendingCall) -> N
             rest.append((address + skip, length - skip))
         skip = max(0, skip - length)
     packed = b"".join(_IOVEC.pack(*vector) for vector in rest)
-    if call.nr == SYS_WRITEV and len(rest) == 1:
+    if call.nr not in _MSGHDRS and len(rest) == 1:
         args[2] = 1
         tracee.finish_call(registers, call.nr, args, call.done, data=packed, data_arg=1)
         return
@@ -408,10 +447,11 @@ def _reissue_bytes(tracee: Tracee, registers: Registers, call: PendingCall) -> N
     page = tracee.inject(9, 0, 64 + len(packed), 3, 0x22, -1, 0)
     if page < 0:
         raise OSError(-page, os.strerror(-page))
-    if call.nr == SYS_SENDMSG:
+    if call.nr in _MSGHDRS:
         header = bytearray(tracee.read(args[1], 56))
         _MSGHDR_IOV.pack_into(header, 16, page + 64, len(rest))
-        header[32:48] = bytes(16)  # descriptors and credentials went with the first part
+        # Descriptors and credentials, and what a receiver is told, went with the first part.
+        header[32:48] = bytes(16)
         tracee.write(page, bytes(header) + bytes(8) + packed)
         args[1] = page
     else:

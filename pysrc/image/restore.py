@@ -65,8 +65,8 @@ _RLIM_INFINITY = 2**64 - 1
 _RSEQ_FLAG_UNREGISTER = 1
 _ROBUST_LIST_HEAD = 24
 _SIGACTION_SIZE = 32
-_UNCATCHABLE = (9, 19)  # SIGKILL, SIGSTOP
-_SIGNALS = range(1, 65)
+#: all signals but SIGKILL and SIGSTOP
+_SETTABLE = tuple(number for number in range(1, 65) if number not in (9, 19))
 
 #: Kinds of VMA that the kernel made and that are moved or left, never filled.
 _KERNEL_KINDS = ("vdso", "vvar", "vsyscall")
@@ -159,10 +159,11 @@ def plan_removal(current: Iterable[Mapped], keep: Iterable[Range]) -> list[Call]
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((start, end))
-    return [
-        Call(_MUNMAP, (start, end - start), f"munmap of {start:#x}-{end:#x}")
-        for start, end in joined
-    ]
+    return [_munmap(start, end) for start, end in joined]
+
+
+def _munmap(start: int, end: int) -> Call:
+    return Call(_MUNMAP, (start, end - start), f"munmap of {start:#x}-{end:#x}")
 
 
 def plan_vdso(current: Sequence[Mapped], image: Image) -> list[Call]:
@@ -204,12 +205,9 @@ def plan_vdso(current: Sequence[Mapped], image: Image) -> list[Call]:
 
 
 def plan_foreign_vdso(current: Iterable[Mapped], image: Image) -> list[Call]:
-    """Ordinary memory in the place of home's vdso (to be written, `plan_vdso_done` follows), and
-    nothing where its data pages were: at home they will be there again."""
-    calls = [
-        Call(_MUNMAP, (at.start, at.end - at.start), f"munmap of {at.name}")
-        for at in _vdso_of_process(current)
-    ]
+    """Ordinary memory in the place of home's vdso, still to be written, and nothing
+    where its data pages were: at home they will be there again."""
+    calls = [_munmap(at.start, at.end) for at in _vdso_of_process(current)]
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
     return calls + [
         Call(
@@ -219,15 +217,6 @@ def plan_foreign_vdso(current: Iterable[Mapped], image: Image) -> list[Call]:
         )
         for at in _vdso_of_image(image)
         for prot in (_PROT_RW if at.name == "[vdso]" else _PROT_NONE,)
-    ]
-
-
-def plan_vdso_done(image: Image) -> list[Call]:
-    """The written vdso becomes what programs expect: readable, executable."""
-    return [
-        Call(_MPROTECT, (vma.start, vma.size, vma.prot), "mprotect of home's vdso")
-        for vma in image.vmas
-        if vma.kind == "vdso"
     ]
 
 
@@ -396,16 +385,10 @@ def altstack_to_set(altstack: bytes) -> bytes:
 
 
 def plan_sigactions(sigactions: dict[int, bytes]) -> list[Call]:
-    """All of the table: what the image does not name is SIG_DFL, whatever the guest had."""
-    default = bytes(_SIGACTION_SIZE)
+    """What the image names; everything else is SIG_DFL since `prefault`."""
     return [
-        Call(
-            _RT_SIGACTION,
-            (signal, sigactions.get(signal, default), 0, 8),
-            f"rt_sigaction of signal {signal}",
-        )
-        for signal in _SIGNALS
-        if signal not in _UNCATCHABLE
+        Call(_RT_SIGACTION, (signal, action, 0, 8), f"rt_sigaction of signal {signal}")
+        for signal, action in sigactions.items()
     ]
 
 
@@ -474,24 +457,29 @@ def _hint(number: int) -> str:
     return ""
 
 
-def _remove(agent: Agent, keep: Iterable[Range]) -> None:
+def _removal(agent: Agent, keep: Iterable[Range]) -> list[Call]:
+    """Takes away all that is in the process but the agent and `keep`; to be carried out next."""
     agent.forget_host()
-    _run(agent, plan_removal(mapped(agent.pid), [agent.blob, *keep]))
     agent.forget_area()
+    return plan_removal(mapped(agent.pid), [agent.blob, *keep])
 
 
 def empty_ghost(agent: Agent, image: Image) -> None:
     """The body is elsewhere: gives its memory back, all but arguments, environment and vdso.
 
     Also after a `fill_ghost` that failed. `image` is the body that was here or came."""
-    _run(agent, plan_unregister(image))
-    _remove(agent, [arguments_range(image.process.mm)])
+    removal = _removal(agent, [arguments_range(image.process.mm)])
+    _run(agent, [*plan_unregister(image), *removal])
 
 
 def prefault(agent: Agent, ranges: Iterable[Range]) -> list[Range]:
-    """Populates memory of the empty guest that a body will need, while that still runs
+    """Empties the guest and populates memory that a body will need, while that still runs
     elsewhere: page faults are most of the time of a fill. `ranges` is a guess; what does not
     fit is left out. Returns what was mapped, for `fill_guest`."""
+    # The guest's own program goes. It has no rseq area and no robust list: the kernel would
+    # write into memory that is gone.
+    default = dict.fromkeys(_SETTABLE, bytes(_SIGACTION_SIZE))
+    _run(agent, [*_removal(agent, ()), *plan_sigactions(default)])
     wanted = sorted(_page_range(*range_) for range_ in ranges)
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE | _MAP_POPULATE
     results = _run(
@@ -508,85 +496,88 @@ def fill_guest(
     agent: Agent,
     image: Image,
     bulk: int,
-    prefaulted: Sequence[Range] = (),
+    prefaulted: Sequence[Range],
     *,
     foreign_vdso: bool = False,
 ) -> None:
     """Puts the body into the confined, empty process in which `agent` obeys.
 
     `bulk`: number in that process of the descriptor from which the pages come, in the order of
-    ``image.runs``. `foreign_vdso`: home's vdso is not this kernel's: the guest gets one that makes
-    system calls. MoveFailedError; the guest is then good for nothing but killing."""
-    process, thread = image.process, image.threads[0]
+    ``image.runs``; closed when the agent leaves. `prefaulted`: what `prefault` has returned.
+    `foreign_vdso`: home's vdso is not this kernel's: the guest gets one that makes system calls.
+    MoveFailedError; the guest is then good for nothing but killing."""
+    process = image.process
     ready = usable_prefault(image, prefaulted)
     agent.relocate(body_ranges(image))
-    # 1. The guest's own program goes. It has no rseq area and no robust list: the kernel would
-    #    write into memory that is gone.
-    _remove(agent, ready)
-    # 2. vdso and data pages, before anything is mapped where they have to go.
-    if foreign_vdso:
-        _put_foreign_vdso(agent, image)
-    else:
-        _run(agent, plan_vdso(mapped(agent.pid), image))
-    # 3. All of the memory, then what the kernel knows about it.
     with _empty_file(agent, image) as empty:
         plan = plan_mapping(image, premapped=ready, empty_file=empty, locks_may_fail=True)
-        _run(agent, plan.before)
-    _fill(agent, image, bulk, plan)
+        useless = subtract(prefaulted, ready)
+        # vdso and data pages, before anything is mapped where they have to go
+        put_vdso = plan_foreign_vdso if foreign_vdso else plan_vdso
+        moved = put_vdso(mapped(agent.pid), image)
+        _run(agent, [*(_munmap(*range_) for range_ in useless), *moved, *plan.before])
+    if foreign_vdso:
+        _write_foreign_vdso(agent, image)
+    _receive(agent, image, bulk)
     _run(
         agent,
         [
+            *plan.after,
             plan_mm(process),
-            *plan_thread(thread),
+            *plan_thread(image.threads[0]),
             *plan_sigactions(process.sigactions),
             *plan_itimers(process),
+            # last what would have been in the way: READ_IMPLIES_EXEC, limits of memory
+            Call(_PERSONALITY, (process.personality,), "personality"),
+            *plan_rlimits(process, _current_limits(agent.pid, process.rlimits)),
         ],
     )
-    # 4. Last what would have been in the way: limits of memory, READ_IMPLIES_EXEC.
-    _run(agent, [Call(_PERSONALITY, (process.personality,), "personality")])
-    _run(agent, plan_rlimits(process, _current_limits(agent.pid, process.rlimits)))
     _requeue(agent, image)
 
 
-def _put_foreign_vdso(agent: Agent, image: Image) -> None:
+def _write_foreign_vdso(agent: Agent, image: Image) -> None:
+    """Into the memory of `plan_foreign_vdso`, which then becomes readable and executable."""
     content = vdso.with_system_calls(image.process.vdso)
-    places = [(vma.start, vma.size) for vma in image.vmas if vma.kind == "vdso"]
-    if [size for _, size in places] != [len(content)]:
+    places = [vma for vma in image.vmas if vma.kind == "vdso"]
+    if [vma.size for vma in places] != [len(content)]:
         raise MoveFailedError("the image has another vdso than its process")
-    _run(agent, plan_foreign_vdso(mapped(agent.pid), image))
-    agent.write(places[0][0], content)
-    _run(agent, plan_vdso_done(image))
+    (place,) = places
+    agent.write(place.start, content)
+    _run(agent, [Call(_MPROTECT, (place.start, place.size, place.prot), "mprotect of the vdso")])
 
 
 def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
-    """Puts the body back into its emptied ghost, in which `agent` obeys.
+    """Puts the body back into its emptied ghost, in which `agent` obeys; `bulk` as above.
 
     MoveFailedError: `empty_ghost` makes it a ghost again. Dispositions, limits, personality are
     the ghost's own: it executed the calls that set them."""
     agent.relocate(body_ranges(image))
     kept = arguments_range(image.process.mm)
     arguments = agent.read(kept[0], kept[1] - kept[0])
-    _remove(agent, [kept])
+    removal = _removal(agent, [kept])
     with _empty_file(agent, image) as empty:
         plan = plan_mapping(image, replace=[kept], empty_file=empty)
-        _run(agent, plan.before)
+        _run(agent, [*removal, *plan.before])
     # The stack has to be one mapping that grows, so the kept pages were mapped over; ps and a
     # second emptying need what was in them, whatever becomes of the fill.
     agent.write(kept[0], arguments)
-    _fill(agent, image, bulk, plan)
+    _receive(agent, image, bulk)
     _run(
         agent,
-        [plan_mm(image.process), *plan_thread(image.threads[0]), *plan_itimers(image.process)],
+        [
+            *plan.after,
+            plan_mm(image.process),
+            *plan_thread(image.threads[0]),
+            *plan_itimers(image.process),
+        ],
     )
     _requeue(agent, image)
 
 
-def _fill(agent: Agent, image: Image, bulk: int, plan: Mapping) -> None:
+def _receive(agent: Agent, image: Image, bulk: int) -> None:
     got = agent.fill(bulk, image.runs)
     if got != image.page_bytes:
         raise MoveFailedError(f"{got} of {image.page_bytes} bytes of memory arrived")
-    agent.close_fd(bulk)
-    _run(agent, plan.after)
 
 
 @contextlib.contextmanager

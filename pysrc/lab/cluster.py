@@ -59,10 +59,13 @@ def default_mosd() -> list[str]:
     return [sys.executable, "-m", "mosix.cli.mosd"]
 
 
-def up(name: str, nodes: int, limits: cgroups.Limits, mosd: list[str]) -> Lab:
+def up(
+    name: str, nodes: int, limits: cgroups.Limits, mosd: list[str], *, configured: bool = True
+) -> Lab:
     """Bring lab `name` up; MosixError says why not, and then nothing is left of it.
 
-    The caller ends up in the lab's cgroups and should exit soon.
+    `mosd` empty: none is started. Not `configured`: nodes have no /etc/mosix. The caller ends up
+    in the lab's cgroups and should exit soon.
     """
     require_root()
     if not 1 <= nodes <= state.MAX_NODES:
@@ -76,7 +79,7 @@ def up(name: str, nodes: int, limits: cgroups.Limits, mosd: list[str]) -> Lab:
         cgroups.join(cgroups.create(name, "lab"))
         lab.save()
         try:
-            _build(lab, nodes, limits)
+            _build(lab, nodes, limits, configured)
             if mosd:
                 _wait_for_mosds(lab)
         except (MosixError, OSError) as error:
@@ -185,7 +188,7 @@ def clock_offsets(number: int) -> tuple[int, int]:
     return monotonic, monotonic + 500 * number
 
 
-def _build(lab: Lab, nodes: int, limits: cgroups.Limits) -> None:
+def _build(lab: Lab, nodes: int, limits: cgroups.Limits, configured: bool) -> None:
     kernel.unshare(kernel.CLONE_NEWNET)
     network.make_switch()
     lab.switch = _hold_switch(lab)
@@ -194,7 +197,7 @@ def _build(lab: Lab, nodes: int, limits: cgroups.Limits) -> None:
     secret = secrets.token_hex(16)
     go: list[int] = []
     for number, ip in enumerate(ips, 1):
-        files = Files(f"n{number}", ips, ip, secret)
+        files = Files(f"n{number}", ips, ip, secret, configured)
         node, go_fd = _start_node(lab, number, files, limits)
         go.append(go_fd)
         network.connect(node.init.pid, node.name, ip)

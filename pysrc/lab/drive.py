@@ -47,6 +47,7 @@ class NodeHandle:
         self.node = node
         self.name = node.name
         self.ip = node.ip
+        self._orders: subprocess.Popen[Any] | None = None
 
     def path(self, inside: str) -> Path:
         """A path of the node's, as this process reaches it."""
@@ -114,10 +115,9 @@ class NodeHandle:
             )
         return done.stdout
 
-    def jobs(self, user: str | None = None) -> list[dict[str, Any]]:
-        """`mosps --json`: one record per process of a job, and per guest."""
-        rows = json.loads(self.check(["mosps", "--json"], user=user))
-        return list(rows)
+    def jobs(self) -> list[dict[str, Any]]:
+        """As `mosps --json`: one record per process of a job, and per guest."""
+        return list(self.ask("jobs"))
 
     def job(self, pid: int) -> dict[str, Any] | None:
         return next((row for row in self.jobs() if row["pid"] == pid), None)
@@ -127,14 +127,34 @@ class NodeHandle:
         row = self.job(pid)
         return "gone" if row is None else str(row["where"])
 
-    def migrate(self, pid: int, target: str, user: str | None = None) -> dict[str, Any]:
-        """Move and wait; what `migrate --wait --json` says: freeze_ns, page_bytes. Raises the
-        MosixError that the command's exit code stands for."""
-        done = self.run(["migrate", "--wait", "--json", str(pid), target], user=user)
-        if done.returncode:
-            line = done.stderr.strip().removeprefix("migrate: ")
-            raise from_code(done.returncode, line or f"migrate ended with {done.returncode}")
-        return dict(json.loads(done.stdout))
+    def migrate(self, pid: int, target: str) -> dict[str, Any]:
+        """As `migrate --wait --json` by root: freeze_ns, page_bytes. Raises the MosixError that
+        the command's exit code stands for."""
+        return dict(self.ask("migrate", pid, target))
+
+    def ask(self, *question: Any) -> Any:
+        """Put a question to the node's mosd (see `mosix.lab.orders`)."""
+        if self._orders is None:
+            command = [sys.executable, "-m", "mosix.lab.orders"]
+            pipe = subprocess.PIPE
+            self._orders = self.popen(command, stdin=pipe, stdout=pipe)
+        assert self._orders.stdin is not None
+        assert self._orders.stdout is not None
+        self._orders.stdin.write(json.dumps(question) + "\n")
+        self._orders.stdin.flush()
+        line = self._orders.stdout.readline()
+        if not line:
+            raise MosixError(f"cannot ask {self.name} any more: status {self._orders.wait()}")
+        said = json.loads(line)
+        if "code" in said:
+            raise from_code(said["code"], said["message"], said["hint"])
+        return said["result"]
+
+    def close(self) -> None:
+        """End what answers `ask`."""
+        if self._orders is not None:
+            self._orders.communicate()
+            self._orders = None
 
     def mosd(self, order: str, *options: str) -> None:
         """start (with these options), stop or kill, and wait until it is done."""
@@ -160,7 +180,7 @@ class NodeHandle:
     def host_pid(self, pid: int) -> int:
         """The host's PID of the node's process `pid`; ProcessLookupError if there is none."""
         for outer in self.processes():
-            if _pids(outer)[1:] == [pid]:
+            if _pids(outer)[1:2] == [pid]:  # a guest has a third one, its home's
                 return outer
         raise ProcessLookupError(pid)
 
@@ -205,6 +225,8 @@ class Cluster:
         return cls(name)
 
     def down(self) -> None:
+        for node in self.nodes:
+            node.close()
         down(self.name)
 
     def __getitem__(self, number: int) -> NodeHandle:
@@ -231,6 +253,7 @@ def kill_command(process: subprocess.Popen[Any]) -> None:
     pids = _children(process.pid)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
     if not pids:
         process.kill()
 

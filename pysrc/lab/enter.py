@@ -3,8 +3,8 @@
 The caller forks into the node's PID namespace, the child joins the other namespaces and the
 cgroups and execs. The caller stays outside, for a process cannot change its own PID namespace,
 and stands in for the child towards whoever started it: it ends as the child ends (status or
-signal), stops when it stops, and hands on signals that were sent to it. What the terminal sends
-(^C, ^\\, ^Z) reaches the child by itself, since both are in one process group.
+signal), stops when the terminal stops the child, and hands on signals that were sent to it. What
+the terminal sends (^C, ^\\, ^Z) reaches the child by itself: both are in one process group.
 Must be called from a process with one thread (a time namespace takes no other); never returns.
 """
 
@@ -25,6 +25,7 @@ from mosix.lab.state import Lab, Node
 
 #: signals a caller may send us for the child; not SIGKILL and SIGSTOP, which nobody can hand on
 _HANDED_ON = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
+_TERMINAL_STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 #: faults are ours if they happen to us
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 
@@ -154,10 +155,13 @@ def _stand_in(child: int) -> NoReturn:
             if pid == 0:
                 continue
             if os.WIFSTOPPED(status):
-                _stop_as(os.WSTOPSIG(status))
-                # Whoever continued our process group has continued it as well.
-                if _is_stopped(child):
-                    os.kill(child, signal.SIGCONT)
+                # Not for a SIGSTOP sent to the child alone: whoever continues it later does not
+                # know of us.
+                if os.WSTOPSIG(status) in _TERMINAL_STOPS:
+                    _stop_as(os.WSTOPSIG(status))
+                    # Whoever continued our process group has continued it as well.
+                    if _is_stopped(child):
+                        os.kill(child, signal.SIGCONT)
             elif os.WIFEXITED(status):
                 os._exit(os.WEXITSTATUS(status))
             else:
@@ -175,14 +179,12 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _stop_as(number: int) -> None:
-    if number != signal.SIGSTOP:
-        # ^Z sent us one as well: stopping twice would take two `fg`.
-        signal.sigtimedwait({number}, 0)
-        signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    # ^Z sent us one as well: stopping twice would take two `fg`.
+    signal.sigtimedwait({number}, 0)
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
-    if number != signal.SIGSTOP:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
 
 
 def _die_by(number: int) -> NoReturn:

@@ -30,6 +30,8 @@ class Files(msgspec.Struct, frozen=True):
     ips: tuple[str, ...]
     own: str
     secret: str
+    #: whether /etc/mosix is written; else the node has none, as a machine before its installation
+    configured: bool = True
 
 
 def enter_root(state: Path, files: Files) -> None:
@@ -119,6 +121,15 @@ def _write(files: Files) -> None:
     own = Path("/etc/mosix")
     if own.exists():
         shutil.rmtree(own)  # the host's; gone here only
+    if files.configured:
+        _write_configuration(own, files)
+    Path("/etc/hostname").write_text(f"{files.hostname}\n")
+    names = [f"{ip}\tn{number}" for number, ip in enumerate(files.ips, 1)]
+    Path("/etc/hosts").write_text("\n".join(["127.0.0.1\tlocalhost", *names]) + "\n")
+    Path("/node/name").write_text(f"{files.hostname}\n")
+
+
+def _write_configuration(own: Path, files: Files) -> None:
     own.mkdir(mode=0o755)
     first, count = files.ips[0], len(files.ips)
     (own / "mosix.map").write_text(f"# nodes of this lab\n{first} {count}\n")
@@ -127,7 +138,3 @@ def _write(files: Files) -> None:
     secret = own / "secret"
     secret.touch(mode=0o600)
     secret.write_text(f"{files.secret}\n")
-    Path("/etc/hostname").write_text(f"{files.hostname}\n")
-    names = [f"{ip}\tn{number}" for number, ip in enumerate(files.ips, 1)]
-    Path("/etc/hosts").write_text("\n".join(["127.0.0.1\tlocalhost", *names]) + "\n")
-    Path("/node/name").write_text(f"{files.hostname}\n")

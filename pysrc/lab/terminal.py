@@ -38,6 +38,11 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before + text
 
+    def prompt(self) -> None:
+        """Give a shell a prompt that no echo of what is typed contains, and wait for it."""
+        self.type("PS1=rea; PS1=${PS1}dy:\n")
+        self.expect("ready:")
+
     def wait(self) -> int:
         return self.process.wait(20)
 

@@ -30,6 +30,8 @@
 /* A table of descriptors is as large as its highest one: not a million entries
  * because somebody raised RLIMIT_NOFILE. */
 #define HIGHEST_FD 4096
+/* For a descriptor on which no byte comes; its own SO_RCVTIMEO has passed before. */
+#define STALL_MS 10000
 
 struct iovec_ {
 	void *base;
@@ -264,9 +266,10 @@ static long receive_some(int fd, struct iovec_ *parts, size_t count)
 		n = mx_syscall(__NR_recvmsg, fd, (long)&message, MSG_WAITALL_, 0, 0, 0);
 		if (n == -ENOTSOCK) /* an image in a file */
 			n = mx_syscall(__NR_readv, fd, (long)parts, count, 0, 0, 0);
-		if (n == -EAGAIN) /* the description is shared with an asyncio program */
-			mx_syscall(__NR_poll, (long)&poll, 1, -1, 0, 0, 0);
-		else if (n != -EINTR)
+		if (n == -EAGAIN) { /* non-blocking, or nothing came in time */
+			if (!mx_syscall(__NR_poll, (long)&poll, 1, STALL_MS, 0, 0, 0))
+				return -ETIMEDOUT;
+		} else if (n != -EINTR)
 			return n ? n : -EPIPE;
 	}
 }

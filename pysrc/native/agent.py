@@ -4,7 +4,7 @@ Used by the deputy (the blob in a ghost) and by the remote (in a guest while it 
 blob itself is agent.c and agent_serve.c; what both sides agree on is in abi.h.
 Methods that stop or resume the process (`inject`, `obey`, `finish`, `serve`, `pause`, `unpause`,
 `leave`, `abandon`, `mark_cancelled`, `install_filter`) must come from the thread that traces it.
-The orders (`calls`, `fill`, `give_fd`, `close_fd`, `relocate`, `read`, `write`) only use the
+The orders (`calls`, `fill`, `give_fd`, `relocate`, `read`, `write`) only use the
 control socket and process_vm_*: they block and may come from any thread.
 Until `serve` the host's own body must stay as it was, whatever happens to this process.
 """
@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from mosix.errors import KernelError, MoveFailedError
+from mosix.errors import KernelError, MoveFailedError, TransferCutError
 from mosix.native._native import ffi, lib
 from mosix.native.blob import (
     Range,
@@ -239,7 +239,8 @@ class Agent:
 
     def fill(self, fd: int, runs: Sequence[Run]) -> int:
         """Receives all `runs` from descriptor number `fd` of the process straight into its
-        memory; how many bytes. MoveFailedError: the sender ended early, or no such memory."""
+        memory; how many bytes. TransferCutError: the sender ended early or stands still;
+        MoveFailedError: no such memory."""
         flat = array.array("Q")
         for run in runs:
             flat.extend((run.start, run.size))
@@ -247,13 +248,16 @@ class Agent:
             self._send(_FILL, len(runs), flat.tobytes(), fd)
             result, _ = self._receive()
         if result == -errno.EPIPE:
-            raise MoveFailedError("the image ended early", "the connection was cut")
+            raise TransferCutError("the image ended early", "the connection was cut")
+        if result in (-errno.ETIMEDOUT, -errno.ECONNRESET):
+            raise TransferCutError(f"the image ended early: {strerror(result).lower()}")
         if result < 0:
             raise MoveFailedError(f"receiving memory failed: {strerror(result)}")
         return result
 
     def give_fd(self, fd: int) -> int:
-        """Gives our descriptor `fd` to the process; the number it has there."""
+        """Gives our descriptor `fd` to the process; the number it has there, until the agent
+        leaves."""
         order = ffi.new("struct mx_order *", {"op": _FD, "count": 0, "fd": -1})
         with self._lock:
             try:
@@ -267,8 +271,8 @@ class Agent:
         return number
 
     def close_fd(self, number: int) -> None:
-        """Closes a descriptor of ours in the process."""
-        self.call(_NR_CLOSE, number)
+        """Closes a descriptor of ours in the process. Stopped or obeying."""
+        self._call_anyhow(_NR_CLOSE, number)
         self._fds.discard(number)
 
     def finish(self) -> None:

@@ -1595,10 +1595,11 @@ static int broken(struct mx_redirect *r, int error)
 static long step(struct mx_redirect *r, long nr, char *at, size_t size)
 {
 	struct internal *in = r->internal;
-	struct pollfd p = { r->call_fd, nr == SYS_read ? POLLIN : POLLOUT, 0 };
+	struct pollfd p = { r->call_fd, nr == SYS_recvfrom ? POLLIN : POLLOUT, 0 };
 	static volatile int never;
 	volatile int *stop = is_swift(in) ? &never : &in->stop;
-	long n = mx_interruptible(stop, nr, r->call_fd, (long)at, size, 0);
+	int flags = nr == SYS_sendto ? MSG_NOSIGNAL : 0;
+	long n = mx_interruptible(stop, nr, r->call_fd, (long)at, size, flags);
 
 	if (n == -EAGAIN) { /* somebody made it non-blocking */
 		n = mx_interruptible(stop, SYS_poll, (long)&p, 1, -1, 0);
@@ -1631,7 +1632,7 @@ static int call_agent(struct mx_redirect *r)
 		return cancelled(r, -ERESTARTNOINTR_, 0);
 	}
 	if (in->sent < in->to_send) {
-		n = step(r, SYS_write, (char *)in->request + in->sent, in->to_send - in->sent);
+		n = step(r, SYS_sendto, (char *)in->request + in->sent, in->to_send - in->sent);
 		if (n == -EINTR)
 			return in->sent ? cancel_wanted(in) : 0;
 		if (n < 0)
@@ -1644,7 +1645,7 @@ static int call_agent(struct mx_redirect *r)
 	most = sizeof(*reply) + in->request->out_fixed + in->request->out_var;
 	if (grow(&in->reply, &in->reply_room, most) < 0)
 		return broken(r, ENOMEM);
-	n = step(r, SYS_read, in->reply + in->received, most - in->received);
+	n = step(r, SYS_recvfrom, in->reply + in->received, most - in->received);
 	if (n == -EINTR)
 		return cancel_wanted(in);
 	if (n < 0)

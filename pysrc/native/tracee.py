@@ -14,6 +14,7 @@ import contextlib
 import errno
 import operator
 import os
+import re
 import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,8 @@ _STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signa
 _CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
 _SIGINFO_SIZE = 128
 _MAX_PENDING = 4096
+_PF_EXITING = 4  # <linux/sched.h>, in the flags of /proc/PID/stat
+_PENDING_LINE = re.compile(rb"^SigPnd:\s+([0-9a-f]+)$", re.M)
 _XSTATE_MAX = 16384
 _M64 = (1 << 64) - 1
 
@@ -213,6 +216,17 @@ class Tracee:
     def alive(self) -> bool:
         return self.end is None
 
+    @property
+    def dying(self) -> bool:
+        """It has ended, or has been killed and will be seen to have ended in a moment."""
+        if self.end is not None:
+            return True
+        fields = _read_proc(self.pid, "stat").rpartition(b")")[2].split()
+        if not fields or fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_EXITING:
+            return True
+        match = _PENDING_LINE.search(_read_proc(self.pid, "status"))
+        return match is not None and bool(int(match[1], 16) & 1 << signal.SIGKILL - 1)
+
     # ---- stops ----
 
     def interrupt(self) -> None:
@@ -251,7 +265,12 @@ class Tracee:
         if stop is not None and stop.quiet:
             return stop
         asleep = _schedule(self.pid) if stop is None else None
-        self.interrupt()
+        try:
+            self.interrupt()
+        except TraceError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            # Killed: the end comes, if it is not there already.
         while True:
             stop = self.wait()
             assert stop is not None
@@ -264,8 +283,12 @@ class Tracee:
             deliver = 0
             if stop.kind == "signal":
                 deliver = on_signal(stop) if on_signal else stop.signal
-            self.interrupt()  # any trap has cleared the one before
-            self.cont(deliver)
+            try:
+                self.interrupt()  # any trap has cleared the one before
+                self.cont(deliver)
+            except TraceError as error:
+                if error.errno != errno.ESRCH:  # killed in that stop: as above
+                    raise
 
     def cont(self, signal: int = 0) -> None:
         """Resume; from a signal's stop `signal` is delivered, from others it is ignored.

@@ -216,7 +216,7 @@ class Host:
         )
 
     async def attach(self, hello: PeerHello, sock: socket.socket) -> None:
-        """A call or bulk connection for a guest that is here, named by its token.
+        """A call, bulk or home connection for a guest that is here, named by its token.
 
         A bulk connection may come from another node than home: the body moves on."""
         link = self._remotes.get(hello.token or b"")
@@ -224,7 +224,7 @@ class Host:
             raise RefusedError("that guest is not here any more")
         guest = link.guest
         if (hello.job, hello.uid, hello.pid) != (guest.job, guest.uid, guest.pid) or (
-            hello.purpose == "call" and hello.sender != guest.home
+            hello.purpose != "bulk" and hello.sender != guest.home
         ):
             self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
             raise RefusedError("that guest is not here any more")

@@ -1,7 +1,7 @@
 """mosd, the daemon of a node: puts its parts together, starts and stops them in the right order.
 
 Start: configuration · spawner · secret · run directory · control socket · peer port · ready.
-Stop (SIGTERM, SIGINT): own jobs come home, guests are sent to theirs, at most `STOP_S` seconds;
+Stop (SIGTERM, SIGINT): own jobs come home, guests are sent to theirs, at most `stop_s` seconds;
 jobs at home go on. Called by `mosix.cli.mosd`; must run as root.
 """
 
@@ -30,7 +30,7 @@ from mosix.node.spawning import Programs, SpawnerClient
 
 _log = logging.getLogger("mosd")
 
-#: How long a stop may take, seconds.
+#: How long a stop may take, seconds, unless `mosd --stop-timeout` says otherwise.
 STOP_S = 30.0
 
 
@@ -43,6 +43,7 @@ class Mosd:
         programs: Programs,
         parse_launch: Callable[[Sequence[bytes], int], Any],
         ready: Callable[[], None] = lambda: None,
+        stop_s: float = STOP_S,
         *,
         foreign_vdso: bool = False,
     ) -> None:
@@ -51,6 +52,7 @@ class Mosd:
         self._parse_launch = parse_launch
         self._ready = ready
         self._foreign_vdso = foreign_vdso
+        self._stop_s = stop_s
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -149,10 +151,10 @@ class Mosd:
         services.stopping = True
         _log.info("stopping: own jobs come home, guests go to theirs")
         try:
-            async with asyncio.timeout(STOP_S):
+            async with asyncio.timeout(self._stop_s):
                 await asyncio.gather(launcher.all_home(), host.all_leave())
         except TimeoutError:
-            _log.error("not everybody was home after %.0f s", STOP_S)
+            _log.error("not everybody was home after %.0f s", self._stop_s)
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:

@@ -44,7 +44,9 @@ ANSWER_TIMEOUT_S = 20.0
 _LINGER_S = 1.0
 _ACCEPT_PAUSE_S = 0.2
 
-PURPOSES = frozenset({"guest", "call", "bulk", "status", "move"})
+PURPOSES = frozenset({"guest", "call", "bulk", "home", "status", "move"})
+#: A peer that acknowledges nothing for so long is dead, milliseconds.
+_USER_TIMEOUT_MS = 30_000
 
 Handler = Callable[[PeerHello, socket.socket], Awaitable[None]]
 
@@ -268,13 +270,15 @@ class Dialer:
 
 
 def tune(sock: socket.socket) -> None:
-    """As every connection between nodes is: non-blocking, no delay, keepalive."""
+    """As every connection between nodes is: non-blocking, no delay; a peer that is not there any
+    more is noticed within 30 s, whether we wait for it (keepalive) or it for us."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
 
 
 async def _linger(sock: socket.socket) -> None:

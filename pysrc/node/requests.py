@@ -48,13 +48,17 @@ class Status(_Tagged, frozen=True, kw_only=True, tag="status"):
     node: Name = ""
 
 
+class LocalStatus(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
+    """This node, in detail."""
+
+
 class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
     """`pid` 0: all."""
 
     pid: int = 0
 
 
-Request = Launch | Migrate | Whois | Status | Processes
+Request = Launch | Migrate | Whois | Status | LocalStatus | Processes
 
 EXECUTE = 0
 TO_STDOUT = 1
@@ -105,6 +109,25 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     counters: dict[str, int] = {}
 
 
+class NodeDetails(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
+    """`since`: when mosd was started, seconds since 1970. `processes`: of own jobs, by "home",
+    "away" and "moving". `guests`: by the IP of their home."""
+
+    status: NodeStatus
+    mosd_pid: int
+    since: float
+    stopping: bool
+    config_dir: str
+    port: int
+    nodes: int
+    numbered: int
+    cpu_features: int
+    xsave_size: int
+    page_size: int
+    processes: dict[str, int] = {}
+    guests: dict[str, int] = {}
+
+
 class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     """`where`: "home", "here" (a guest of this node), "moving" or an IP. `origin_pid`: the home
     PID of a guest."""
@@ -127,4 +150,4 @@ class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
     rows: list[ProcessRow]
 
 
-Answer = Failure | Migrated | NodeName | NodeStatus | ProcessList
+Answer = Failure | Migrated | NodeName | NodeStatus | NodeDetails | ProcessList

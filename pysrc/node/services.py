@@ -8,8 +8,10 @@ except for the answer to a peer.
 from __future__ import annotations
 
 import asyncio
+import collections
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -36,8 +38,10 @@ from mosix.node.requests import (
     Answer,
     Launch,
     LaunchAnswer,
+    LocalStatus,
     Migrate,
     Migrated,
+    NodeDetails,
     NodeName,
     NodeStatus,
     Processes,
@@ -59,6 +63,8 @@ from mosix.wire.messages import (
 )
 
 HOME = "home"
+_MOVING = "moving"
+_AWAY = "away"
 _NAME_TIMEOUT_S = 5.0
 _FORWARD_TIMEOUT_S = 600.0
 
@@ -147,6 +153,7 @@ class Services:
         self._features = features
         self._complaints = complaints
         self._parse_launch = parse_launch
+        self._since = time.time()
         self.stopping = False
 
     # ---- mosrun ----
@@ -180,6 +187,8 @@ class Services:
                 return await self._whois(request)
             case Status():
                 return await self._status(request)
+            case LocalStatus():
+                return self._details()
             case Processes():
                 return self._processes(request)
             case Launch():
@@ -259,6 +268,29 @@ class Services:
             raise ProtocolError(f"node {ip} answers a status request with something else")
         return self._shown(ip, status, {})
 
+    def _details(self) -> NodeDetails:
+        own, config = self._names.own, self._names.config
+        where = collections.Counter(
+            process.where if process.where in (HOME, _MOVING) else _AWAY
+            for job in self._registry.jobs.values()
+            for process in self._registry.processes_of(job)
+        )
+        return NodeDetails(
+            status=self._shown(own, self.peer_status(), dict(self._complaints.counters)),
+            mosd_pid=os.getpid(),
+            since=self._since,
+            stopping=self.stopping,
+            config_dir=str(config.paths.config_dir),
+            port=config.peer_port,
+            nodes=len(config.nodes),
+            numbered=config.nodes.numbered(),
+            cpu_features=len(self._features.cpu_features),
+            xsave_size=self._features.xsave_size,
+            page_size=self._features.page_size,
+            processes={place: where[place] for place in (HOME, _AWAY, _MOVING)},
+            guests=dict(collections.Counter(g.home for g in self._registry.guests.values())),
+        )
+
     def _shown(self, ip: str, status: PeerStatus, counters: dict[str, int]) -> NodeStatus:
         return NodeStatus(
             ip=ip,
@@ -299,7 +331,7 @@ class Services:
         return ProcessList(rows=sorted(rows, key=lambda row: row.pid))
 
     def _process_row(self, job: Job, process: Process) -> ProcessRow:
-        away = process.where not in (HOME, "moving")
+        away = process.where not in (HOME, _MOVING)
         return ProcessRow(
             pid=process.pid,
             uid=job.uid,
@@ -343,7 +375,7 @@ class PeerService:
             match hello.purpose:
                 case "guest":
                     await self._host.accept(hello, sock)
-                case "call" | "bulk":
+                case "call" | "bulk" | "home":
                     await self._host.attach(hello, sock)
                 case "status":
                     await frames.send(self._services.peer_status())

@@ -153,9 +153,13 @@ class Spawner:
 
 
 def load_worker(name: str) -> Run:
-    """`module:function`."""
-    module, _, function = name.partition(":")
-    found: Run = getattr(importlib.import_module(module), function)
+    """`module:function`. What the module's `warm_up`, if it has one, computes every worker of
+    its kind has from the start."""
+    module_name, _, function = name.partition(":")
+    module = importlib.import_module(module_name)
+    if hasattr(module, "warm_up"):
+        module.warm_up()
+    found: Run = getattr(module, function)
     return found
 
 

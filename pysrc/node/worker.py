@@ -32,7 +32,7 @@ _log = logging.getLogger("mosd.worker")
 
 #: One worker's dials at once; a job with more moves at once waits.
 _MAX_DIALS = 16
-_WORKER_PURPOSES = ("guest", "call", "bulk")
+_WORKER_PURPOSES = ("guest", "call", "bulk", "home")
 
 
 class WorkerLink:
@@ -127,7 +127,7 @@ class WorkerLink:
             raise ProtocolError(f"purposes {purposes}")
         token = order.token
         if "guest" not in purposes and token is None:
-            raise ProtocolError("call and bulk connections need a token")
+            raise ProtocolError(f"{', '.join(purposes)} without a token")
         made: dict[str, socket.socket] = {}
         try:
             # The guest connection gives the token that the others carry.

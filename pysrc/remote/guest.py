@@ -52,17 +52,21 @@ _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
-    `say` sends a message to the deputy. `foreign_vdso`: home's vdso is not this kernel's."""
+    `say` sends a message to the deputy. `on_broken`: the connection for system calls has ended;
+    a moment later the process has, too, unless something is wrong. `foreign_vdso`: home's vdso is
+    not this kernel's."""
 
     def __init__(
         self,
         shell: GuestShell,
         watch: Watch,
         say: Callable[[ToDeputy], None],
+        on_broken: Callable[[], None],
         *,
         foreign_vdso: bool,
     ) -> None:
         self.shell = shell
+        self._on_broken = on_broken
         self.home_pid = shell.home_pid
         #: job control has stopped it
         self.held = False
@@ -70,6 +74,8 @@ class Guest:
         self._say = say
         self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL)
         self._agent: Agent | None = None
+        #: opened when nobody waits yet: it takes milliseconds
+        self._files = ProcFiles()
         self._prefaulted: list[tuple[int, int]] = []
         self._foreign_vdso = foreign_vdso
         self._vdso: GuestVdso | None = None
@@ -104,6 +110,8 @@ class Guest:
         self._agent = Agent.inject(self.tracee, (), way_back=False)
         self._agent.obey()
         self._watch.add(self.tracee, self._on_stop)
+        pagemap, mem = self.shell.open_all(("pagemap", "mem"))
+        self._files = ProcFiles(pagemap=pagemap, mem=mem)
 
     def prefault(self, ranges: list[tuple[int, int]]) -> None:
         """Populates announced memory, (start, size) each; called in a thread."""
@@ -275,15 +283,8 @@ class Guest:
         await self.halt()
         if onward and not self._foreign_vdso:
             await self._leave_vdso()
-        pagemap, mem = self.shell.open_all(("pagemap", "mem"))
-        try:
-            with self.redirector.injecting():
-                image = capture.describe(
-                    self.tracee, epoch, ProcFiles(pagemap=pagemap, mem=mem), self._vdso
-                )
-        finally:
-            os.close(pagemap)
-            os.close(mem)
+        with self.redirector.injecting():
+            image = capture.describe(self.tracee, epoch, files=self._files, vdso=self._vdso)
         image.process.cpu_ns = (
             image.process.cpu_ns[0] + self._carried_ns[0],
             image.process.cpu_ns[1] + self._carried_ns[1],
@@ -313,7 +314,7 @@ class Guest:
         """Writes the image and its pages; called in a thread."""
         fd = bulk.fileno()
         stream.write_image(fd, image)
-        capture.send_pages(self.tracee.pid, fd, image.runs)
+        capture.send_pages(self.tracee.pid, fd, image.runs, self._files.mem)
         stream.write_end(fd, image)
 
     async def destroy(self) -> None:
@@ -324,6 +325,7 @@ class Guest:
         await self.shell.destroy()
         if self._redirector is not None:
             self._redirector.close()
+        self._files.close()
         for fd in self._descriptors:
             os.close(fd)
         if self._agent is not None:
@@ -384,6 +386,8 @@ class Guest:
                 continue
             self._event = event
             self._still.set()
+            if isinstance(event, LinkBroken):
+                self._on_broken()
             if self._halting or self._halted:
                 continue
             if isinstance(event, NeedsHome):

@@ -9,18 +9,23 @@ It ends with the guest, or when the deputy is lost.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
 import logging
 import socket
+from collections.abc import Iterator
 
 from mosix.errors import MosixError, MoveFailedError, ProtocolError
-from mosix.image.model import Image
+from mosix.native.blob import load_blob
+from mosix.native.cpu import cpu_features
 from mosix.native.watch import Watch
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
+from mosix.syscalls import descriptors
+from mosix.syscalls import filter as syscall_filter
 from mosix.wire.channel import Frames, Packets
-from mosix.wire.dialer import Dialer, make_blocking
+from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.messages import (
     Attach,
     Cancelled,
@@ -57,6 +62,21 @@ log = logging.getLogger("mosix.remote")
 
 #: How long mosd may take to answer (seconds).
 _MOSD = 30
+#: The same for a connection that it makes: its own limits for one, and some more.
+_DIAL = 40
+#: From the prepared guest to the connections over which its body comes: at another node a call
+#: that cannot be interrupted may be waited for (seconds).
+_ATTACH = 600
+#: From the end of the connection for calls to the order that explains it (seconds).
+_LAST_WORDS = 10
+
+
+def warm_up() -> None:
+    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    load_blob()
+    cpu_features()
+    syscall_filter.program()
+    descriptors.packed()
 
 
 def run(sock: socket.socket) -> None:
@@ -75,13 +95,14 @@ class Remote:
         self._attached: dict[str, asyncio.Queue[socket.socket]] = {
             "call": asyncio.Queue(),
             "bulk": asyncio.Queue(),
+            "home": asyncio.Queue(),
         }
         self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._to_node.put_nowait)
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
-        self._image: Image | None = None
+        self._broken = asyncio.Event()
 
     @property
     def welcome(self) -> Welcome:
@@ -108,8 +129,11 @@ class Remote:
         ]
         listening = asyncio.create_task(self._listen_to_deputy())
         obeying = asyncio.create_task(self._obey())
+        losing = asyncio.create_task(self._without_calls())
         try:
-            done, _ = await asyncio.wait((listening, obeying), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                (listening, obeying, losing), return_when=asyncio.FIRST_COMPLETED
+            )
             for task in done:
                 task.result()
         except (EOFError, OSError):
@@ -117,12 +141,19 @@ class Remote:
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            await _end(listening, obeying, *([self._receiving] if self._receiving else []))
+            await _end(listening, obeying, losing, *([self._receiving] if self._receiving else []))
             if self._guest is not None:
                 await self._guest.destroy()
             await _end(*workers)
             self._control.close()
             self._node.close()
+
+    async def _without_calls(self) -> None:
+        """No call of the guest can be made any more. If it has not exited, which home tells in a
+        moment, it is lost: a call may have been made whose answer was not heard."""
+        await self._broken.wait()
+        await asyncio.sleep(_LAST_WORDS)
+        raise MoveFailedError("the connection for system calls was lost")
 
     def _say(self, message: ToDeputy) -> None:
         self._outbox.put_nowait(message)
@@ -202,6 +233,7 @@ class Remote:
                 shell,
                 self._watch,
                 self._say,
+                self._broken.set,
                 foreign_vdso=order.features.vdso != welcome.features.vdso,
             )
             self._guest.prepare()
@@ -220,20 +252,18 @@ class Remote:
     async def _receive(self, epoch: int) -> None:
         """Waits for the image and fills the guest with it."""
         try:
-            async with asyncio.timeout(600):
+            async with asyncio.timeout(_ATTACH):
                 call = await self._attached["call"].get()
                 bulk = await self._attached["bulk"].get()
-            try:
+            with _ending(bulk):
                 image = await asyncio.to_thread(self.guest.restore, bulk, self._room())
-            finally:
-                bulk.close()
             self.guest.confine(image, call)
             behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
                 await asyncio.sleep(behind / 1e9)
             self._say(Ready(epoch=epoch, received=image.page_bytes))
-        except (OSError, TimeoutError, EOFError) as error:
-            self._say(Failed(epoch=epoch, reason=f"receiving the image failed: {error}"[:2000]))
+        except (OSError, EOFError) as error:
+            self._say(Failed(epoch=epoch, reason=f"receiving the image failed: {_why(error)}"))
         except MosixError as error:
             self._say(Failed(epoch=epoch, reason=error.line()[:2000]))
 
@@ -250,23 +280,34 @@ class Remote:
             )
             if order.target is None:
                 async with asyncio.timeout(_MOSD):
-                    bulk = await self._attached["bulk"].get()
+                    bulk = await self._attached["home"].get()
             else:
                 _, (bulk,) = await self._dialer.dial(
-                    order.target, ("bulk",), self.welcome.pid, order.epoch, order.token
+                    order.target,
+                    ("bulk",),
+                    self.welcome.pid,
+                    order.epoch,
+                    order.token,
+                    limit_s=_DIAL,
                 )
-            with contextlib.closing(bulk):
+            with _ending(bulk):
                 await asyncio.to_thread(guest.send, image, bulk)
             self._say(Sent(epoch=order.epoch))
-        except (OSError, TimeoutError) as error:
-            self._say(Failed(epoch=order.epoch, reason=f"sending the image failed: {error}"[:2000]))
+        except OSError as error:
+            self._failed_to_freeze(order, f"sending the image failed: {_why(error)}")
         except MosixError as error:
-            self._say(Failed(epoch=order.epoch, reason=error.line()[:2000]))
+            self._failed_to_freeze(order, error.line()[:2000])
+
+    def _failed_to_freeze(self, order: Freeze, reason: str) -> None:
+        # Home does not use that connection a second time.
+        while order.target is None and not self._attached["home"].empty():
+            self._attached["home"].get_nowait().close()
+        self._say(Failed(epoch=order.epoch, reason=reason))
 
     # ---- mosd ----
 
     async def _listen_to_node(self) -> None:
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, OSError):
             while True:
                 message, fds = await self._node.receive()
                 if isinstance(message, Attach) and len(fds) == 1:
@@ -283,6 +324,9 @@ class Remote:
                     self._dialer.answered(message, fds)
                 elif isinstance(message, Leave):
                     self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+        # mosd is gone: the guest stays, and can still go home.
+        self._dialer.fail_all()
+        self._mapped.put_nowait(Mapped(error="mosd does not run there any more"))
 
     async def _map_ids(self, carrier: int) -> None:
         self._to_node.put_nowait(MapIds(carrier=carrier))
@@ -296,3 +340,23 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _ending(sock: socket.socket) -> Iterator[None]:
+    """Closes `sock` afterwards; a thread that is still in a call on it is woken, since the number
+    of the descriptor will be somebody else's."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+
+
+def _why(error: OSError | EOFError) -> str:
+    if isinstance(error, BlockingIOError):
+        return f"no byte moved for {STALL} s"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or "no connection came"

@@ -7,6 +7,7 @@ The layout here and the structs there change together, with MX_ABI_VERSION.
 from __future__ import annotations
 
 import struct
+from functools import cache
 
 from mosix.syscalls.shapes import Row, Shape, Test
 from mosix.syscalls.table import PROC_REASON, REASONS, TABLE
@@ -70,6 +71,7 @@ def _pack_row(
     ) + _pack_shapes(shapes)
 
 
+@cache
 def packed(rows: tuple[Row, ...] = TABLE) -> bytes:
     """Header, index by number, descriptors (a row's own, then its variants), tests."""
     index = [(0, 0)] * CALLS

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from functools import cache
 
 from mosix.syscalls.shapes import HOME_PID, MASK64, Class, Row, Test
 from mosix.syscalls.table import TABLE
@@ -151,6 +152,7 @@ def _search(asm: _Assembler, intervals: list[tuple[int, str | Row]]) -> None:
     _search(asm, intervals[middle:])
 
 
+@cache
 def program(rows: tuple[Row, ...] = TABLE) -> bytes:
     """The filter as an array of struct sock_filter (8 bytes each)."""
     asm = _Assembler()

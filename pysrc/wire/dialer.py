@@ -17,6 +17,9 @@ from mosix.wire.messages import Dial, Dialed, Token
 #: A peer from which, or to which, no byte moves for so long is taken for lost (seconds).
 STALL = 30
 
+#: Longest wait for mosd's answer: its own limits for three connections and some more (seconds).
+DIAL = 120
+
 
 def make_blocking(sock: socket.socket) -> None:
     """For C code that reads and writes `sock`: a stalled peer gives EAGAIN after `STALL`."""
@@ -33,15 +36,25 @@ class Dialer:
         self._ask = ask
         self._numbers = itertools.count(1)
         self._open: dict[int, asyncio.Future[tuple[Dialed, list[int]]]] = {}
+        self._gone = False
 
     async def dial(
-        self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
+        self,
+        ip: str,
+        purposes: tuple[str, ...],
+        pid: int,
+        epoch: int,
+        token: Token | None,
+        *,
+        limit_s: float = DIAL,
     ) -> tuple[Token, list[socket.socket]]:
-        """Authenticated connections to node `ip`, one per purpose (guest, call, bulk), and the
-        guest's token. The guest (control) socket is for asyncio, bulk is blocking with a limit,
-        call is blocking without one: a redirected read may wait for ever.
+        """Authenticated connections to node `ip`, one per purpose (guest, call, bulk, home), and
+        the guest's token. The guest (control) socket is for asyncio, bulk and home are blocking
+        with a limit, call is blocking without one: a redirected read may wait for ever.
 
         UnknownNodeError, NodeDownError, RefusedError as mosd says; NotRunningError."""
+        if self._gone:
+            raise NotRunningError("mosd does not run any more", "start mosd again")
         request = next(self._numbers)
         future: asyncio.Future[tuple[Dialed, list[int]]] = (
             asyncio.get_running_loop().create_future()
@@ -51,7 +64,9 @@ class Dialer:
             self._ask(
                 Dial(request=request, ip=ip, purposes=purposes, pid=pid, epoch=epoch, token=token)
             )
-            answer, fds = await future
+            answer, fds = await asyncio.wait_for(future, limit_s)
+        except TimeoutError as error:
+            raise NotRunningError("mosd does not answer", "see its log") from error
         finally:
             del self._open[request]
         sockets = [socket.socket(fileno=fd) for fd in fds]
@@ -60,7 +75,7 @@ class Dialer:
                 sock.close()
             raise from_code(answer.code, answer.error or "mosd sent no sockets", answer.hint)
         for sock, purpose in zip(sockets, purposes, strict=True):
-            if purpose == "bulk":
+            if purpose in ("bulk", "home"):
                 make_blocking(sock)
             elif purpose == "call":
                 sock.setblocking(True)
@@ -75,7 +90,8 @@ class Dialer:
             future.set_result((message, fds))
 
     def fail_all(self) -> None:
-        """mosd is gone."""
+        """mosd is gone, for good: its successor does not know this worker."""
+        self._gone = True
         for future in self._open.values():
             if not future.done():
                 future.set_exception(

@@ -90,8 +90,8 @@ class Hold(_Tagged, frozen=True, kw_only=True):
 
 class Freeze(_Tagged, frozen=True, kw_only=True):
     """Stop the guest for a move. With `target` the image goes straight there over a bulk
-    connection that the remote's mosd dials with `token`; without, over the bulk connection
-    that home attaches."""
+    connection that the remote's mosd dials with `token`; without, over the connection that
+    home has attached for it."""
 
     epoch: Epoch
     target: Ip | None = None
@@ -184,7 +184,7 @@ class NeedHome(_Tagged, frozen=True, kw_only=True):
 class GuestDied(_Tagged, frozen=True, kw_only=True):
     """The guest is gone without an exit call. `status` as of waitpid."""
 
-    status: int
+    status: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 
 
 class Pong(_Tagged, frozen=True, kw_only=True):
@@ -278,7 +278,7 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
 class Attach(_Tagged, frozen=True, kw_only=True):
     """A connection with this remote's token arrived; the socket rides along."""
 
-    purpose: Text  # "call" or "bulk"
+    purpose: Text  # "call", "bulk" or "home"
 
 
 class Mapped(_Tagged, frozen=True, kw_only=True):
@@ -312,8 +312,8 @@ class Moved(_Tagged, frozen=True, kw_only=True):
 
 
 class Dial(_Tagged, frozen=True, kw_only=True):
-    """Connect to `ip` and prove ourselves; purposes of one guest: any of guest, call, bulk.
-    `token` names the guest for call and bulk when guest is not among the purposes."""
+    """Connect to `ip` and prove ourselves; purposes of one guest: any of guest, call, bulk, home.
+    `token` names the guest for the others when guest is not among the purposes."""
 
     request: int
     ip: Ip
@@ -359,7 +359,9 @@ WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState
 class PeerHello(_Tagged, frozen=True, kw_only=True):
     """What a connection is for. The handshake's proof covers all of it.
 
-    `purpose`: guest (a new guest; becomes the control connection), call, bulk (`token`),
+    `purpose`: guest (a new guest; becomes the control connection), call, bulk, home (`token`;
+    the image comes in over bulk and goes home over home, which is made beforehand: a guest must
+    be able to go home when a mosd has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
     `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow)."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from mosix.cli import lab, mosctl
 from mosix.config import DEFAULT_PEER_PORT
 from mosix.errors import EXIT_CODES, LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
 
@@ -25,10 +27,33 @@ def test_the_port_is_the_documented_one() -> None:
     assert re.search(rf"\| {DEFAULT_PEER_PORT}/tcp \|", PAGE)
 
 
-@pytest.mark.parametrize("name", ["migrate", "mosctl", "mosd", "mosps"])
-def test_help_shows_every_exit_code(name: str) -> None:
+def test_mosd_tells_its_version() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"mosix.cli.{name}", "--help"],
+        [sys.executable, "-m", "mosix.cli.mosd", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout == f"mosd {metadata.version('mosix')}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "migrate",
+        "mosctl",
+        *(f"mosctl {sub}" for sub in mosctl.main.commands),
+        "mosd",
+        "mosps",
+        "lab",
+        *(f"lab {sub}" for sub in lab.lab.commands),
+    ],
+)
+def test_help_shows_every_exit_code(words: str) -> None:
+    name, *sub = words.split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"mosix.cli.{name}", *sub, "--help"],
         capture_output=True,
         text=True,
         timeout=20,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mosix.cli.mosrun import Parsed, parse
+from mosix.cli.mosrun import LATER, Parsed, parse
 from mosix.errors import LAUNCH_FAILED
 
 
@@ -24,6 +24,7 @@ def words(text: str) -> list[bytes]:
         ("-FLrn2 ls", Parsed(program=1, node="n2", fallback=True, lock=True)),
         ("--no-interface -- -x", Parsed(program=2, interface=False)),
         ("-L - x", Parsed(program=1, lock=True)),
+        ("-j7 -F ls", Parsed(program=2, node="7", fallback=True)),
     ],
 )
 def test_the_manuals_options_are_understood(line: str, parsed: Parsed) -> None:
@@ -31,7 +32,23 @@ def test_the_manuals_options_are_understood(line: str, parsed: Parsed) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "-h", "-h -3 ls", "-L -l ls", "-3 -4.5.6.7 -rx", "--nope ls", "-q ls", "-Fb ls"]
+    "line",
+    [
+        "",
+        "-h",
+        "-h -3 ls",
+        "-L -l ls",
+        "-3 -4.5.6.7 -rx",
+        "--nope ls",
+        "-q ls",
+        "-Fb ls",
+        "-j ls",
+        "-j3-1 ls",
+        "-j0 ls",
+        "-j1-65536 ls",
+        "-j1,,2 ls",
+        "-j1 -h ls",
+    ],
 )
 def test_mistakes_are_one_line_and_125(line: str) -> None:
     parsed = parse(words(line), 80)
@@ -39,6 +56,25 @@ def test_mistakes_are_one_line_and_125(line: str) -> None:
     assert parsed.text is not None
     assert parsed.text.startswith("mosrun: ")
     assert parsed.text.count("\n") == 1
+
+
+def test_j_chooses_among_all_its_numbers() -> None:
+    assert {parse(words("-j1-2,5,2-3 ls"), 80).node for _ in range(200)} == {"1", "2", "3", "5"}
+
+
+@pytest.mark.parametrize("letter", LATER)
+def test_options_of_later_versions_are_refused_by_name(letter: str) -> None:
+    parsed = parse(words(f"-{letter}5 ls"), 80)
+    assert parsed.status == LAUNCH_FAILED
+    assert parsed.text is not None
+    assert f"option -{letter}: {LATER[letter]}: not supported yet" in parsed.text
+
+
+def test_help_lists_what_is_accepted_and_what_is_refused() -> None:
+    text = " ".join((parse(words("--help"), 80).text or "").split())
+    accepted, refused = text.split("are not supported yet and are refused")
+    assert all(f" -{letter} " in accepted for letter in "hrjFLl")
+    assert all(f" -{letter}" in refused for letter in LATER)
 
 
 @given(st.lists(st.binary(max_size=8).filter(lambda word: b"\0" not in word), max_size=6))

@@ -23,14 +23,19 @@ _GRACE_S = 5.0
 def lab() -> Iterator[Cluster]:
     """Three nodes; n1 is home in all tests."""
     name = f"t{os.getpid()}-lab"
+    cluster = None
     try:
         cluster = Cluster.up(name, 3)
+        for node in cluster.nodes:
+            assert node.jobs() == []
         # Whatever mosd opens when it is used for the first time is there from now on.
         with Job(cluster[1], ["cat"]) as job:
             for target in ("2", "3", "home"):
                 job.move(target)
         yield cluster
     finally:
+        if cluster is not None:
+            cluster.down()
         drive.down(name)
 
 

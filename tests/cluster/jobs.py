@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,10 @@ class Job:
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 
+    def has_output(self) -> bool:
+        """Whether it has printed something that was not read yet."""
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
     def stdout_bytes(self) -> bytes:
         """All of the output that is still to come."""
         assert self.process.stdout is not None
@@ -98,7 +103,7 @@ class Job:
 
     def finish(self) -> tuple[int, str, str]:
         """Close standard input and wait: status, output, complaints."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out, err
 
     def kill(self, number: int) -> None:

@@ -104,6 +104,8 @@ def test_a_guest_on_a_foreign_kernel_has_nothing_of_its_vdso(
 ) -> None:
     """Neither the node's vdso nor its data, and nobody else's memory where home has them."""
     job = start(["cat"])
+    job.write("here\n")
+    assert job.line() == "here"
     at_home = _kernel_ranges(Path(f"/proc/{job.outer}/maps").read_text())
     assert at_home
     job.move("3")

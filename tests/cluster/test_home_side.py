@@ -103,11 +103,13 @@ def test_not_traced_at_home_before_and_after(start: Callable[..., Job]) -> None:
 
 def test_control_c_ends_it_and_the_shell_knows(lab: Cluster) -> None:
     with terminal(lab[1].argv(SHELL, setsid=True)) as screen:
-        screen.type("PS1='$ '; mosrun -2 cat\n")
+        screen.prompt()
+        screen.type("mosrun -2 cat\n")
         away(lab, "cat")
         screen.type("over there\n")
         screen.expect("over there\r\nover there")
         screen.type("\x03")
+        screen.expect("ready:")
         screen.type("echo status $?\n")
         screen.expect("status 130")
         screen.type("exit\n")
@@ -116,19 +118,22 @@ def test_control_c_ends_it_and_the_shell_knows(lab: Cluster) -> None:
 
 def test_control_z_and_fg_while_away(lab: Cluster) -> None:
     with terminal(lab[1].argv(SHELL, setsid=True)) as screen:
-        screen.type("PS1='$ '; mosrun -2 cat\n")
+        screen.prompt()
+        screen.type("mosrun -2 cat\n")
         pid = away(lab, "cat")
         screen.type("\x1a")
         screen.expect("Stopped")
+        screen.expect("ready:")
         lab[1].migrate(pid, "3")
         screen.type("jobs\n")
         screen.expect("Stopped")
+        screen.expect("ready:")
         screen.type("fg\n")
-        going_on = "STRl"
-        drive.wait_for("going on", lambda: _state(lab, pid) in going_on)
+        screen.expect("mosrun -2 cat\r\n")  # the shell has given it the terminal
         screen.type("again\n")
         screen.expect("again\r\nagain")
         screen.type("\x04")
+        screen.expect("ready:")
         screen.type("echo status $?\n")
         screen.expect("status 0")
         screen.type("exit\n")
@@ -157,8 +162,3 @@ def away(lab: Cluster, command: str) -> int:
         return None
 
     return drive.wait_for(f"{command} on n2", look)
-
-
-def _state(lab: Cluster, pid: int) -> str:
-    outer = lab[1].host_pid(pid)
-    return Path(f"/proc/{outer}/stat").read_text().rpartition(")")[2].split()[0]

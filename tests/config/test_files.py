@@ -82,6 +82,27 @@ def test_mosip_wins_and_must_be_in_the_map(paths: Paths) -> None:
         load(paths)
 
 
+def test_several_own_addresses_in_the_map_need_mosip(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ["10.1.1.1", "10.1.1.2"]
+    monkeypatch.setattr("mosix.config.node._interface_ips", lambda: own)
+    paths.map.write_text("10.1.1.1 2\n")
+    with pytest.raises(ConfigError, match=r"several addresses of this machine are in .*mosix\.map"):
+        load(paths)
+    paths.own_ip.write_text("10.1.1.2\n")
+    assert load(paths).ip == "10.1.1.2"
+    paths.own_ip.unlink()
+    paths.map.write_text("10.1.1.1 1\n10.1.1.2=10.1.1.1\n")
+    assert load(paths).ip == "10.1.1.1"  # two addresses of one node
+
+
+def test_mosip_may_be_an_alias_of_the_nodes_address(paths: Paths) -> None:
+    paths.map.write_text("127.0.0.1 1\n127.0.0.77=127.0.0.1\n")
+    paths.own_ip.write_text("127.0.0.77\n")
+    assert load(paths).ip == "127.0.0.1"
+
+
 def test_a_node_that_the_map_does_not_know_is_told(paths: Paths) -> None:
     paths.map.write_text("10.255.254.1 2\n")
     with pytest.raises(ConfigError, match="no address of this machine"):

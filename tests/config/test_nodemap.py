@@ -44,6 +44,56 @@ def test_an_alias_is_the_same_node() -> None:
     assert nodes.number_of("192.168.1.5") == 2
 
 
+def test_the_right_side_of_an_alias_may_be_a_host_name() -> None:
+    nodes = parse_map("127.0.0.1 1\n10.9.9.9 = localhost\n")
+    assert nodes.resolve("10.9.9.9") == "127.0.0.1"
+
+
+def test_flags_are_letters_or_words() -> None:
+    for flags in ("p", "o", "po", "op", "proximate", "outsider"):
+        assert parse_map(f"10.0.0.1 2 {flags}").ranges[0].flags == flags
+    for flags in ("pp", "q", "proximat"):
+        with pytest.raises(ConfigError, match="unknown flag"):
+            parse_map(f"10.0.0.1 2 {flags}")
+
+
+def test_an_alias_can_be_numbered_for_its_node() -> None:
+    nodes = parse_map("192.168.1.5=10.0.0.2\n10.0.0.1 2\n", userview="3 192.168.1.5 1\n")
+    assert nodes.resolve("3") == "10.0.0.2"
+    assert nodes.number_of("10.0.0.2") == nodes.number_of("192.168.1.5") == 3
+    assert nodes.number_of("10.0.0.1") is None
+
+
+@pytest.mark.parametrize(
+    ("userview", "said"),
+    [
+        ("0 10.0.0.1 1", "must be 1 to 65535"),
+        ("65536 10.0.0.1 1", "must be 1 to 65535"),
+        ("65535 10.0.0.1 2", "last node's number is larger than 65535"),
+        ("1 10.0.0.1", "2 fields"),
+        ("1 10.0.0.1 1 p", "4 fields"),
+        ("1 10.0.0.1 0", "must be 1 to"),
+        ("1 10.0.0.1 2\n2 10.0.0.9 1", "node numbers overlap"),
+        ("1 10.0.0.1 2\n7 10.0.0.2 1", "two numbers"),
+        ("1 no.such.host.invalid 1", "not known"),
+        ("1 255.255.255.1 1", "cannot be a node"),
+    ],
+)
+def test_a_mistake_in_userview_map_is_named_with_file_and_line(userview: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=r"userview\.map, line \d+") as error:
+        parse_map("10.0.0.1 9", userview=userview)
+    assert said in str(error.value)
+
+
+def test_userview_map_numbers_as_few_or_as_many_as_wished() -> None:
+    text = "# by name and by address\n\n1 localhost 1\n65534 127.0.0.3 2\n"
+    nodes = parse_map("127.0.0.1 4", userview=text)
+    assert nodes.resolve("1") == "127.0.0.1"
+    assert nodes.resolve("65535") == "127.0.0.4"
+    assert nodes.number_of("127.0.0.2") is None
+    assert nodes.numbered() == 3
+
+
 def test_host_names_are_looked_up() -> None:
     assert "127.0.0.1" in parse_map("localhost 1")
     assert parse_map("127.0.0.1 1").resolve("localhost") == "127.0.0.1"

@@ -125,9 +125,8 @@ def fill_guest(image: Image, source_pid: int, guest: Tracee, prefault: bool = Fa
     """`image` into the empty process `guest`, which then stands still as the program."""
     agent = Agent.inject(guest, [], way_back=False)
     agent.obey()
-    ready = []
-    if prefault:
-        ready = restore.prefault(agent, [(run.start, run.start + run.size) for run in image.runs])
+    expected = [(run.start, run.start + run.size) for run in image.runs if prefault]
+    ready = restore.prefault(agent, expected)
     bulk, thread = sent(source_pid, image)
     with bulk:
         restore.fill_guest(agent, image, agent.give_fd(bulk.fileno()), ready)

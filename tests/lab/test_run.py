@@ -104,19 +104,21 @@ def test_control_z_and_fg_in_a_shell_outside(pair: Cluster) -> None:
     """The shell that ran `mosix-lab run` sees it stop, and continues it."""
     argv = " ".join(pair[1].argv(["cat"]))
     with terminal(["bash", "--norc", "--noprofile", "-i"], controlling=True) as screen:
-        screen.type("PS1='$ '\n")
+        screen.prompt()
         screen.type(f"{argv}\n")
         drive.wait_for("cat", lambda: "cat" in pair[1].processes().values() or None)
         screen.type("echoed\n")
         screen.expect("echoed\r\nechoed")
         screen.type("\x1a")
         screen.expect("Stopped")
+        screen.expect("ready:")
         assert state_of(pair, "cat") == "T"
         screen.type("fg\n")
         drive.wait_for("going on", lambda: state_of(pair, "cat") == "S")
         screen.type("again\n")
         screen.expect("again\r\nagain")
         screen.type("\x04")
+        screen.expect("ready:")
         screen.type("echo status $?\n")
         screen.expect("status 0")
         screen.type("exit\n")
@@ -126,14 +128,16 @@ def test_control_z_and_fg_in_a_shell_outside(pair: Cluster) -> None:
 def test_shell_in_a_node_has_job_control(pair: Cluster) -> None:
     shell = ["bash", "--norc", "--noprofile", "-i"]
     with terminal(pair[1].argv(shell, setsid=True)) as screen:
-        screen.type("PS1='$ '\n")
+        screen.prompt()
         screen.type("sleep 1000\n")
         drive.wait_for("sleep", lambda: "sleep 1000" in pair[1].processes().values() or None)
         screen.type("\x1a")
         screen.expect("Stopped")
+        screen.expect("ready:")
         screen.type("fg\n")
         drive.wait_for("going on", lambda: state_of(pair, "sleep 1000") == "S")
         screen.type("\x03")
+        screen.expect("ready:")
         screen.type("echo status $?\n")
         screen.expect("status 130")
         screen.type("tty; hostname; exit 4\n")

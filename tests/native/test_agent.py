@@ -241,7 +241,6 @@ def test_fill_receives_many_runs_into_place(counter: Job) -> None:
         sender.start()
         assert agent.fill(number, runs) == len(content)
         sender.join()
-    agent.close_fd(number)
     memory = agent.read(area, 4000 * 4096)
     assert b"".join(memory[i * 8192 : i * 8192 + 4096] for i in range(2000)) == content
     assert not any(memory[4096 + i * 8192 : 8192 + i * 8192] != bytes(4096) for i in range(2000))

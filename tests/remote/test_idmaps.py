@@ -140,7 +140,9 @@ def test_ids_that_a_login_or_a_group_has_are_known() -> None:
     assert not _known((FIRST, FIRST + 1))
 
 
-@pytest.mark.parametrize(("first", "pairs"), [(1000, 10), (2**32 - 10, 5), (FIRST, 0)])
+@pytest.mark.parametrize(
+    ("first", "pairs"), [(1000, 10), (2**32 - 10, 5), (FIRST, 0)], ids=("login", "end", "none")
+)
 def test_a_range_with_ordinary_ids_is_refused(first: int, pairs: int) -> None:
     with pytest.raises(ConfigError, match="reserved ids"):
         IdPool(first, pairs)

@@ -31,7 +31,7 @@ static void say(const char *what)
 /* sleep SECONDS: says whether it was interrupted, and the time by CLOCK_MONOTONIC in ms. */
 static int sleeping(long seconds)
 {
-	struct timespec want = {.tv_sec = seconds}, left, begin, end;
+	struct timespec want = { .tv_sec = seconds }, left, begin, end;
 	int result;
 
 	say("ready");
@@ -46,7 +46,7 @@ static int sleeping(long seconds)
 /* signals N: N queued real-time signals, in order, with their values; pauses in between. */
 static int queued(int wanted)
 {
-	struct sigaction action = {.sa_sigaction = count, .sa_flags = SA_SIGINFO};
+	struct sigaction action = { .sa_sigaction = count, .sa_flags = SA_SIGINFO };
 	sigset_t blocked, none;
 
 	sigaction(SIGRTMIN, &action, NULL);
@@ -65,7 +65,7 @@ static int queued(int wanted)
 /* handle: SIGUSR1 is handled without SA_RESTART; a read of stdin is interrupted by it. */
 static int handle(void)
 {
-	struct sigaction action = {.sa_sigaction = count, .sa_flags = SA_SIGINFO};
+	struct sigaction action = { .sa_sigaction = count, .sa_flags = SA_SIGINFO };
 	char byte;
 
 	sigaction(SIGUSR1, &action, NULL);

@@ -18,7 +18,7 @@ static uint64_t memory[WORDS];
 
 int main(int argc, char **argv)
 {
-	vector four = {1.0, 1.5, 2.0, 2.5};
+	vector four = { 1.0, 1.5, 2.0, 2.5 };
 	long double wide = 1.0L;
 	double narrow = 0.5;
 	uint64_t state = 88172645463325252ULL;
@@ -45,7 +45,7 @@ int main(int argc, char **argv)
 	}
 	for (int i = 0; i < WORDS; i++)
 		state = state * 31 + memory[i];
-	printf("rounds %ld sum %016lx %a %La %a %a %a %a\n", rounds, state, narrow, wide, four[0],
-	       four[1], four[2], four[3]);
+	printf("rounds %ld sum %016lx %a %La %a %a %a %a\n", rounds, state, narrow, wide, four[0], four[1], four[2],
+	       four[3]);
 	return 0;
 }

@@ -1,0 +1,140 @@
+"""Who can be killed or stalled in a running cluster, and what a job must have done all the same.
+
+`Ledger` is a job whose every effect is counted (programs/ledger.c). `victim` finds the processes
+of mosix by what they are: all workers have the command line of their spawner.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs import PROGRAMS, Job
+from mosix.lab import drive
+from mosix.lab.drive import NodeHandle
+from mosix.lab.programs import built
+
+STATUS = 7
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += [int(child) for child in task.read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
+
+
+def spawner(node: NodeHandle) -> int:
+    """Host's PID of the node's spawner: whose parent has another command line."""
+    found = {pid for pid, line in node.processes().items() if "mosix.node.spawner" in line}
+    (top,) = [pid for pid in found if parent(pid) not in found]
+    return top
+
+
+def mosd(node: NodeHandle) -> int:
+    return parent(spawner(node))
+
+
+def parent(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def workers(node: NodeHandle) -> list[int]:
+    """Deputies and remotes that run in `node`."""
+    return children(spawner(node))
+
+
+def stubs(node: NodeHandle) -> list[int]:
+    return [stub for remote in workers(node) for stub in children(remote)]
+
+
+def guests(node: NodeHandle) -> list[int]:
+    return [guest for stub in stubs(node) for guest in children(stub)]
+
+
+VICTIMS: dict[str, Callable[[NodeHandle], list[int]]] = {
+    "worker": workers,
+    "stub": stubs,
+    "guest": guests,
+    "spawner": lambda node: [spawner(node)],
+    "mosd": lambda node: [mosd(node)],
+}
+
+
+class Ledger:
+    """A job that counts until it is told to stop."""
+
+    def __init__(self, home: NodeHandle, name: str, **options: Any) -> None:
+        self.home = home
+        self.file = f"/node/ledger-{name}"
+        self.flag = f"/node/stop-{name}"
+        self.output = home.path(f"/node/out-{name}")
+        for old in (home.path(self.file), home.path(self.flag), self.output):
+            old.unlink(missing_ok=True)
+        program = str(built(PROGRAMS / "ledger.c"))
+        with self.output.open("wb") as output:
+            self.job = Job(
+                home, [program, self.file, self.flag, str(STATUS)], stdout=output, **options
+            )
+
+    def lines(self) -> int:
+        return self.output.read_bytes().count(b"\n")
+
+    def goes_on(self, lines: int = 20) -> None:
+        """Waits until it has written more, or has ended."""
+        before = self.lines()
+        drive.wait_for(
+            "the job to go on",
+            lambda: self.job.process.poll() is not None or self.lines() > before + lines,
+            60,
+        )
+
+    def finish(self) -> str:
+        """Ends it and checks all that it did. "done", or the line with which mosix ended it."""
+        self.home.path(self.flag).touch()
+        _, complaint = self.job.process.communicate(timeout=60)
+        status = self.job.process.returncode
+        counted = check_counting(self.output.read_text())
+        kept = check_counting(self.home.path(self.file).read_text())
+        if status == STATUS:
+            assert complaint == ""
+            assert self.output.read_text().endswith(f"{counted}\nend\n")
+            assert kept == counted
+            return "done"
+        assert status == -signal.SIGKILL, (status, complaint)
+        assert kept - counted in (0, 1)
+        assert len(complaint.splitlines()) <= 1, complaint
+        return complaint.strip() or "killed"
+
+
+def check_counting(text: str) -> int:
+    """The last number of a whole count from 1; a half-written last line does not count."""
+    lines = text.removesuffix("end\n").split("\n")[:-1]
+    assert lines == [str(number) for number in range(1, len(lines) + 1)]
+    return len(lines)
+
+
+def order(job: Job, target: str) -> subprocess.Popen[str]:
+    """A move, not waited for here."""
+    command = ["migrate", "--wait", str(job.pid), target]
+    return job.home.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def kill(pids: list[int], number: int = signal.SIGKILL) -> bool:
+    """Whether any of them was still there."""
+    hit = False
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+            hit = True
+        except ProcessLookupError:
+            continue
+    return hit

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * ledger FILE STOP STATUS: counts up, writing every number to FILE (appended) and to standard
+ * output, until STOP exists; then says how far it came and exits with STATUS.  A number missing,
+ * doubled or out of order in either shows a call that was lost or made twice.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static void put(int fd, const char *line, int size)
+{
+	while (size) {
+		ssize_t n = write(fd, line, size);
+
+		if (n <= 0)
+			_exit(98);
+		line += n;
+		size -= n;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	volatile unsigned int work = 0;
+	unsigned int number = 0;
+	char line[32];
+	int fd;
+
+	if (argc != 4)
+		return 99;
+	fd = open(argv[1], O_WRONLY | O_CREAT | O_APPEND, 0644);
+	if (fd < 0)
+		return 97;
+	while (access(argv[2], F_OK)) {
+		int size = snprintf(line, sizeof(line), "%u\n", ++number);
+
+		put(fd, line, size);
+		put(1, line, size);
+		for (int i = 0; i < 100000; i++)
+			work += i;
+		usleep(500);
+	}
+	put(1, "end\n", 4);
+	return atoi(argv[3]);
+}
