@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
@@ -118,7 +119,9 @@ async def _leave_prepared(
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch, mappings)
         image.process.stopped = process.held
-        # What waits in the ghost's queue stays there: it is the process's only queue.
+        # What waits in the ghost's queue stays there: it is the process's only queue. Except
+        # that a fault is not of the ghost, and the body will meet it again.
+        process.faults = [info for info in image.threads[0].pending if signals.is_fault(info)]
         image.process.pending, image.threads[0].pending = [], []
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)

@@ -106,6 +106,8 @@ class JobProcess:
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
         self.at_home: list[bytes] = []
+        #: faults of the body that were pending when it left: it meets them again where it is
+        self.faults: list[bytes] = []
 
     # ---- what others see ----
 
@@ -169,6 +171,9 @@ class JobProcess:
         """The ghost is about to take `stop.signal`: what it is given instead (0: nothing)."""
         tracee, agent, link = self.tracee, self.agent, self.link
         assert tracee is not None
+        if self.faults and tracee.siginfo in self.faults:
+            self.faults.remove(tracee.siginfo)
+            return 0
         caught, ignored = signals.dispositions(self.pid)
         fate = signals.decide(
             stop.signal, caught=caught, ignored=ignored, core_limit=signals.core_limit(self.pid)

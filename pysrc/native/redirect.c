@@ -103,6 +103,9 @@ struct internal {
 	int64_t deadline;
 	int nowait;
 
+	/* CPU time as told last */
+	uint64_t user_ns, system_ns;
+
 	/* the sleep */
 	clockid_t clock;
 	struct timespec until;
@@ -1487,12 +1490,15 @@ static int next_piece(struct mx_redirect *r)
 	return error ? answered(r, in->done) : 0;
 }
 
-/* CPU time of the guest here and of its body elsewhere, in clock ticks of times(2). */
-static int cpu_ticks(const struct mx_redirect *r, uint64_t *user, uint64_t *system,
-		     uint64_t faults[2])
+/* CPU time of the guest here and of its body elsewhere, in ns: the exact sum, divided as the
+ * ticks in /proc say.  Neither part ever runs back (cputime_adjust() in kernel/sched/cputime.c). */
+static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uint64_t faults[2])
 {
+	struct internal *in = r->internal;
 	char path[40], text[1024], *p;
 	unsigned long minor, major, utime, stime;
+	struct timespec t;
+	uint64_t total;
 	ssize_t n;
 	int fd;
 
@@ -1509,8 +1515,20 @@ static int cpu_ticks(const struct mx_redirect *r, uint64_t *user, uint64_t *syst
 	if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu", &minor, &major,
 			 &utime, &stime) != 4)
 		return -1;
-	*user = utime + r->carried_user_ns / (NS / 100);
-	*system = stime + r->carried_system_ns / (NS / 100);
+	/* The CPU clock of a process: clock_getcpuclockid(3). */
+	if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
+		return -1;
+	total = t.tv_sec * NS + t.tv_nsec;
+	*user = utime + stime ? (uint64_t)((unsigned __int128)total * utime / (utime + stime)) : total;
+	*user += r->carried_user_ns;
+	total += r->carried_user_ns + r->carried_system_ns;
+	if (*user < in->user_ns)
+		*user = in->user_ns;
+	if (*user > total - in->system_ns)
+		*user = total - in->system_ns;
+	*system = total - *user;
+	in->user_ns = *user;
+	in->system_ns = *system;
 	faults[0] = minor;
 	faults[1] = major;
 	return 0;
@@ -1520,8 +1538,11 @@ static void correct_times(struct mx_redirect *r)
 {
 	uint64_t ticks[2], faults[2];
 
-	if (r->args[0] && !cpu_ticks(r, &ticks[0], &ticks[1], faults))
-		poke(r, r->args[0], ticks, sizeof(ticks));
+	if (!r->args[0] || cpu_used(r, &ticks[0], &ticks[1], faults))
+		return;
+	ticks[0] /= NS / 100;
+	ticks[1] /= NS / 100;
+	poke(r, r->args[0], ticks, sizeof(ticks));
 }
 
 /* A whole reply is there.  0: go on; else the event. */
@@ -1748,19 +1769,18 @@ static int answer_here(struct mx_redirect *r)
 	int64_t ns;
 
 	if (in->call->special == MX_SPECIAL_CPU_CLOCK) {
-		/* The CPU clock of a process: clock_getcpuclockid(3). */
 		if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
 			return send_answer(r, -errno, CONTINUE_NO), 0;
 		ns = t.tv_sec * NS + t.tv_nsec + r->carried_user_ns + r->carried_system_ns;
 		t = timespec_of(ns);
 		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
 	}
-	if (cpu_ticks(r, &user, &system, faults))
+	if (cpu_used(r, &user, &system, faults))
 		return send_answer(r, 0, CONTINUE_YES), 0;
-	usage.ru_utime.tv_sec = user / 100;
-	usage.ru_utime.tv_usec = user % 100 * 10000;
-	usage.ru_stime.tv_sec = system / 100;
-	usage.ru_stime.tv_usec = system % 100 * 10000;
+	usage.ru_utime.tv_sec = user / NS;
+	usage.ru_utime.tv_usec = user % NS / 1000;
+	usage.ru_stime.tv_sec = system / NS;
+	usage.ru_stime.tv_usec = system % NS / 1000;
 	usage.ru_minflt = faults[0];
 	usage.ru_majflt = faults[1];
 	return send_answer(r, poke(r, r->args[1], &usage, sizeof(usage)), CONTINUE_NO), 0;

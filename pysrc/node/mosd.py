@@ -14,11 +14,12 @@ import logging
 import os
 import signal
 import socket
+import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from mosix.config import NodeConfig, load_secret
-from mosix.errors import ConfigError, MosixError
+from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
@@ -27,6 +28,7 @@ from mosix.node.peers import Complaints, Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.spawning import Programs, SpawnerClient
+from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
 
@@ -65,6 +67,7 @@ class Mosd:
             loop.add_signal_handler(number, stop.set)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
+            _check_helper()
             spawner = SpawnerClient(self._programs, _worker_died)
             spawner.start()
             stack.callback(spawner.stop)
@@ -167,6 +170,20 @@ def _worker_died(pid: int, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
         what = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         _log.warning("worker %d %s", pid, what)
+
+
+def _check_helper() -> None:
+    """Guests' reserved ids execute the helper: ConfigError when they may not get at it."""
+    for part in (HELPER, *HELPER.parents):
+        try:
+            reachable = part.stat().st_mode & stat.S_IXOTH
+        except OSError as error:
+            raise KernelError(f"{part}: {error.strerror}", "install mosix again") from error
+        if not reachable:
+            raise ConfigError(
+                f"{HELPER} cannot be executed by guests: {part} is closed to other users",
+                "install mosix where everybody can read it",
+            )
 
 
 @contextlib.contextmanager

@@ -110,6 +110,7 @@ def test_the_page_leads_to_a_cluster_in_which_a_program_moves(
     machines: dict[str, Machine], bare: Cluster
 ) -> None:
     here, there = machines["here"], machines["there"]
+    assert not any(machine.node.path("/etc/mosix").exists() for machine in (here, there))
     for machine in (here, there):
         install(machine, here.node, there.node)
     shown = ""

@@ -159,7 +159,7 @@ def footprint(pid: int) -> tuple[object, ...]:
     return (
         [(at.start, at.end, at.name) for at in mapped(pid)],
         sorted(os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")),
-        [line for line in status if line.startswith(("Sig", "Shd"))],
+        [line for line in status if line.startswith(("SigP", "SigB", "SigI", "SigC", "Shd"))],
     )
 
 
