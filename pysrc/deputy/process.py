@@ -64,6 +64,12 @@ class Home(Protocol):
     @property
     def features(self) -> NodeFeatures: ...
 
+    @property
+    def localtime(self) -> bool: ...
+
+    @property
+    def date_ahead_ns(self) -> int: ...
+
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
     ) -> tuple[Token, list[socket.socket]]: ...
@@ -222,8 +228,8 @@ class JobProcess:
         tracee, agent, link = self.tracee, self.agent, self.link
         if tracee is None or agent is None or link is None or self.place is Place.ENDED:
             return
-        if self.place is Place.MOVING and agent.obeying:
-            return
+        if self.place is Place.MOVING and (agent.obeying or agent.paused):
+            return  # the guest is frozen: nobody waits any more, and a move has the ghost
         stop = tracee.stop(on_signal=self.take_signal)
         if stop.ended:
             self.end()

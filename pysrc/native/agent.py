@@ -141,6 +141,11 @@ class Agent:
         return self._obeying
 
     @property
+    def paused(self) -> bool:
+        """It has served and stands still, until `unpause`."""
+        return self._paused is not None
+
+    @property
     def call_return(self) -> int:
         """Address behind the instruction that makes a redirected call."""
         return self._base + int(load_blob().header.call_return)
