@@ -52,7 +52,9 @@ from mosix.node.spawning import Programs
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
-@click.option("--foreign-vdso", is_flag=True, hidden=True)  # for tests: see node.features
+# for tests: see node.features, and Launch in wire.messages
+@click.option("--foreign-vdso", is_flag=True, hidden=True)
+@click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
 def main(
     *,
     config_dir: str | None,
@@ -63,6 +65,7 @@ def main(
     deputy: str,
     remote: str,
     foreign_vdso: bool,
+    date_ahead_s: float,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
@@ -78,7 +81,13 @@ def main(
     config = load(paths, port)
     programs = Programs(deputy, remote)
     daemon = functools.partial(
-        Mosd, config, programs, mosrun.parse, stop_s=stop_s, foreign_vdso=foreign_vdso
+        Mosd,
+        config,
+        programs,
+        mosrun.parse,
+        stop_s=stop_s,
+        foreign_vdso=foreign_vdso,
+        date_ahead_ns=int(date_ahead_s * 1e9),
     )
     if detach:
         _detached(config, daemon)

@@ -19,7 +19,9 @@ from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolErr
 from mosix.wire.channel import Frames
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
+    AskDate,
     Cancel,
+    Date,
     Failed,
     GuestDied,
     NeedHome,
@@ -53,6 +55,8 @@ class RemoteLink:
         self.ip = ip
         self.token = token
         self.lost = False
+        #: see `Launch`
+        self.date_ahead_ns = 0
         #: the connection over which the guest's image will go home, made beforehand: one of
         #: the two mosds may be dead by then. None: used up
         self.way_home: socket.socket | None = None
@@ -165,6 +169,10 @@ class RemoteLink:
             self._lose()
 
     def _dispatch(self, message: ToDeputy) -> None:
+        if isinstance(message, AskDate):
+            date_ns = time.time_ns() + self.date_ahead_ns
+            self.post(Date(asked_ns=message.asked_ns, date_ns=date_ns))
+            return
         if isinstance(message, (Cancel, NeedHome, GuestDied, Stats)):
             self._on_unasked(self, message)
             return

@@ -93,6 +93,15 @@ class Deputy:
     def features(self) -> NodeFeatures:
         return self.launch.features
 
+    @property
+    def localtime(self) -> bool:
+        """Dates are those of the node where a process runs, else home's."""
+        return self.launch.localtime
+
+    @property
+    def date_ahead_ns(self) -> int:
+        return self.launch.date_ahead_ns
+
     async def main(self) -> None:
         message, fds = await self._node.receive()
         if not isinstance(message, Launch) or len(fds) != 2:

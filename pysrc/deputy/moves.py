@@ -62,6 +62,8 @@ _RESTORE = 60
 _PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
+#: When home's clock is behind what the guest read by so many ns, it was set meanwhile.
+_CLOCK_WAS_SET = 1_000_000_000
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
@@ -78,6 +80,7 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
         ip, ("guest", "call", "bulk", "home"), process.pid, epoch, None
     )
     link = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    link.date_ahead_ns = process.home.date_ahead_ns
     link.way_home = way_home
     with contextlib.ExitStack() as sockets:
         sockets.callback(call.close)
@@ -310,7 +313,9 @@ async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: 
     """The ghost, filled with its body, goes on by itself: no agent, no tracer."""
     process.calls_before = process.calls_before + agent.calls_served()
     process.home.watch.remove(tracee)
-    await _until_clock(body.header.monotonic_ns)
+    await _until_clock(time.CLOCK_MONOTONIC, body.header.monotonic_ns)
+    if not process.home.localtime:
+        await _until_clock(time.CLOCK_REALTIME, body.header.date_ns)
     agent.leave(*restore.final_state(tracee, body))
     for siginfo in (*process.postponed, *process.at_home):
         _queue(tracee, process.pid, siginfo)
@@ -332,6 +337,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         ip, ("guest", "call", "home"), process.pid, epoch, None
     )
     new = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    new.date_ahead_ns = process.home.date_ahead_ns
     new.way_home = way_home
     with contextlib.closing(call):
         done = _Done()
@@ -460,6 +466,7 @@ async def _prepare(
             prefault=[(run.start, run.size) for run in big[:_MAX_PREFAULT]] if hints else [],
             monotonic_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC) + round_trip,
             boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + round_trip,
+            localtime=process.home.localtime,
             features=process.home.features,
         )
     )
@@ -515,10 +522,10 @@ def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
     return asyncio.get_running_loop().run_in_executor(None, run)
 
 
-async def _until_clock(monotonic_ns: int) -> None:
+async def _until_clock(clock: int, reading_ns: int) -> None:
     """Waits (a round trip at the most) until home's clock has passed the body's last reading."""
-    behind = monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    if behind > 0:
+    behind = reading_ns - time.clock_gettime_ns(clock)
+    if 0 < behind < _CLOCK_WAS_SET:
         await asyncio.sleep(behind / 1e9)
 
 

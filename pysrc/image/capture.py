@@ -130,6 +130,7 @@ def describe(
             epoch=epoch,
             monotonic_ns=now,
             boottime_ns=boottime,
+            date_ns=time.time_ns(),
         ),
         process=Process(
             pid=pid,

@@ -125,7 +125,8 @@ class Process(msgspec.Struct):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """First section of a stream: what the target must be able to run, and when it was taken."""
+    """First section of a stream: what the target must be able to run, and when it was taken.
+    `date_ns`: CLOCK_REALTIME as the process reads it."""
 
     version: int
     kernel: str
@@ -135,6 +136,7 @@ class Header(msgspec.Struct, frozen=True):
     epoch: int
     monotonic_ns: int
     boottime_ns: int
+    date_ns: int = 0
 
 
 class Image(msgspec.Struct):

@@ -188,6 +188,7 @@ def check(image: Image) -> None:
     _require(header.page_size == PAGE_SIZE, "page size")
     _require(0 <= header.epoch < 1 << 31, "epoch")
     _require(0 <= header.monotonic_ns < 1 << 63 and 0 <= header.boottime_ns < 1 << 63, "clocks")
+    _require(0 <= header.date_ns < 1 << 63, "date")
     _require(len(header.cpu_features) < 1024 and len(header.kernel) < 256, "header")
     _check_process(image.process)
     _require(0 < len(image.threads) <= MAX_THREADS, "number of threads")

@@ -83,6 +83,8 @@ struct internal {
 	volatile int stop;
 	volatile int inject;
 	volatile int tid;
+	int64_t date_offset_ns;
+	int date_known;
 
 	enum state state;
 	enum held held;
@@ -109,6 +111,7 @@ struct internal {
 	/* the sleep */
 	clockid_t clock;
 	struct timespec until;
+	int64_t date; /* it ends at this date at home; 0: `until` is enough */
 	int forever;
 	uint64_t rem;
 
@@ -228,6 +231,43 @@ static int64_t now_ns(clockid_t clock)
 static int64_t guest_now(const struct mx_redirect *r)
 {
 	return now_ns(CLOCK_MONOTONIC) + r->monotonic_offset_ns;
+}
+
+void mx_redirect_set_date(struct mx_redirect *r, int64_t offset_ns)
+{
+	struct internal *in = r->internal;
+
+	__atomic_store_n(&in->date_offset_ns, offset_ns, __ATOMIC_RELAXED);
+	__atomic_store_n(&in->date_known, 1, __ATOMIC_RELEASE);
+}
+
+/* Does the redirector answer for home's clock? */
+static int knows_date(const struct mx_redirect *r)
+{
+	const struct internal *in = r->internal;
+
+	return !r->date_is_nodes && __atomic_load_n(&in->date_known, __ATOMIC_ACQUIRE);
+}
+
+static int64_t unclamped_date(const struct mx_redirect *r)
+{
+	const struct internal *in = r->internal;
+
+	if (!knows_date(r))
+		return now_ns(CLOCK_REALTIME);
+	return now_ns(CLOCK_MONOTONIC) + __atomic_load_n(&in->date_offset_ns, __ATOMIC_RELAXED);
+}
+
+int64_t mx_redirect_date(struct mx_redirect *r)
+{
+	int64_t date = unclamped_date(r);
+
+	/* A better estimate of home's clock may lie behind the one before: then time stands still
+	 * for that long.  When somebody has set home's clock back, programs see it as natively. */
+	if (date < r->date_ns && r->date_ns - date < NS)
+		return r->date_ns;
+	r->date_ns = date;
+	return date;
 }
 
 static struct timespec timespec_of(int64_t ns)
@@ -1694,6 +1734,14 @@ static int sleep_on(struct mx_redirect *r)
 
 	if (in->forever)
 		until = long_time;
+	if (in->date) {
+		int64_t left = in->date - unclamped_date(r);
+
+		if (left <= 0)
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		/* Not in one piece: home's clock may be set, or our estimate of it be bettered. */
+		until = timespec_of(now_ns(CLOCK_MONOTONIC) + (left < NS ? left : NS));
+	}
 	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock,
 			     in->forever ? 0 : TIMER_ABSTIME, (long)&until, 0);
 	if (n == -EINTR) {
@@ -1705,7 +1753,7 @@ static int sleep_on(struct mx_redirect *r)
 		r->deadline_ns = in->deadline;
 		return hold(r, HELD_SLEEPING, MX_EV_SLEEPING);
 	}
-	if (in->forever)
+	if (in->forever || in->date)
 		return 0;
 	send_answer(r, n, CONTINUE_NO);
 	return 0;
@@ -1721,6 +1769,7 @@ static int begin_sleep(struct mx_redirect *r)
 	in->state = WAITING;
 	in->forever = in->call->special == MX_SPECIAL_PAUSE;
 	in->clock = CLOCK_MONOTONIC;
+	in->date = 0;
 	if (in->forever)
 		return 0;
 	in->rem = r->args[1];
@@ -1753,12 +1802,52 @@ static int begin_sleep(struct mx_redirect *r)
 		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns :
 						       r->boottime_offset_ns;
 		t = timespec_of(when > 0 ? when : 0);
+	} else if (!r->date_is_nodes) {
+		in->date = t.tv_sec * NS + t.tv_nsec;
+		in->date += !in->date;
+		in->clock = CLOCK_MONOTONIC;
 	}
 	in->until = t;
 	return 0;
 }
 
 /* ---- answered here ---- */
+
+static int begin_call(struct mx_redirect *r);
+
+/* time(2), gettimeofday(2), or clock_gettime(2) of a clock with a date. */
+static int answer_date(struct mx_redirect *r)
+{
+	struct timespec t;
+	struct timeval tv;
+	time_t seconds;
+
+	if (r->date_is_nodes)
+		return send_answer(r, 0, CONTINUE_YES), 0;
+	/* How far TAI is ahead only home's kernel knows. */
+	if (!knows_date(r) || (r->nr == SYS_clock_gettime && (int32_t)r->args[0] == CLOCK_TAI))
+		return begin_call(r);
+	t = timespec_of(mx_redirect_date(r));
+	if (r->nr == SYS_clock_gettime)
+		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
+	if (r->nr == SYS_gettimeofday) {
+		tv.tv_sec = t.tv_sec;
+		tv.tv_usec = t.tv_nsec / 1000;
+		if (!r->args[0])
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		return send_answer(r, poke(r, r->args[0], &tv, sizeof(tv)), CONTINUE_NO), 0;
+	}
+	seconds = t.tv_sec;
+	if (r->args[0] && poke(r, r->args[0], &seconds, sizeof(seconds)))
+		return send_answer(r, -EFAULT, CONTINUE_NO), 0;
+	return send_answer(r, seconds, CONTINUE_NO), 0;
+}
+
+static int has_date(int32_t clock)
+{
+	return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE ||
+	       clock == CLOCK_REALTIME_ALARM || clock == CLOCK_TAI;
+}
 
 static int answer_here(struct mx_redirect *r)
 {
@@ -1768,6 +1857,9 @@ static int answer_here(struct mx_redirect *r)
 	uint64_t user, system, faults[2];
 	int64_t ns;
 
+	if (in->call->special == MX_SPECIAL_DATE ||
+	    (in->call->special == MX_SPECIAL_CPU_CLOCK && has_date((int32_t)r->args[0])))
+		return answer_date(r);
 	if (in->call->special == MX_SPECIAL_CPU_CLOCK) {
 		if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
 			return send_answer(r, -errno, CONTINUE_NO), 0;

@@ -87,6 +87,7 @@ enum mx_special {
 	MX_SPECIAL_RUSAGE,
 	MX_SPECIAL_TIMES,
 	MX_SPECIAL_IOCTL,
+	MX_SPECIAL_DATE,
 };
 
 enum mx_timeout { MX_TIMEOUT_NONE, MX_TIMEOUT_MILLISECONDS, MX_TIMEOUT_TIMESPEC, MX_TIMEOUT_TIMEVAL };
@@ -171,6 +172,8 @@ struct mx_redirect {
 	int64_t boottime_offset_ns;
 	int64_t carried_user_ns;     /* CPU time used on other nodes */
 	int64_t carried_system_ns;
+	int date_is_nodes;           /* dates are this node's, not home's */
+	int64_t date_ns;             /* the latest date that the guest may have seen */
 
 	int nr;                      /* the call the event is about; -1: none */
 	int reason;                  /* HOME: index into the reasons of the table */
@@ -212,6 +215,12 @@ int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
  * or waits only until deadline_ns. */
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done,
 		       int64_t deadline_ns);
+/* The date at home is now, and until said otherwise, our CLOCK_MONOTONIC plus this.  From any
+ * thread at any time.  Until it is called for the first time dates are asked for at home. */
+void mx_redirect_set_date(struct mx_redirect *r, int64_t offset_ns);
+/* The guest's date, which it never sees run back (unless home's was set back by a second or
+ * more).  Not while run() serves. */
+int64_t mx_redirect_date(struct mx_redirect *r);
 /* While on, every notification is answered by CONTINUE: the tracer injects. */
 void mx_redirect_inject(struct mx_redirect *r, int on);
 /* cffi: end */

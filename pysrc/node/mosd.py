@@ -48,12 +48,14 @@ class Mosd:
         stop_s: float = STOP_S,
         *,
         foreign_vdso: bool = False,
+        date_ahead_ns: int = 0,
     ) -> None:
         self._config = config
         self._programs = programs
         self._parse_launch = parse_launch
         self._ready = ready
         self._foreign_vdso = foreign_vdso
+        self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -83,6 +85,7 @@ class Mosd:
                 features,
                 own_ip=self._config.ip,
                 records=paths.jobs,
+                date_ahead_ns=self._date_ahead_ns,
             )
             host = Host(
                 spawner,

@@ -84,6 +84,8 @@ class ParsedLaunch(Protocol):
     def fallback(self) -> bool: ...
     @property
     def lock(self) -> bool: ...
+    @property
+    def localtime(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -167,7 +169,7 @@ class Services:
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.lock)
+        options = LaunchOptions(node, parsed.fallback, parsed.lock, parsed.localtime)
         link = await self._launcher.launch(caller, options, stderr)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
@@ -302,6 +304,7 @@ class Services:
             memory_free=status.memory_free,
             jobs=status.jobs,
             guests=status.guests,
+            date_bound_ns=status.date_bound_ns,
             counters=counters,
         )
 
@@ -312,6 +315,7 @@ class Services:
             jobs=len(self._registry.jobs),
             memory_free=self._host.memory_free(),
             version=metadata.version("mosix"),
+            date_bound_ns=self._registry.date_bound_ns(),
         )
 
     def _processes(self, request: Processes) -> ProcessList:

@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+import msgspec
 from mosix.errors import CannotMoveError, KernelError, MosixError, MoveFailedError
 from mosix.image import capture, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
@@ -54,7 +55,7 @@ class Guest:
 
     `say` sends a message to the deputy. `on_broken`: the connection for system calls has ended;
     a moment later the process has, too, unless something is wrong. `foreign_vdso`: home's vdso is
-    not this kernel's."""
+    not this kernel's; `localtime`: its dates are to be this node's."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Guest:
         on_broken: Callable[[], None],
         *,
         foreign_vdso: bool,
+        localtime: bool,
     ) -> None:
         self.shell = shell
         self._on_broken = on_broken
@@ -77,7 +79,10 @@ class Guest:
         #: opened when nobody waits yet: it takes milliseconds
         self._files = ProcFiles()
         self._prefaulted: list[tuple[int, int]] = []
-        self._foreign_vdso = foreign_vdso
+        # The functions of a kernel's own vdso know nothing of home's date.
+        self._foreign_vdso = foreign_vdso or not localtime
+        self._localtime = localtime
+        self._date_offset_ns: int | None = None
         self._vdso: GuestVdso | None = None
         #: user and system time that the body used before it came here
         self._carried_ns = (0, 0)
@@ -153,7 +158,11 @@ class Guest:
             monotonic_offset_ns=theirs[0] - ours[0],
             boottime_offset_ns=theirs[1] - ours[1],
             carried_ns=self._carried_ns,
+            localtime=self._localtime,
+            date_ns=image.header.date_ns,
         )
+        if self._date_offset_ns is not None:
+            self._redirector.set_date(self._date_offset_ns)
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
         with self._redirector.injecting():
@@ -173,6 +182,12 @@ class Guest:
         for vma in kernels:
             if vma.kind == "vdso":
                 self.tracee.vdso = (vma.start, vma.end)
+
+    def set_date(self, offset_ns: int) -> None:
+        """Home's date is this node's CLOCK_MONOTONIC plus `offset_ns`."""
+        self._date_offset_ns = offset_ns
+        if self._redirector is not None:
+            self._redirector.set_date(offset_ns)
 
     def clock_ns(self) -> int:
         """The guest's CLOCK_MONOTONIC."""
@@ -285,6 +300,7 @@ class Guest:
             await self._leave_vdso()
         with self.redirector.injecting():
             image = capture.describe(self.tracee, epoch, files=self._files, vdso=self._vdso)
+        image.header = msgspec.structs.replace(image.header, date_ns=self.redirector.date_ns())
         image.process.cpu_ns = (
             image.process.cpu_ns[0] + self._carried_ns[0],
             image.process.cpu_ns[1] + self._carried_ns[1],

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
+import itertools
 import logging
 import socket
+import time
 from collections.abc import Iterator
 
 from mosix.errors import MosixError, MoveFailedError, ProtocolError
@@ -22,13 +24,16 @@ from mosix.native.watch import Watch
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
+from mosix.remote.homedate import FIRST, FIRST_S, INTERVAL_S, HomeDate
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
 from mosix.wire.channel import Frames, Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.messages import (
+    AskDate,
     Attach,
     Cancelled,
+    Date,
     Dialed,
     Drop,
     Failed,
@@ -102,6 +107,8 @@ class Remote:
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._date = HomeDate()
         self._broken = asyncio.Event()
 
     @property
@@ -141,7 +148,8 @@ class Remote:
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            await _end(listening, obeying, losing, *([self._receiving] if self._receiving else []))
+            begun = (task for task in (self._receiving, self._asking) if task is not None)
+            await _end(listening, obeying, losing, *begun)
             if self._guest is not None:
                 await self._guest.destroy()
             await _end(*workers)
@@ -179,6 +187,8 @@ class Remote:
             match message:
                 case Ping():
                     self._say(Pong(sent_ns=message.sent_ns))
+                case Date():
+                    self._date_told(message)
                 case Cancelled():
                     self.guest.cancel_was_early()
                 case Drop():
@@ -235,6 +245,7 @@ class Remote:
                 self._say,
                 self._broken.set,
                 foreign_vdso=order.features.vdso != welcome.features.vdso,
+                localtime=order.localtime,
             )
             self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
@@ -242,8 +253,28 @@ class Remote:
             self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
             return
         self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
+        if not order.localtime:
+            self._asking = asyncio.create_task(self._ask_date())
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
+
+    async def _ask_date(self) -> None:
+        """As long as there is a guest."""
+        for number in itertools.count():
+            self._say(AskDate(asked_ns=time.monotonic_ns()))
+            await asyncio.sleep(FIRST_S if number < FIRST else INTERVAL_S)
+
+    def _date_told(self, answer: Date) -> None:
+        now_ns = time.monotonic_ns()
+        estimate = self._date.answered(answer.asked_ns, answer.date_ns, now_ns)
+        self.guest.set_date(estimate.offset_ns)
+        # until the next answer comes
+        bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9))
+        self._to_node.put_nowait(
+            GuestState(
+                outer_pid=self.guest.tracee.pid, pid=self.welcome.pid, date_bound_ns=bound_ns
+            )
+        )
 
     def _room(self) -> int:
         """Bytes a guest may take: the node's free memory, and its cgroup's limit."""

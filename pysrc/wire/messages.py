@@ -55,7 +55,8 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
 class Prepare(_Tagged, frozen=True, kw_only=True):
     """Make an empty guest. `needs`: bytes of memory the body will take; `prefault`: ranges of
     anonymous memory to populate before the freeze. The guest's clocks must not be behind
-    `monotonic_ns`/`boottime_ns` (read at home, `rtt_ns` already added)."""
+    `monotonic_ns`/`boottime_ns` (read at home, `rtt_ns` already added). `localtime`: dates are
+    those of the node where it runs, else home's."""
 
     pid: Pid
     comm: Text
@@ -64,6 +65,7 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     prefault: list[tuple[int, int]] = []
     monotonic_ns: Ns
     boottime_ns: Ns
+    localtime: bool = False
     features: NodeFeatures
     rlimits: dict[int, tuple[int, int]] = {}
 
@@ -119,7 +121,14 @@ class Ping(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
-ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping
+class Date(_Tagged, frozen=True, kw_only=True):
+    """Answer to `AskDate`: home's CLOCK_REALTIME. `asked_ns` as it was asked."""
+
+    asked_ns: Ns
+    date_ns: Ns
+
+
+ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping | Date
 
 
 # ---- remote → deputy ----
@@ -191,6 +200,12 @@ class Pong(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
+class AskDate(_Tagged, frozen=True, kw_only=True):
+    """What is the date at home? `asked_ns`: the remote's own CLOCK_MONOTONIC."""
+
+    asked_ns: Ns
+
+
 class Stats(_Tagged, frozen=True, kw_only=True):
     calls: int
     bytes_moved: int
@@ -209,6 +224,7 @@ ToDeputy = (
     | NeedHome
     | GuestDied
     | Pong
+    | AskDate
     | Stats
 )
 
@@ -227,6 +243,9 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     node: Ip | None = None
     fallback: bool = False  # -F
     lock: bool = False  # -L
+    localtime: bool = False  # -t
+    #: for tests: what guests are told of home's date is so much later than it is
+    date_ahead_ns: int = 0
     cgroup: str
     #: this node's own IP, and its features
     home: Ip
@@ -348,6 +367,8 @@ class GuestState(_Tagged, frozen=True, kw_only=True):
     outer_pid: Pid
     pid: Pid
     frozen: bool = False
+    #: how far its date may be from home's; None: it has this node's
+    date_bound_ns: Ns | None = None
 
 
 WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState
@@ -397,6 +418,7 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
     jobs: int
     memory_free: Size
     version: Text
+    date_bound_ns: Ns | None = None
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus

@@ -7,13 +7,14 @@ import lzma
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from jobs import PROGRAMS, PYTHON, Job
 from mosix.errors import CannotMoveError
-from mosix.lab.drive import Cluster
+from mosix.lab.drive import Cluster, wait_for
 from mosix.lab.programs import built
 
 RIGHT = "back" + " 0" * 7 + " jumps 0 wrong 0 early 0 state 0\n"
@@ -130,6 +131,98 @@ def _range(line: str) -> tuple[int, int]:
 
 def _kernel_ranges(maps: str) -> list[tuple[int, int]]:
     return [_range(line) for line in maps.splitlines() if line.endswith(("[vdso]", "[vvar]"))]
+
+
+# ---- dates ----
+
+#: Says the dates that it reads in all ways; then how long it slept until a date 0.2 s later (ms)
+DATES = """
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None)
+def call(nr, *args):
+    buffer = ctypes.create_string_buffer(16)
+    result = libc.syscall(nr, *(buffer if arg is None else arg for arg in args))
+    return struct.unpack('qq', buffer)[0], result
+while input():
+    dates = [time.time(), time.clock_gettime(5), call(228, 0, None)[0], call(96, None, 0)[0]]
+    dates += [call(201, None)[0], call(201, 0)[1], call(96, 0, None)[1] + time.time()]
+    begin, (second, part) = time.monotonic(), divmod(time.time_ns() + 200_000_000, 10**9)
+    libc.clock_nanosleep(0, 1, struct.pack('qq', second, part), 0)
+    print(*dates, round((time.monotonic() - begin) * 1000), flush=True)
+"""
+AHEAD_S = 7200
+ON_THE_HOUR_S = 600
+
+
+@pytest.fixture
+def ahead(foreign: Cluster) -> Iterator[Cluster]:
+    """The lab, with a home that says to guests that it is two hours later: nodes of one machine
+    cannot have different dates."""
+    foreign[1].mosd("stop")
+    foreign[1].mosd("start", f"--date-ahead={AHEAD_S}")
+    yield foreign
+    foreign[1].mosd("stop")
+    foreign[1].mosd("start")
+
+
+def dates_ahead(job: Job) -> tuple[set[int], int]:
+    """How many hours the program's dates are ahead of ours; how long it slept."""
+    job.write("go\n")
+    *dates, slept_ms = job.line().split()
+    return {round((float(date) - time.time()) / 3600) for date in dates}, int(slept_ms)
+
+
+@pytest.mark.parametrize(("option", "hours"), [("-T", 2), ("-t", 0)])
+def test_dates_are_those_of_home_or_as_wanted_of_the_node(
+    option: str, hours: int, ahead: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start([PYTHON, "-c", DATES], options=(option,))
+    for target, expected in (("home", 0), ("2", hours), ("3", hours), ("home", 0)):
+        if target != job.where():
+            job.move(target)
+        seen, slept_ms = dates_ahead(job)
+        assert seen == {expected}, target
+        assert 199 <= slept_ms < ON_THE_HOUR_S * 1000
+    job.write("\n")
+    assert job.finish()[::2] == (0, "")
+
+
+def test_a_wait_on_a_futex_until_a_date_ends_at_that_date(start: Callable[..., Job]) -> None:
+    """Only home's kernel can wait for home's date."""
+    code = (
+        "import ctypes, struct, time\n"
+        "libc = ctypes.CDLL(None, use_errno=True); sem = ctypes.create_string_buffer(64)\n"
+        "libc.sem_init(sem, 0, 0); print('ready', flush=True); input()\n"
+        "begin, date = time.monotonic(), divmod(time.time_ns() + 200_000_000, 10**9)\n"
+        "print(libc.sem_timedwait(sem, struct.pack('qq', *date)), ctypes.get_errno())\n"
+        "print(round((time.monotonic() - begin) * 1000))\n"
+    )
+    job = start([PYTHON, "-c", code])
+    assert job.line() == "ready"
+    job.move("2")
+    job.write("go\n")
+    assert job.line() == "-1 110"  # ETIMEDOUT
+    assert int(job.line()) >= 199
+    assert job.finish() == (0, "", "")
+
+
+def test_status_says_how_exact_the_dates_of_guests_are(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    def bound_ns() -> int | None:
+        found = json.loads(lab[2].check(["mosctl", "status", "--json"]))["date_bound_ns"]
+        return None if found is None else int(found)
+
+    job = start(["cat"])
+    assert bound_ns() is None
+    job.move("2")
+    bound = wait_for("a bound", bound_ns)
+    assert 0 < bound < 10**9
+    assert "their home's, within" in lab[1].check(["mosctl", "status", "2"])
+    assert job.finish() == (0, "", "")
+
+
+# ---- handlers ----
 
 
 def interrupt_inside(job: Job) -> None:
