@@ -4,10 +4,8 @@
  * pingpong serve PORT REQUEST REPLY | pingpong ask IP PORT REQUEST REPLY ROUNDS (sizes: bytes)
  */
 #include <arpa/inet.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "batch.h"
 
@@ -42,12 +40,9 @@ static int tcp(int fd)
 
 static int serve(int port, size_t request, size_t reply)
 {
-	struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(port) };
-	int listener = socket(AF_INET, SOCK_STREAM, 0);
+	int listener = listen_on(port);
 	int fd;
 
-	if (bind(listener, (struct sockaddr *)&here, sizeof(here)) || listen(listener, 1))
-		die("listen");
 	puts("ready");
 	fflush(stdout);
 	fd = tcp(accept(listener, NULL, NULL));

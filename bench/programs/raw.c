@@ -4,21 +4,18 @@
  * raw send PORT MIB (one connection for each line of standard input) | raw receive IP PORT MIB
  */
 #include <arpa/inet.h>
-#include <netinet/in.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 
 #include "batch.h"
 
 static void give(int port, size_t size)
 {
-	struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(port) };
-	int listener = socket(AF_INET, SOCK_STREAM, 0);
+	int listener = listen_on(port);
 	char *memory = malloc(size);
 
-	if (!memory || bind(listener, (struct sockaddr *)&here, sizeof(here)) || listen(listener, 8))
-		die("listen");
+	if (!memory)
+		die("malloc");
 	memset(memory, 0x5a, size);
 	puts("ready");
 	fflush(stdout);

@@ -1,10 +1,12 @@
-"""Tables on standard output: for a terminal with rich, for a pipe in plain columns.
+"""Tables on standard output, without frames; on a terminal a row is one line.
 
-Used by commands whose rows have the text to be cut, if any, in the last column.
+Used by commands whose rows have the text to be cut, if any, in the last column. No other column
+is ever cut, and none in a pipe.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -12,35 +14,41 @@ import click
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """`right`: names of the columns that hold numbers."""
+    """`right`: names of the columns that hold numbers, for a terminal."""
     if not sys.stdout.isatty():
-        for line in plain(header, rows):
+        for line in lines(header, rows):
             click.echo(line)
         return
-    from rich.console import Console  # noqa: PLC0415 - a quarter of the time to start
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(box=None, pad_edge=False)
-    for name in header:
-        table.add_column(
-            name,
-            justify="right" if name in right else "left",
-            no_wrap=True,
-            overflow="ellipsis" if name == header[-1] else "ignore",
-        )
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    title, *others = lines(header, rows, right, shutil.get_terminal_size().columns)
+    click.secho(title, bold=True)
+    for line in others:
+        click.echo(line)
 
 
-def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines in which every column but the last has one width."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = []
+def lines(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str] = (),
+    width: int | None = None,
+) -> list[str]:
+    """Lines in which every column but the last has one width. `width`: of the terminal, where
+    the last column is cut, but never to less than its title."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)][:-1]
+    room = None
+    if width is not None:
+        room = max(width - sum(widths) - 2 * len(widths), len(header[-1]))
+    found = []
     for row in (header, *rows):
-        padded = [text.ljust(width) for text, width in zip(row[:-1], widths, strict=False)]
-        lines.append("  ".join([*padded, row[-1]]).rstrip())
-    return lines
+        padded = [
+            text.rjust(size) if name in right else text.ljust(size)
+            for name, text, size in zip(header, row, widths, strict=False)
+        ]
+        found.append("  ".join([*padded, _cut(row[-1], room)]).rstrip())
+    return found
+
+
+def _cut(text: str, room: int | None) -> str:
+    return text if room is None or len(text) <= room else text[: room - 1] + "…"
 
 
 def printable(text: str) -> str:

@@ -57,6 +57,10 @@ class Group(_Behaviour, click.Group):
 
     command_class = Command
 
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        # Else click complains with all of the help.
+        super().__init__(*args, **{"no_args_is_help": False, **attributes})
+
 
 def _fail(name: str, text: str, code: int) -> NoReturn:
     print(f"{name}: {text}", file=sys.stderr)

@@ -6,11 +6,12 @@ import sys
 
 import click
 import msgspec
+from mosix.cli import columns
 from mosix.cli.command import Group
 from mosix.errors import LAUNCH_FAILED, MosixError
 from mosix.lab import cgroups, cluster, enter, state
 
-_NAME = click.option("--name", default="lab", show_default=True, help="Which lab.")
+_NAME = click.option("--name", default=state.DEFAULT_NAME, show_default=True, help="Which lab.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
@@ -134,26 +135,23 @@ def mosd(name: str, node: str, order: str, options: tuple[str, ...]) -> None:
 
 
 def _table(running: state.Lab) -> None:
-    from rich.console import Console  # noqa: PLC0415 - run must start fast
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(title=f"lab {running.name}", title_justify="left")
-    for column in ("node", "address", "init", "mosd", "link", "memory", "cpu", "procs", "clock"):
-        table.add_column(column)
-    for node in cluster.status(running):
-        table.add_row(
+    click.echo(f"lab {running.name}")
+    rows = [
+        (
             node.name,
             node.ip,
             str(node.init_pid) if node.alive else "dead",
-            node.mosd,
             "up" if node.link_up else "down",
             f"{node.memory_bytes >> 20}/{node.memory_limit_bytes >> 20} MB",
             f"{node.cpu_s:.1f} s",
             str(node.processes),
             f"+{node.monotonic_ahead_s} s",
+            node.mosd,
         )
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 100)
+        for node in cluster.status(running)
+    ]
+    header = ("NODE", "ADDRESS", "INIT", "LINK", "MEMORY", "CPU", "PROCS", "CLOCK", "MOSD")
+    columns.show(header, rows, ("INIT", "MEMORY", "CPU", "PROCS", "CLOCK"))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import click
 from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
-from mosix.errors import MosixError, PermissionDeniedError
+from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
 
@@ -72,7 +72,7 @@ def main(
     On SIGTERM jobs that are away come home and guests are sent to theirs, for at most
     --stop-timeout seconds; jobs at home go on. SIGINT does the same."""
     if os.geteuid() != 0:
-        raise PermissionDeniedError("mosd must run as root")
+        raise PermissionDeniedError("only root runs mosd", "sudo mosd")
     paths = Paths.choose(config_dir, run_dir)
     # Workers, and commands that jobs start, look for the same directories.
     os.environ["MOSIX_CONFIG_DIR"] = str(paths.config_dir)
@@ -114,9 +114,11 @@ def _detached(config: NodeConfig, daemon: Callable[..., Mosd]) -> None:
             said = pipe.read()
         if said == b"ready":
             return
-        os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         complaint = said.decode("utf-8", "replace")
-        raise MosixError(complaint or "mosd did not start", "" if complaint else "see its log")
+        if complaint:
+            raise from_code(code, complaint)
+        raise MosixError("mosd did not start", f"see {config.paths.log}")
     os.close(reader)
     os.setsid()
     os.chdir("/")

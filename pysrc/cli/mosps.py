@@ -112,7 +112,7 @@ def main(
     names = _Names("ip" if ip else "host" if host else "number")
     if why:
         for row in rows:
-            reason = printable(row.why) or "it was never ordered elsewhere"
+            reason = _reason(row) or "it was never ordered elsewhere"
             click.echo(f"{row.pid}: {_where(row, names)}: {reason}")
         return
     shown = _columns(names, long=long or "l" in letters, origpid=origpid)
@@ -155,7 +155,7 @@ def _columns(names: _Names, *, long: bool, origpid: bool) -> dict[str, Callable[
     found["NMIGS"] = lambda row: str(row.nmigs)
     if long:
         found["JOB"] = lambda row: row.job
-    found["WHY"] = lambda row: _short(row.why)
+    found["WHY"] = lambda row: _short(_reason(row))
     found["CMD"] = lambda row: printable(row.command)
     return found
 
@@ -194,8 +194,16 @@ def _parent(pid: int) -> str:
     return text.rpartition(")")[2].split()[1]
 
 
+def _reason(row: ProcessRow) -> str:
+    """Without what PID and WHERE say beside it."""
+    text = printable(row.why)
+    if row.where == "home":
+        text = text.removeprefix("home: ").removeprefix(f"process {row.pid} cannot move: ")
+    return text
+
+
 def _short(text: str) -> str:
-    text = printable(text) or "-"
+    text = text or "-"
     return text if len(text) <= _WHY_WIDTH else text[: _WHY_WIDTH - 1] + "…"
 
 

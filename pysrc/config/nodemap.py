@@ -127,7 +127,9 @@ class NodeMap:
         if text.isascii() and text.isdigit():
             ip = self.ip_of(int(text)) if len(text) < 10 else None
             if ip is None:
-                hint = "see mosctl whois" if self.numbers else "mosix.map gives no node numbers"
+                hint = "mosix.map gives no node numbers"
+                if self.numbers:
+                    hint = f"{self.numbers[0].line.path} gives the numbers"
                 raise UnknownNodeError(f"there is no node number {text}", hint)
             return self.check_member(ip, f"number {text}")
         try:

@@ -38,6 +38,7 @@ from mosix.wire.messages import (
 _ASK = 5.0
 
 M = TypeVar("M", bound=msgspec.Struct)
+T = TypeVar("T")
 Unasked = Cancel | NeedHome | GuestDied | Stats
 
 
@@ -92,15 +93,15 @@ class RemoteLink:
         self._waiting.append(entry)
         try:
             async with asyncio.timeout(timeout):
-                return self._checked(await self._while_alive(future), kind)
+                return self._checked(await self.while_alive(future), kind)
         except TimeoutError as error:
             raise NodeDownError(f"node {self.ip} did not answer for {timeout} s") from error
         finally:
             if entry in self._waiting:
                 self._waiting.remove(entry)
 
-    async def _while_alive(self, future: asyncio.Future[ToDeputy]) -> ToDeputy:
-        """What comes, unless the remote stands still: its node may be quite alive."""
+    async def while_alive(self, future: asyncio.Future[T]) -> T:
+        """Its result. NodeDownError: the remote stands still (its node may be quite alive)."""
         self._heard = time.monotonic()
         while True:
             done, _ = await asyncio.wait((future,), timeout=_ASK)
@@ -181,7 +182,7 @@ class RemoteLink:
                 future.set_result(message)
                 return
         if isinstance(message, Pong):
-            return  # of a `_while_alive` that is over
+            return  # of a `while_alive` that is over
         self._arrived.append(message)
         if len(self._arrived) > 16:
             raise ProtocolError(f"node {self.ip} sends what nobody asked for")

@@ -112,6 +112,8 @@ class Deputy:
         root = self._process(message.pid)
         if message.node is not None:
             root.order(message.node)
+            # No other move before this one: until then the process is traced, and not a program.
+            await root.moves.acquire()
             tracee = Tracee.seize(message.pid, _PTRACE_O_TRACEEXEC)
             self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
         await self._node.send(Started())
@@ -177,7 +179,11 @@ class Deputy:
         try:
             process = self._member(order.pid)
             async with process.moves:
-                await self._carry_out(process, order.target)
+                try:
+                    await self._carry_out(process, order.target)
+                except MosixError as error:
+                    process.say_why_not(error)
+                    raise
             moved = Moved(
                 request=order.request,
                 pid=order.pid,
@@ -268,6 +274,7 @@ class Deputy:
         """Launch with -{node}: the program leaves at its first instruction."""
         if stop.ended:
             root.end()
+            root.moves.release()
         elif stop.kind == "event" and stop.event == _PTRACE_EVENT_EXEC:
             self.watch.remove(tracee)
             self._spawn(self._leave_at_exec(root, tracee))
@@ -280,8 +287,7 @@ class Deputy:
         node = self.launch.node
         assert node is not None
         try:
-            async with root.moves:
-                await moves.leave(root, node, seized=tracee)
+            await moves.leave(root, node, seized=tracee)
         except MosixError as error:
             with contextlib.suppress(MosixError):
                 if self.launch.fallback:
@@ -291,6 +297,8 @@ class Deputy:
                 else:
                     self.tell_user(error.line(), "mosrun")
                     tracee.inject(_NR_EXIT_GROUP, LAUNCH_FAILED)
+        finally:
+            root.moves.release()
 
     def tell_user(self, text: str, who: str = "mosix") -> None:
         """One line on the job's stderr, unless that is full for too long: the deputy must end."""

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
@@ -28,12 +27,12 @@ from mosix.errors import (
     NodeDownError,
     TransferCutError,
 )
-from mosix.image import capture, eligibility, maps, pending, restore, stream
+from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native import vdso
-from mosix.native.agent import Agent
+from mosix.native.agent import Agent, NoDescriptorError
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import PTRACE_O_EXITKILL, Tracee
+from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Drop,
@@ -64,6 +63,9 @@ _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
 #: When home's clock is behind what the guest read by so many ns, it was set meanwhile.
 _CLOCK_WAS_SET = 1_000_000_000
+_SIGNAL = struct.Struct("<i")
+#: A process that is sent signals without end leaves all the same.
+_MAX_SIGNALS = 64
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
@@ -110,22 +112,21 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = tracee.stop()
+            stop = await _leave_vdso(tracee, tracee.stop())
+            stop = _begin_handlers(tracee, stop)
             if stop.ended:
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
-            await _leave_vdso(process, tracee)
         mappings = maps.read_mappings(process.pid)
         reason = eligibility.why_not_stopped(tracee, mappings=mappings)
         if reason:
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch, mappings)
         image.process.stopped = process.held
-        # What waits in the ghost's queue stays there: it is the process's only queue. Except
-        # that a fault is not of the ghost, and the body will meet it again.
-        process.faults = [info for info in image.threads[0].pending if signals.is_fault(info)]
+        # What waits in the ghost's queue stays there: it is the process's only queue.
         image.process.pending, image.threads[0].pending = [], []
+        ghost_mask = handlers.mask_outside(tracee, image)
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
@@ -152,28 +153,50 @@ async def _leave_prepared(
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
-        _become_ghost(process, image, call_number)
+        _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
 
 
-async def _leave_vdso(process: JobProcess, tracee: Tracee) -> None:
-    """Lets the process run until it is not in the middle of a function of its kernel's vdso, whose
-    data will not be there where it goes."""
+async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
+    """Lets the stopped process run until it is not in the middle of a function of its kernel's
+    vdso, whose data will not be there where it goes, nor in a handler that interrupted one."""
     for attempt in range(vdso.ATTEMPTS):
-        if process.held or not vdso.stands_inside(tracee, own_vdso()):
-            return
+        if stop.ended or stop.kind == "group" or not vdso.is_used(tracee, own_vdso()):
+            break
         tracee.cont()
         await asyncio.sleep(vdso.pause_s(attempt))
         stop = tracee.stop()
-        if stop.ended:
-            process.end()
-            raise MoveFailedError(f"process {process.pid} ended")
-        process.held = stop.kind == "group"
+    return stop
 
 
-def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
+def _begin_handlers(tracee: Tracee, stop: Stop) -> Stop:
+    """Lets the stopped process take what its kernel was about to give it, and stops it again
+    before the first instruction of a handler.
+
+    An interrupt overtakes signals that wait already: a fault of the instruction it stands at, what
+    it has just sent to itself. Left in the queue they would reach the guest after more of its
+    instructions."""
+    for _ in range(_MAX_SIGNALS):
+        if stop.ended or stop.kind == "group" or not _signals_wait(tracee):
+            break
+        tracee.cont()
+        tracee.wait()
+        stop = tracee.stop()
+    return stop
+
+
+def _signals_wait(tracee: Tracee) -> bool:
+    blocked = tracee.signal_mask
+    return any(
+        not blocked >> number - 1 & 1
+        for shared in (False, True)
+        for (number,) in map(_SIGNAL.unpack_from, tracee.pending(shared=shared))
+    )
+
+
+def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int) -> None:
     """The body runs elsewhere: what is left here gives its memory back and serves."""
     link, tracee, agent = process.link, process.tracee, process.agent
     assert link is not None and tracee is not None and agent is not None
@@ -186,7 +209,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int) -> None:
     restore.empty_ghost(agent, image)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
-    agent.serve(call_number, image.threads[0].signal_mask, image.process.ignored)
+    agent.serve(call_number, mask, image.process.ignored)
     process.place = Place.AWAY
     process.why = ""
     process.home.watch.add(tracee, process.on_stop)
@@ -271,14 +294,14 @@ async def come_home(process: JobProcess) -> None:
         process.page_bytes = body.page_bytes
         try:
             await _become_body(process, tracee, agent, body)
+            process.freeze_ns = time.monotonic_ns() - begin
+            process.report()
         except (MosixError, OSError) as error:
             _no_ghost(process, tracee, error)
             raise MoveFailedError(f"process {process.pid} ended") from error
         finally:
             link.post(Drop())
             await link.close()
-        process.freeze_ns = time.monotonic_ns() - begin
-    process.report()
 
 
 async def _fill(
@@ -297,9 +320,11 @@ async def _fill(
     done.paused = True
     try:
         agent.obey()
-        done.given = agent.give_fd(bulk.fileno())
-        done.filled = body = await _begin(stream.read_image, bulk.fileno())
-        await _begin(_fill_ghost, agent, body, done.given, bulk.fileno())
+        if not restore.is_data_limited(process.pid):
+            with contextlib.suppress(NoDescriptorError):
+                done.given = agent.give_fd(bulk.fileno())
+        done.filled = body = await _comes(link, bulk, _begin(stream.read_image, bulk.fileno()))
+        await _comes(link, bulk, _begin(_fill_ghost, agent, body, done.given, bulk.fileno()))
     except TransferCutError:
         await link.why_it_ended(epoch)
         raise
@@ -307,6 +332,16 @@ async def _fill(
     _check_alive(process)
     agent.finish()
     return body
+
+
+async def _comes(link: RemoteLink, bulk: socket.socket, work: asyncio.Future[T]) -> T:
+    """The result of `work`, which is ended when the remote that writes into `bulk` stands still."""
+    try:
+        return await link.while_alive(work)
+    except BaseException:
+        _shut(bulk)
+        await asyncio.gather(work, return_exceptions=True)
+        raise
 
 
 async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: Image) -> None:
@@ -357,6 +392,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
             agent.obey()
             call_number = done.given = agent.give_fd(call.fileno())
             agent.finish()
+            given = process.post_postponed(new)
             new.post(Run(epoch=epoch, held=process.held))
             await new.expect(Running, epoch)
             _check_alive(process)
@@ -370,27 +406,28 @@ async def move_on(process: JobProcess, ip: str) -> None:
     process.epoch = epoch
     process.nmigs += 1
     process.page_bytes = frozen.page_bytes
-    await _serve_another(process, tracee, agent, new, call_number)
+    await _serve_another(process, new, call_number, given)
 
 
 async def _serve_another(
-    process: JobProcess, tracee: Tracee, agent: Agent, new: RemoteLink, call_number: int
+    process: JobProcess, new: RemoteLink, call_number: int, given: int
 ) -> None:
-    """The body runs at another node: the ghost serves it there."""
-    old, process.link = process.link, new
-    assert old is not None
+    """The body runs at another node, where it got `given` signals: the ghost serves it there."""
+    old, tracee, agent = process.link, process.tracee, process.agent
+    assert old is not None and tracee is not None and agent is not None
+    process.link = new
     process.place = Place.AWAY
     try:
-        agent.serve_on(call_number)
+        agent.serve_on(call_number, given)
+        del process.postponed[:given]
         _stop_again(process)
-        process.forward_postponed()
+        process.report()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
     finally:
         old.post(Drop())
         await old.close()
-    process.report()
     if new.lost:
         process.on_lost(new)
 
@@ -448,8 +485,8 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         return
+    process.forward_postponed()  # a handler runs before whatever the guest did next
     link.post(Resume(epoch=epoch, held=process.held))
-    process.forward_postponed()
 
 
 async def _prepare(
@@ -499,8 +536,8 @@ def _send(pid: int, fd: int, image: Image) -> None:
     stream.write_end(fd, image)
 
 
-def _fill_ghost(agent: Agent, image: Image, number: int, fd: int) -> None:
-    restore.fill_ghost(agent, image, number)
+def _fill_ghost(agent: Agent, image: Image, number: int | None, fd: int) -> None:
+    restore.fill_ghost(agent, image, number, fd)
     stream.read_end(fd, image)
 
 
@@ -514,7 +551,7 @@ def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
             return function(*args)
         except BlockingIOError as error:
             raise TransferCutError(f"no byte of the image moved for {STALL} s") from error
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, ConnectionError, TimeoutError) as error:
             raise TransferCutError("the connection was cut in the middle of the image") from error
         except OSError as error:
             raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error

@@ -42,7 +42,7 @@ FIRST_RETURN = 1.0
 LAST_RETURN = 60.0
 
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
-_ERESTARTSYS = -512
+_ERESTARTNOINTR = -513
 _CANCEL_RETRY = 0.001
 
 
@@ -112,8 +112,6 @@ class JobProcess:
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
         self.at_home: list[bytes] = []
-        #: faults of the body that were pending when it left: it meets them again where it is
-        self.faults: list[bytes] = []
 
     # ---- what others see ----
 
@@ -177,9 +175,6 @@ class JobProcess:
         """The ghost is about to take `stop.signal`: what it is given instead (0: nothing)."""
         tracee, agent, link = self.tracee, self.agent, self.link
         assert tracee is not None
-        if self.faults and tracee.siginfo in self.faults:
-            self.faults.remove(tracee.siginfo)
-            return 0
         caught, ignored = signals.dispositions(self.pid)
         fate = signals.decide(
             stop.signal, caught=caught, ignored=ignored, core_limit=signals.core_limit(self.pid)
@@ -190,6 +185,7 @@ class JobProcess:
             # Behind a freeze order the guest's queue has been read already: the signal goes to
             # whoever runs the body next.
             self.postponed.append(tracee.siginfo)
+            agent.count_signal()
             if self.place is Place.AWAY:
                 self.forward_postponed()
             self._interrupted(tracee, agent, by_signal=True)
@@ -202,10 +198,15 @@ class JobProcess:
     def forward_postponed(self) -> None:
         """Sends what waits for a guest that can take it."""
         assert self.link is not None
+        self.post_postponed(self.link)
+        self.postponed.clear()
+
+    def post_postponed(self, link: RemoteLink) -> int:
+        """How many; they still wait, for this guest may never run."""
         for siginfo in self.postponed:
             self._signals += 1
-            self.link.post(Signal(seq=self._signals, siginfo=siginfo))
-        self.postponed.clear()
+            link.post(Signal(seq=self._signals, siginfo=siginfo))
+        return len(self.postponed)
 
     def _interrupted(self, tracee: Tracee, agent: Agent, *, by_signal: bool) -> None:
         """The ghost was stopped while it executed a call: what its reply shall say.
@@ -218,7 +219,7 @@ class JobProcess:
                 agent.mark_cancelled(registers.result)
                 return
         elif registers.rip == agent.call_return - 2 and not registers.in_syscall:
-            agent.mark_cancelled(_ERESTARTSYS)
+            agent.mark_cancelled(_ERESTARTNOINTR)
             return
         if by_signal and agent.state().current_id:
             agent.mark_overtaken()
@@ -228,8 +229,8 @@ class JobProcess:
         tracee, agent, link = self.tracee, self.agent, self.link
         if tracee is None or agent is None or link is None or self.place is Place.ENDED:
             return
-        if self.place is Place.MOVING and (agent.obeying or agent.paused):
-            return  # the guest is frozen: nobody waits any more, and a move has the ghost
+        if agent.paused or agent.obeying:
+            return  # the guest is halted: what it waited for is over
         stop = tracee.stop(on_signal=self.take_signal)
         if stop.ended:
             self.end()
@@ -349,6 +350,13 @@ class JobProcess:
                 self.why = f"home: {error.line()}"
                 self.report()
                 self.go_back_later()
+
+    def say_why_not(self, error: MosixError) -> None:
+        """An ordered move failed, and perhaps nobody waits for it: then mosps tells."""
+        if self.place in (Place.HOME, Place.AWAY):
+            stays = "home" if self.place is Place.HOME else "stays"
+            self.why = f"{stays}: {error.line()}"
+            self.report()
 
     def order(self, ip: str | None) -> None:
         """Remembers where a person or the balancer wants it; None: home."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import signal
-import struct
 from pathlib import Path
 
 from mosix.errors import NoSuchProcessError
@@ -31,12 +30,6 @@ DUMPS_CORE = frozenset(
 )
 
 
-#: raised by an instruction that is executed again; a breakpoint (SIGTRAP) is behind it
-_FAULTS = frozenset({signal.SIGILL, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV})
-_BUS_MCEERR_AO = 5
-_SIGINFO = struct.Struct("<iii")
-
-
 class Fate(enum.Enum):
     FORWARD = "a handler runs in the guest"
     DROP = "nothing happens"
@@ -54,12 +47,6 @@ def decide(number: int, *, caught: int, ignored: int, core_limit: int) -> Fate:
     if number in DUMPS_CORE and core_limit > 0:
         return Fate.HOME_FIRST
     return Fate.TAKE
-
-
-def is_fault(siginfo: bytes) -> bool:
-    """Was this signal raised by the instruction at which the process stands?"""
-    number, _, code = _SIGINFO.unpack_from(siginfo)
-    return number in _FAULTS and code > 0 and (number, code) != (signal.SIGBUS, _BUS_MCEERR_AO)
 
 
 def dispositions(pid: int) -> tuple[int, int]:

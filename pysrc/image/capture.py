@@ -229,7 +229,8 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
         calls.append((SYS_PRCTL, (PR_GET_AUXV, auxv_at, _AUXV_SIZE)))
     results = tracee.inject_many(calls)
     if results[0] != page:
-        raise TraceError(f"no memory in process {tracee.pid}", -min(results[0], -errno.EEXIST))
+        error = -results[0] if results[0] < 0 else errno.EEXIST
+        raise TraceError(f"no memory in process {tracee.pid}", error)
     data = tracee.read(page, PAGE_SIZE)
     tracee.inject(SYS_MUNMAP, page, PAGE_SIZE)
     for (nr, _), result in zip(calls, results, strict=True):

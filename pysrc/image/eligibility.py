@@ -55,6 +55,8 @@ _OWN_FILES = re.compile(
 _SHARED_OBJECT = re.compile(r"/(dev/zero|memfd:|SYSV|dev/shm/|\[aio\])")
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_ENDED = "it has just ended"
+
 
 def why_not(pid: int, own_filters: int | None = None) -> str | None:
     """Why process `pid` cannot move now, in a few words; None: it can.
@@ -105,14 +107,17 @@ def _why_not(
     except PermissionError:
         return "its memory may not be examined (another user's, or not dumpable)"
     if not mappings:
-        return "it has just ended"
-    return (
-        _by_program(pid)
-        or _by_sharing(pid, int(status["PPid"]))
-        or _by_descriptors(pid)
-        or _by_timers(pid)
-        or _by_mappings(pid, mappings)
-    )
+        return _ENDED
+    try:
+        return (
+            _by_program(pid)
+            or _by_sharing(pid, int(status["PPid"]))
+            or _by_descriptors(pid)
+            or _by_timers(pid)
+            or _by_mappings(pid, mappings)
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return _ENDED
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 PAGE_SIZE = 4096
-IMAGE_VERSION = 1
+IMAGE_VERSION = 2
 
 
 class Vma(msgspec.Struct, array_like=True, frozen=True):
@@ -48,15 +48,18 @@ class PageRun(msgspec.Struct, array_like=True, frozen=True):
 class PendingCall(msgspec.Struct, array_like=True, frozen=True):
     """A system call that was interrupted by the move and is not finished.
 
-    The registers are rewound to its ``syscall`` instruction, so plain restarting needs no
-    record. `done`: bytes already transferred (the rest is to be done, the sum returned).
-    `deadline_ns`: CLOCK_MONOTONIC of the job at which a relative timeout ends, else 0.
+    The registers are rewound to its ``syscall`` instruction. `done`: bytes already transferred
+    (the rest is to be done, the sum returned).
+    `deadline_ns`: CLOCK_MONOTONIC of the job at which a relative timeout ends, else 0. `code`: the
+    restart code (-512 or -514) from which the kernel decides what a handler that runs before it
+    is made again makes of it: EINTR or not. 0: it is made again in any case.
     """
 
     nr: int
     args: tuple[int, int, int, int, int, int]
     done: int = 0
     deadline_ns: int = 0
+    code: int = 0
 
 
 class Rseq(msgspec.Struct, array_like=True, frozen=True):

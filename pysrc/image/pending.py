@@ -141,7 +141,7 @@ def resolve(
     context.rip -= 2
     done = result if outcome == "partial" else 0
     deadline = 0 if done else _deadline(tracee, registers, nr, offset_ns)
-    return context, _pending(nr, registers.args, done, deadline)
+    return context, pending_call(nr, registers.args, done, deadline, registers.result)
 
 
 def _resolve_reissued(
@@ -172,14 +172,42 @@ def _resolve_reissued(
     deadline = 0
     if not done:
         deadline = _deadline(tracee, registers, nr, offset_ns, began=started)
-    return context, _pending(stub.nr, stub.args, done, deadline)
+    return context, pending_call(
+        stub.nr, stub.args, done, deadline, registers.result if stub.offset == 2 else 0
+    )
 
 
-def _pending(nr: int, args: tuple[int, ...], done: int, deadline: int) -> PendingCall | None:
-    if not done and not deadline:
+def pending_call(
+    nr: int, args: tuple[int, ...], done: int, deadline: int, result: int
+) -> PendingCall | None:
+    """What is to be remembered of a call that was interrupted with `result` in rax."""
+    code = ERESTARTSYS if result == ERESTARTSYS else 0
+    if result in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK, -errno.EINTR):
+        # restart blocks do not travel; all of these end with EINTR when a handler runs
+        code = ERESTARTNOHAND
+    if not (done or deadline or code):
         return None
     a, b, c, d, e, f = args
-    return PendingCall(nr, (a, b, c, d, e, f), done, deadline)
+    return PendingCall(nr, (a, b, c, d, e, f), done, deadline, code)
+
+
+def enter(tracee: Tracee, call: PendingCall, now_ns: int) -> None:
+    """Puts a stopped process that stands before `call`, interrupted, back into it: a handler that
+    runs on resuming finds it there, as natively; without one the call is made again."""
+    if not call.code:
+        return
+    registers = tracee.get_registers()
+    if not registers.in_syscall:
+        registers.rip, registers.orig_rax = registers.rip + 2, registers.rax
+    if call.done:  # natively a handler ends the call here
+        registers.rax, registers.orig_rax = call.done, -1
+    else:
+        registers.rax = call.code
+    tracee.set_registers(registers)
+    if call.deadline_ns and call.nr in _REM_ARG and call.args[_REM_ARG[call.nr]]:
+        left = max(0, call.deadline_ns - now_ns)
+        with contextlib.suppress(OSError):
+            tracee.write(call.args[_REM_ARG[call.nr]], _TIMESPEC.pack(*divmod(left, _SECOND)))
 
 
 def _copy(registers: Registers) -> Registers:
@@ -397,10 +425,19 @@ def reissue(tracee: Tracee, registers: Registers, call: PendingCall, now_ns: int
     """Set the registers so that on resuming the rest of `call` is made (see
     `Tracee.finish_call`). `registers`: the context of the image, rewound; `now_ns`: the job's
     CLOCK_MONOTONIC."""
+    _rewind(tracee, registers, call, now_ns)
+    if not call.done:
+        enter(tracee, call, now_ns)
+
+
+def _rewind(tracee: Tracee, registers: Registers, call: PendingCall, now_ns: int) -> None:
     args = list(call.args)
     nr = call.nr
     if call.done:
         _reissue_bytes(tracee, registers, call)
+        return
+    if not call.deadline_ns:
+        tracee.set_registers(registers)
         return
     left = max(0, call.deadline_ns - now_ns)
     if nr in _MS_ARG:

@@ -62,6 +62,8 @@ _STACK_T = struct.Struct("<QiIQ")
 _SS_ONSTACK = 1
 _RLIMIT = struct.Struct("<QQ")
 _RLIM_INFINITY = 2**64 - 1
+#: what the agent takes of a limit on memory: its blob, in bytes, and some more
+_AGENT_ROOM = 128 << 10
 _RSEQ_FLAG_UNREGISTER = 1
 _ROBUST_LIST_HEAD = 24
 _SIGACTION_SIZE = 32
@@ -234,6 +236,11 @@ def _mapped_prot(vma: Vma, filled: bool) -> int:
     return vma.prot | _PROT_RW if filled else vma.prot
 
 
+def is_data_limited(pid: int) -> bool:
+    """Memory that is writable only while it is filled might exceed RLIMIT_DATA of `pid`."""
+    return resource.prlimit(pid, resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+
+
 def plan_mapping(
     image: Image,
     *,
@@ -241,6 +248,7 @@ def plan_mapping(
     replace: Sequence[Range] = (),
     empty_file: int = -1,
     locks_may_fail: bool = False,
+    poured: bool = False,
 ) -> Mapping:
     """mmap, madvise (before the pages come), mprotect and mlock (after) for all VMAs.
 
@@ -248,6 +256,7 @@ def plan_mapping(
     `replace`: ranges that are mapped and may be mapped over, all else must be free.
     `empty_file`: a descriptor of one; needed for VMAs of kind ``eof``, where touching a page
     has to raise SIGBUS as behind the end of the file that was mapped there.
+    `poured`: the pages come by way of `Agent.pour`, which needs no permission to write.
     Other file mappings become anonymous: the file is at home, its bytes are among the pages."""
     runs = [(run.start, run.start + run.size) for run in image.runs]
     before: list[Call] = []
@@ -260,7 +269,7 @@ def plan_mapping(
         ready = intersect(whole, premapped) if _can_premap(vma) else []
         replaces = bool(intersect(whole, replace))
         filled = bool(ready) or replaces or bool(intersect(whole, runs))
-        prot = _mapped_prot(vma, filled)
+        prot = _mapped_prot(vma, filled and not poured)
         if vma.kind == "eof":
             args = (vma.start, vma.size, prot, _MAP_PRIVATE | _MAP_FIXED_NOREPLACE, empty_file, 0)
             before.append(Call(_MMAP, args, f"mmap of {name}"))
@@ -499,12 +508,13 @@ def fill_guest(
     prefaulted: Sequence[Range],
     *,
     foreign_vdso: bool = False,
-) -> None:
+) -> Range | None:
     """Puts the body into the confined, empty process in which `agent` obeys.
 
     `bulk`: number in that process of the descriptor from which the pages come, in the order of
     ``image.runs``; closed when the agent leaves. `prefaulted`: what `prefault` has returned.
     `foreign_vdso`: home's vdso is not this kernel's: the guest gets one that makes system calls.
+    Returns the place that is kept free for an agent, if memory is limited.
     MoveFailedError; the guest is then good for nothing but killing."""
     process = image.process
     ready = usable_prefault(image, prefaulted)
@@ -527,12 +537,14 @@ def fill_guest(
             *plan_thread(image.threads[0]),
             *plan_sigactions(process.sigactions),
             *plan_itimers(process),
-            # last what would have been in the way: READ_IMPLIES_EXEC, limits of memory
+            # last what would have been in the way: READ_IMPLIES_EXEC, then limits of memory
             Call(_PERSONALITY, (process.personality,), "personality"),
-            *plan_rlimits(process, _current_limits(agent.pid, process.rlimits)),
         ],
     )
+    room = _reserve(agent, image)
+    _run(agent, plan_rlimits(process, _current_limits(agent.pid, process.rlimits)))
     _requeue(agent, image)
+    return room
 
 
 def _write_foreign_vdso(agent: Agent, image: Image) -> None:
@@ -546,8 +558,31 @@ def _write_foreign_vdso(agent: Agent, image: Image) -> None:
     _run(agent, [Call(_MPROTECT, (place.start, place.size, place.prot), "mprotect of the vdso")])
 
 
-def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
-    """Puts the body back into its emptied ghost, in which `agent` obeys; `bulk` as above.
+def _reserve(agent: Agent, image: Image) -> Range | None:
+    """A body may use all that RLIMIT_AS and RLIMIT_DATA allow, and still it must be possible to
+    capture it, and at home to have an agent beside it: that much is kept from it."""
+    limits = image.process.rlimits
+    unlimited = (_RLIM_INFINITY, _RLIM_INFINITY)
+    if all(
+        limits.get(which, unlimited)[0] % 2**64 == _RLIM_INFINITY
+        for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    ):
+        return None
+    start = find_hole(_AGENT_ROOM, [(at.start, at.end) for at in mapped(agent.pid)])
+    _run(agent, [Call(*reservation((start, start + _AGENT_ROOM)), "room for the agent")])
+    return start, start + _AGENT_ROOM
+
+
+def reservation(room: Range) -> tuple[int, tuple[int, ...]]:
+    """The system call that makes (again) what `fill_guest` has kept free."""
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
+    return _MMAP, (room[0], room[1] - room[0], _PROT_RW, flags, _NO_FD, 0)
+
+
+def fill_ghost(agent: Agent, image: Image, bulk: int | None, ours: int = -1) -> None:
+    """Puts the body back into its emptied ghost, in which `agent` obeys. `bulk` None: the pages
+    come from `ours`, a descriptor of this process, and not straight into memory: because the
+    ghost has no descriptor left, or `is_data_limited`.
 
     MoveFailedError: `empty_ghost` makes it a ghost again. Dispositions, limits, personality are
     the ghost's own: it executed the calls that set them."""
@@ -556,12 +591,12 @@ def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
     arguments = agent.read(kept[0], kept[1] - kept[0])
     removal = _removal(agent, [kept])
     with _empty_file(agent, image) as empty:
-        plan = plan_mapping(image, replace=[kept], empty_file=empty)
+        plan = plan_mapping(image, replace=[kept], empty_file=empty, poured=bulk is None)
         _run(agent, [*removal, *plan.before])
     # The stack has to be one mapping that grows, so the kept pages were mapped over; ps and a
     # second emptying need what was in them, whatever becomes of the fill.
     agent.write(kept[0], arguments)
-    _receive(agent, image, bulk)
+    _receive(agent, image, bulk, ours)
     _run(
         agent,
         [
@@ -574,8 +609,8 @@ def fill_ghost(agent: Agent, image: Image, bulk: int) -> None:
     _requeue(agent, image)
 
 
-def _receive(agent: Agent, image: Image, bulk: int) -> None:
-    got = agent.fill(bulk, image.runs)
+def _receive(agent: Agent, image: Image, bulk: int | None, ours: int = -1) -> None:
+    got = agent.pour(ours, image.runs) if bulk is None else agent.fill(bulk, image.runs)
     if got != image.page_bytes:
         raise MoveFailedError(f"{got} of {image.page_bytes} bytes of memory arrived")
 

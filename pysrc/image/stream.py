@@ -240,6 +240,7 @@ def _check_thread(thread: Thread, xsave_size: int) -> None:
     if thread.call is not None:
         call = thread.call
         _require(0 <= call.nr < 1024 and _u64(*call.args), "pending call")
+        _require(call.code in (0, -512, -514), "pending call")
         _require(0 <= call.done < 1 << 31 and 0 <= call.deadline_ns < 1 << 63, "pending call")
 
 

@@ -4,7 +4,8 @@ The caller forks into the node's PID namespace, the child joins the other namesp
 cgroups and execs. The caller stays outside, for a process cannot change its own PID namespace,
 and stands in for the child towards whoever started it: it ends as the child ends (status or
 signal), stops when the terminal stops the child, and hands on signals that were sent to it. What
-the terminal sends (^C, ^\\, ^Z) reaches the child by itself: both are in one process group.
+the terminal sends (^C, ^\\, ^Z) reaches the child by itself: both are in one process group; only
+that it was closed is told to a session's leader alone, and handed on.
 Must be called from a process with one thread (a time namespace takes no other); never returns.
 """
 
@@ -171,6 +172,9 @@ def _stand_in(child: int) -> NoReturn:
                 os.kill(child, signal.SIGCONT)
         elif info.si_code <= 0:  # sent by a process (SI_USER, SI_TKILL, SI_QUEUE)
             os.kill(child, info.si_signo)
+        elif info.si_signo == signal.SIGHUP and os.getsid(0) == os.getpid():
+            # The terminal was closed: the kernel tells that to the leader of the session alone.
+            os.kill(child, signal.SIGHUP)
 
 
 def _is_stopped(pid: int) -> bool:

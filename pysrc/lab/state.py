@@ -19,6 +19,7 @@ from mosix.errors import MosixError, UsageError
 
 RUN = Path("/run/mosix-lab")
 MAX_NODES = 200
+DEFAULT_NAME = "lab"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 
 
@@ -135,7 +136,8 @@ def load(name: str) -> Lab | None:
 def load_running(name: str) -> Lab:
     lab = load(name)
     if lab is None or not lab.complete:
-        raise MosixError(f"lab {name!r} is not up", hint="mosix-lab up --nodes 3")
+        named = "" if name == DEFAULT_NAME else f" --name {name}"
+        raise MosixError(f"lab {name!r} is not up", hint=f"mosix-lab up{named} --nodes 3")
     return lab
 
 

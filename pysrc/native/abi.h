@@ -13,12 +13,12 @@
 
 #include <stdint.h>
 
-#define MX_ABI_VERSION 1
+#define MX_ABI_VERSION 2
 
 /* ---- call socket: one request, one reply, never two in flight per thread ---- */
 
 #define MX_MAX_AREA (64u << 20) /* bytes of argument data of one call */
-#define MX_MAX_RELOCS 64        /* msghdr + iovec + name + control at the most */
+#define MX_MAX_RELOCS 64	/* msghdr + iovec + name + control at the most */
 
 /*
  * A request is this header, n_relocs relocations, data_size bytes.  The agent
@@ -30,10 +30,11 @@
  * result is negative nothing is returned, unless MX_REQ_OUT_ON_ERROR.
  */
 struct mx_request {
-	uint32_t size;       /* bytes that follow this header */
-	uint16_t nr;         /* x86-64 system call number */
-	uint16_t flags;      /* MX_REQ_* */
-	uint64_t id;         /* sequence number, from 1, +1 per request of a thread */
+	uint32_t size;	  /* bytes that follow this header */
+	uint16_t nr;	  /* x86-64 system call number */
+	uint16_t flags;	  /* MX_REQ_* */
+	uint64_t id;	  /* sequence number, from 1, +1 per request of a thread */
+	uint64_t signals; /* how many the guest has been given since it began; see mx_agent_state */
 	uint64_t args[6];
 	uint32_t data_size;
 	uint32_t area_size;
@@ -42,22 +43,26 @@ struct mx_request {
 	uint32_t out_var;
 	uint16_t out_unit;
 	uint8_t n_relocs;
-	uint8_t fd_mask;     /* bit i: args[i] is a descriptor number; the agent's own give EBADF */
+	uint8_t fd_mask; /* bit i: args[i] is a descriptor number; the agent's own give EBADF */
 };
 
 struct mx_reloc {
-	uint32_t at;         /* offset in the area, or MX_RELOC_ARG + index of an argument */
-	uint32_t to;         /* offset in the area */
+	uint32_t at; /* offset in the area, or MX_RELOC_ARG + index of an argument */
+	uint32_t to; /* offset in the area */
 };
 #define MX_RELOC_ARG 0x80000000u
 
 #define MX_REQ_OUT_ON_ERROR 1 /* select, ppoll: out bytes also when interrupted */
+/* Goes on with a call that has begun: a signal that is on its way to the guest
+ * interrupts it, and does not come before it. */
+#define MX_REQ_AGAIN 2
 
 struct mx_reply {
-	uint32_t size;       /* out bytes that follow */
-	uint32_t flags;      /* MX_REP_* */
-	uint64_t id;         /* of the request */
-	int64_t result;      /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
+	uint32_t size;	  /* out bytes that follow */
+	uint32_t flags;	  /* MX_REP_* */
+	uint64_t id;	  /* of the request */
+	int64_t result;	  /* as in rax: -errno, or a restart code with MX_REP_CANCELLED */
+	uint64_t signals; /* mx_agent_state.signals: to be taken before the result is seen */
 };
 
 /* A signal or a freeze met the call and is on its way over the control connection.
@@ -65,6 +70,9 @@ struct mx_reply {
  * the call did nothing; with any other the call is over (kill(2) of itself,
  * unblocking a signal), and the signal is to be taken before its result is seen. */
 #define MX_REP_CANCELLED 1
+/* The open has led to a file in /proc that describes the ghost instead of the
+ * body (own_proc.h), by a path that did not show it.  Nothing was opened. */
+#define MX_REP_GO_HOME 2
 
 /* ---- the agent's blob: position independent, mapped rwx in one piece ---- */
 
@@ -73,31 +81,36 @@ struct mx_reply {
 /* At offset 0 of the blob; offsets are from the blob's first byte. */
 struct mx_agent_header {
 	uint64_t magic;
-	uint32_t version;        /* MX_ABI_VERSION */
-	uint32_t blob_size;      /* code and data, a multiple of the page size, stack included */
-	uint32_t serve_entry;    /* serves the call socket until it is closed */
-	uint32_t obey_entry;     /* obeys the control socket until it ends or the process is stopped */
-	uint32_t call_return;    /* address behind the `syscall` that makes a redirected call */
-	uint32_t state_offset;   /* struct mx_agent_state */
-	uint32_t stack_top;      /* initial rsp for either entry; from here to blob_size lies
+	uint32_t version;      /* MX_ABI_VERSION */
+	uint32_t blob_size;    /* code and data, a multiple of the page size, stack included */
+	uint32_t serve_entry;  /* serves the call socket until it is closed */
+	uint32_t obey_entry;   /* obeys the control socket until it ends or the process is stopped */
+	uint32_t call_return;  /* address behind the `syscall` that makes a redirected call */
+	uint32_t state_offset; /* struct mx_agent_state */
+	uint32_t stack_top;    /* initial rsp for either entry; from here to blob_size lies
 				  * scratch memory for the arguments of MX_OP_CALLS */
-	uint32_t saved_offset;   /* struct mx_agent_saved */
+	uint32_t saved_offset; /* struct mx_agent_saved */
 };
 
 /* Written by the deputy or remote while the process is stopped, else by the agent. */
 struct mx_agent_state {
-	int32_t call_fd;         /* -1: none */
-	int32_t control_fd;      /* -1: none */
-	uint64_t current_id;     /* request being executed, 0: waiting for one */
-	uint32_t cancelled;      /* set by the deputy at a stop at call_return: the reply gets MX_REP_CANCELLED */
-	uint32_t pad;
-	uint64_t guest_mask;     /* signal mask of the guest's thread */
-	uint64_t ignored;        /* signals the guest ignores; the ghost blocks guest_mask | ignored */
-	uint64_t area;           /* scratch of area_size bytes, mapped by the agent */
+	int32_t call_fd;     /* -1: none */
+	int32_t control_fd;  /* -1: none */
+	uint64_t current_id; /* request being executed, 0: waiting for one */
+	uint32_t cancelled;  /* set by the deputy at a stop at call_return: the reply gets MX_REP_CANCELLED */
+	uint32_t go_home;    /* the reply gets MX_REP_GO_HOME */
+	uint64_t guest_mask; /* signal mask of the guest's thread */
+	uint64_t ignored;    /* signals the guest ignores; the ghost blocks guest_mask | ignored */
+	uint64_t area;	     /* scratch of area_size bytes, mapped by the agent */
 	uint64_t area_size;
-	uint64_t calls;          /* redirected calls executed */
-	uint64_t cure;           /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
+	uint64_t calls;	  /* redirected calls executed */
+	uint64_t signals; /* taken from the ghost for this guest, see below */
+	uint64_t cure;	  /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
+
+/* A request whose sender has given the guest fewer signals than were taken for it
+ * is sent back with -ERESTARTNOINTR: natively the handler would have run before
+ * the call was made.  A reply that tells of more than the guest was given waits. */
 
 /* What the cure needs besides the stub, which loads only what a system call clobbers. */
 struct mx_agent_saved {
@@ -109,11 +122,11 @@ struct mx_agent_saved {
 enum mx_op {
 	MX_OP_CALLS = 1, /* count * struct mx_call follow; executed in order, stops at the first failure
 	                  * unless MX_CALL_MAY_FAIL; answer: struct mx_done, then count int64 results */
-	MX_OP_FILL = 2,  /* count * struct mx_run follow; receives every run from descriptor fd straight into
+	MX_OP_FILL = 2,	 /* count * struct mx_run follow; receives every run from descriptor fd straight into
 	                  * memory; answer: struct mx_done, result = bytes or -errno (-EPIPE: ended early) */
-	MX_OP_FD = 3,    /* one SCM_RIGHTS descriptor rides on this header; answer: result = number it got,
+	MX_OP_FD = 3,	 /* one SCM_RIGHTS descriptor rides on this header; answer: result = number it got,
 	                  * close-on-exec, as high under RLIMIT_NOFILE as is free */
-	MX_OP_MOVE = 4,  /* a copy of the blob has been made elsewhere: goes on in it at obey_entry of the
+	MX_OP_MOVE = 4,	 /* a copy of the blob has been made elsewhere: goes on in it at obey_entry of the
 	                  * address that follows (uint64); answer: result = 0, then the jump */
 };
 
@@ -127,19 +140,19 @@ struct mx_order {
 struct mx_call {
 	uint64_t nr;
 	uint64_t args[6];
-	uint64_t flags;      /* MX_CALL_* */
+	uint64_t flags; /* MX_CALL_* */
 };
 #define MX_CALL_MAY_FAIL 1
 #define MX_MAX_CALLS 512 /* in one MX_OP_CALLS */
 
 struct mx_run {
-	uint64_t start;      /* address, page aligned */
-	uint64_t size;       /* bytes, a multiple of the page size */
+	uint64_t start; /* address, page aligned */
+	uint64_t size;	/* bytes, a multiple of the page size */
 };
 
 struct mx_done {
-	int64_t result;      /* MX_OP_CALLS: how many calls were made */
-	uint32_t count;      /* results that follow */
+	int64_t result; /* MX_OP_CALLS: how many calls were made */
+	uint32_t count; /* results that follow */
 	uint32_t pad;
 };
 

@@ -80,12 +80,11 @@ static int32_t taken[MAX_FDS]; /* number + 1 of descriptors that MX_OP_FD took *
  * the host its registers back except those that the stub at `cure` loads, then
  * jumps there; the stub begins with `syscall`: munmap of this very code.
  */
-__asm__(
-	".pushsection .header,\"a\"\n"
+__asm__(".pushsection .header,\"a\"\n"
 	".globl mx_header\n"
 	"mx_header:\n"
 	"	.quad 0x746e6761786f6d\n"
-	"	.long 1\n"
+	"	.long 2\n"
 	"	.long mx_blob_end - mx_header\n"
 	"	.long mx_serve_entry - mx_header\n"
 	"	.long mx_obey_entry - mx_header\n"
@@ -126,7 +125,7 @@ __asm__(
 	"	mov $11, %eax\n" /* munmap */
 	"	jmp *%rcx\n"
 	"	.popsection\n");
-_Static_assert(MX_AGENT_MAGIC == 0x746e6761786f6dULL && MX_ABI_VERSION == 1, "header above");
+_Static_assert(MX_AGENT_MAGIC == 0x746e6761786f6dULL && MX_ABI_VERSION == 2, "header above");
 _Static_assert(offsetof(struct mx_agent_saved, rflags) == 56, "mx_cure_jump");
 _Static_assert(__NR_munmap == 11, "mx_cure_jump");
 
@@ -173,8 +172,7 @@ static void receive(void *to, size_t size)
 	char *at = to;
 
 	while (size) {
-		long n = mx_syscall(__NR_recvfrom, mx_state.control_fd, (long)at, size, MSG_WAITALL_,
-				    0, 0);
+		long n = mx_syscall(__NR_recvfrom, mx_state.control_fd, (long)at, size, MSG_WAITALL_, 0, 0);
 		if (n == -EINTR)
 			continue;
 		if (n <= 0)
@@ -189,8 +187,7 @@ static void answer(const void *from, size_t size)
 	const char *at = from;
 
 	while (size) {
-		long n = mx_syscall(__NR_sendto, mx_state.control_fd, (long)at, size, MSG_NOSIGNAL_, 0,
-				    0);
+		long n = mx_syscall(__NR_sendto, mx_state.control_fd, (long)at, size, MSG_NOSIGNAL_, 0, 0);
 		if (n == -EINTR)
 			continue;
 		if (n < 0)
@@ -221,15 +218,15 @@ static int receive_order(struct mx_order *order)
 	long n;
 
 	do {
-		n = mx_syscall(__NR_recvmsg, mx_state.control_fd, (long)&message,
-			       MSG_CMSG_CLOEXEC_ | MSG_WAITALL_, 0, 0, 0);
+		n = mx_syscall(__NR_recvmsg, mx_state.control_fd, (long)&message, MSG_CMSG_CLOEXEC_ | MSG_WAITALL_, 0,
+			       0, 0);
 	} while (n == -EINTR);
 	if (n <= 0)
 		deputy_is_gone();
 	if ((size_t)n < sizeof(*order))
 		receive((char *)order + n, sizeof(*order) - n);
-	if (message.control_size >= sizeof(size_t) + 3 * sizeof(int) &&
-	    control.level == SOL_SOCKET_ && control.type == AF_SCM_RIGHTS)
+	if (message.control_size >= sizeof(size_t) + 3 * sizeof(int) && control.level == SOL_SOCKET_ &&
+	    control.type == AF_SCM_RIGHTS)
 		return control.fd;
 	return -1;
 }
@@ -244,8 +241,8 @@ static void do_calls(uint32_t count)
 	receive(calls, count * sizeof(calls[0]));
 	for (i = 0; i < count; i++) {
 		const struct mx_call *call = &calls[i];
-		long result = mx_syscall(call->nr, call->args[0], call->args[1], call->args[2],
-					 call->args[3], call->args[4], call->args[5]);
+		long result = mx_syscall(call->nr, call->args[0], call->args[1], call->args[2], call->args[3],
+					 call->args[4], call->args[5]);
 
 		results[done.count++] = result;
 		if (result < 0 && result >= -4095 && !(call->flags & MX_CALL_MAY_FAIL))

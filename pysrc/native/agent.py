@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import errno
+import os
 import select
 import socket
 import struct
@@ -54,7 +55,13 @@ _SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 _SOCK_FILTER_SIZE = 8
 
+_POUR_BYTES = 1 << 20
+
 _CALLS, _FILL, _FD, _MOVE = lib.MX_OP_CALLS, lib.MX_OP_FILL, lib.MX_OP_FD, lib.MX_OP_MOVE
+
+
+class NoDescriptorError(MoveFailedError):
+    """The process has used up its descriptors."""
 
 
 class Run(Protocol):
@@ -89,6 +96,7 @@ class Agent:
         self._control = control
         self._number = number  # of the control socket inside
         self._fds: set[int] = set()  # other descriptors of ours inside
+        self._call_number = -1  # of the call socket, which is one of them
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
         self._obeying = False
@@ -136,14 +144,14 @@ class Agent:
         return self._base, self._base + load_blob().size
 
     @property
+    def paused(self) -> bool:
+        """It stands, or obeys, between `pause` and what ends that."""
+        return self._paused is not None
+
+    @property
     def obeying(self) -> bool:
         """The agent runs and waits for orders."""
         return self._obeying
-
-    @property
-    def paused(self) -> bool:
-        """It has served and stands still, until `unpause`."""
-        return self._paused is not None
 
     @property
     def call_return(self) -> int:
@@ -260,9 +268,25 @@ class Agent:
             raise MoveFailedError(f"receiving memory failed: {strerror(result)}")
         return result
 
+    def pour(self, fd: int, runs: Sequence[Run]) -> int:
+        """As `fill`, from our own descriptor `fd` into memory that need not be writable: a copy
+        more, for a process that has no descriptor left or may not have so much writable memory.
+        OSError as of read(2)."""
+        buffer = memoryview(bytearray(_POUR_BYTES))
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+            for run in runs:
+                at, end = run.start, run.start + run.size
+                while at < end:
+                    size = os.readv(fd, [buffer[: min(end - at, _POUR_BYTES)]])
+                    if not size:
+                        raise TransferCutError("the image ended early", "the connection was cut")
+                    _write_at(memory.fileno(), buffer[:size], at)
+                    at += size
+        return sum(run.size for run in runs)
+
     def give_fd(self, fd: int) -> int:
         """Gives our descriptor `fd` to the process; the number it has there, until the agent
-        leaves."""
+        leaves. NoDescriptorError: all of its own are in use."""
         order = ffi.new("struct mx_order *", {"op": _FD, "count": 0, "fd": -1})
         with self._lock:
             try:
@@ -271,7 +295,7 @@ class Agent:
                 raise self._lost(error) from error
             number, _ = self._receive()
         if number < 0:
-            raise MoveFailedError(f"the process has no free descriptor: {strerror(number)}")
+            raise NoDescriptorError("the process has no free descriptor", "raise RLIMIT_NOFILE")
         self._fds.add(number)
         return number
 
@@ -307,20 +331,24 @@ class Agent:
             cure=0,
             current_id=0,
             cancelled=0,
+            signals=0,
             guest_mask=guest_mask,
             ignored=ignored,
         )
         self._paused = None
+        self._call_number = call_fd
         self._serving = True
         self._enter_serve((guest_mask | ignored) & _M64)
 
-    def serve_on(self, call_fd: int) -> None:
-        """Like `unpause`, but on another call socket: the body is at another node now."""
+    def serve_on(self, call_fd: int, signals: int = 0) -> None:
+        """Like `unpause`, but on another call socket: the body is at another node now, where it
+        gets `signals` before it runs."""
         old = self._field("call_fd")
         if old >= 0 and old != call_fd:
             self._tracee.inject(_NR_CLOSE, old)
             self._fds.discard(old)
-        self._set_state(call_fd=call_fd, current_id=0, cancelled=0)
+        self._set_state(call_fd=call_fd, current_id=0, cancelled=0, signals=signals)
+        self._call_number = call_fd
         self._restart_serve = True
         self.unpause()
 
@@ -356,8 +384,18 @@ class Agent:
             raise MoveFailedError(f"process {self.pid} ended")
         self._paused = tracee.registers, tracee.signal_mask
         tracee.signal_mask = _ALL_SIGNALS
+        self._follow_numbers()
         if met:
             self._queue_again(met)
+
+    def _follow_numbers(self) -> None:
+        """The serving half gives way when the program wants a number of ours."""
+        state = self._read_state()
+        self._number = state.control_fd
+        if state.call_fd != self._call_number:
+            self._fds.discard(self._call_number)
+            self._fds.add(state.call_fd)
+            self._call_number = state.call_fd
 
     def _queue_again(self, signals: Sequence[bytes]) -> None:
         """Only a process itself may queue siginfo of the kernel's kinds."""
@@ -394,6 +432,11 @@ class Agent:
         registers.rax = code & _M64
         registers.orig_rax = _M64
         self._tracee.set_registers(registers)
+
+    def count_signal(self) -> None:
+        """At a stop: a signal was taken from the ghost for the guest, which must have taken it
+        before any further call of its is made."""
+        self._set_state(signals=self._field("signals") + 1)
 
     def mark_overtaken(self) -> None:
         """At a stop: the request being executed gets MX_REP_CANCELLED with whatever its result
@@ -602,3 +645,9 @@ class Agent:
     def write(self, address: int, data: bytes) -> None:
         """Writes where the process itself could. OSError EFAULT otherwise."""
         self._tracee.write(address, data)
+
+
+def _write_at(mem: int, data: memoryview, at: int) -> None:
+    while data:
+        written = os.pwrite(mem, data, at)
+        data, at = data[written:], at + written

@@ -17,12 +17,16 @@
 #include <linux/signal.h>
 
 #include "agent.h"
+#include "own_proc.h"
 
 #define MSG_NOSIGNAL_ 0x4000
 #define NR_CLOSE_RANGE 436
 #define NR_EPOLL_PWAIT2 441
 #define SIGSET_SIZE 8
 #define HIGHEST_FD 4096
+#define NR_OPENAT2 437
+#define PROC_MAGIC 0x9fa0
+#define ERESTARTNOINTR_ 513
 
 /* One request with its relocations and up to a megabyte of area; only what was
  * touched takes memory.  Larger calls map what they need and give it back. */
@@ -38,8 +42,7 @@ struct kernel_sigaction {
 long mx_redirected(long nr, const uint64_t *args);
 
 /* The one `syscall` whose next instruction the deputy knows. */
-__asm__(
-	".pushsection .text,\"ax\"\n"
+__asm__(".pushsection .text,\"ax\"\n"
 	".globl mx_redirected, mx_call_return\n"
 	".hidden mx_redirected, mx_call_return\n"
 	"mx_redirected:\n"
@@ -77,8 +80,8 @@ static int ignores(int signal, uint64_t handler)
 {
 	if (handler == (uint64_t)SIG_IGN)
 		return 1;
-	return handler == (uint64_t)SIG_DFL && (signal == SIGCHLD || signal == SIGCONT ||
-						signal == SIGURG || signal == SIGWINCH);
+	return handler == (uint64_t)SIG_DFL &&
+	       (signal == SIGCHLD || signal == SIGCONT || signal == SIGURG || signal == SIGWINCH);
 }
 
 /*
@@ -111,11 +114,25 @@ static long do_sigaction(struct mx_agent_state *state, const uint64_t *args)
 	return result;
 }
 
-static long do_sigprocmask(struct mx_agent_state *state, const uint64_t *args)
+static int signal_is_due(const struct mx_agent_state *state, const struct mx_request *request)
 {
+	return state->signals > request->signals;
+}
+
+/* Natively the guest's handler would have run before this call was made. */
+static long send_back(struct mx_agent_state *state)
+{
+	state->cancelled = 1;
+	return -ERESTARTNOINTR_;
+}
+
+/* A signal that was taken while the old mask held must not find the new one in the guest. */
+static long do_sigprocmask(struct mx_agent_state *state, const struct mx_request *request)
+{
+	const uint64_t *args = request->args;
 	const uint64_t *set = (const uint64_t *)args[1];
 	uint64_t *old = (uint64_t *)args[2];
-	uint64_t mask = state->guest_mask;
+	uint64_t before = state->guest_mask, mask = before;
 
 	if (args[3] != SIGSET_SIZE)
 		return -EINVAL;
@@ -135,10 +152,15 @@ static long do_sigprocmask(struct mx_agent_state *state, const uint64_t *args)
 		}
 	}
 	if (old)
-		*old = state->guest_mask;
+		*old = before;
 	if (set) {
 		state->guest_mask = mask & ~(bit(SIGKILL) | bit(SIGSTOP));
 		set_ghost_mask(state);
+		if (signal_is_due(state, request)) {
+			state->guest_mask = before;
+			set_ghost_mask(state);
+			return send_back(state);
+		}
 	}
 	return 0;
 }
@@ -233,12 +255,61 @@ static long do_close_range(const struct mx_agent_state *state, const uint64_t *a
 	return 0;
 }
 
+static char *number_into(char *end, long number)
+{
+	do
+		*--end = '0' + number % 10;
+	while (number /= 10);
+	return end;
+}
+
+/* Is the open file one of /proc that describes this process itself?  A relative path, a
+ * descriptor or a link may have led there. */
+static int is_own_proc(long fd)
+{
+	uint64_t fs[16];
+	char link[40] = "/proc/self/fd/", path[128], digits[24], *end = digits + sizeof(digits), *pid;
+	long size, name, above, i;
+
+	if (mx_syscall(__NR_fstatfs, fd, (long)fs, 0, 0, 0, 0) || fs[0] != PROC_MAGIC)
+		return 0;
+	*--end = 0;
+	pid = number_into(end, fd);
+	for (i = 0; pid[i]; i++)
+		link[14 + i] = pid[i];
+	size = mx_syscall(__NR_readlink, (long)link, (long)path, sizeof(path), 0, 0, 0);
+	if (size <= 0 || size >= (long)sizeof(path))
+		return 0;
+	for (name = size; name > 0 && path[name - 1] != '/'; name--)
+		;
+	if (name < 2 || !mx_is_own_proc(path + name, size - name))
+		return 0;
+	for (above = name - 1; above > 0 && path[above - 1] != '/'; above--)
+		;
+	pid = number_into(end, mx_syscall(__NR_getpid, 0, 0, 0, 0, 0, 0));
+	for (i = 0; pid[i] && above + i < name - 1 && path[above + i] == pid[i]; i++)
+		;
+	return !pid[i] && above + i == name - 1;
+}
+
+/* What an open has returned; a file that only home can show is closed again. */
+static long opened(struct mx_agent_state *state, long fd)
+{
+	if (fd < 0 || !is_own_proc(fd))
+		return fd;
+	mx_syscall(__NR_close, fd, 0, 0, 0, 0, 0);
+	state->go_home = 1;
+	return -ERESTARTNOINTR_;
+}
+
 static long execute(struct mx_agent_state *state, const struct mx_request *request)
 {
 	const uint64_t *args = request->args;
 	long result;
 	int i;
 
+	if (!(request->flags & MX_REQ_AGAIN) && signal_is_due(state, request))
+		return send_back(state);
 	for (i = 0; i < 6; i++)
 		if (request->fd_mask & (1 << i) && is_ours(state, args[i]))
 			return -EBADF;
@@ -246,7 +317,7 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 	case __NR_rt_sigaction:
 		return do_sigaction(state, args);
 	case __NR_rt_sigprocmask:
-		return do_sigprocmask(state, args);
+		return do_sigprocmask(state, request);
 	case __NR_rt_sigpending:
 		return do_sigpending(state, args);
 	case NR_CLOSE_RANGE:
@@ -260,13 +331,16 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 		}
 		break;
 	case __NR_fcntl:
-		if (((int32_t)args[1] == F_DUPFD || (int32_t)args[1] == F_DUPFD_CLOEXEC) &&
-		    is_ours(state, args[2])) {
+		if (((int32_t)args[1] == F_DUPFD || (int32_t)args[1] == F_DUPFD_CLOEXEC) && is_ours(state, args[2])) {
 			result = renumber(state, args[2]);
 			if (result)
 				return result;
 		}
 		break;
+	case __NR_open:
+	case __NR_openat:
+	case NR_OPENAT2:
+		return opened(state, mx_redirected(request->nr, args));
 	default:
 		block_ignored(state, request->nr, args);
 	}
@@ -275,8 +349,7 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 
 static long map(uint64_t size)
 {
-	return mx_syscall(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-			  0);
+	return mx_syscall(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 static int send_all(const struct mx_agent_state *state, const char *from, uint64_t size)
@@ -294,12 +367,10 @@ static int send_all(const struct mx_agent_state *state, const char *from, uint64
 	return 0;
 }
 
-static int receive_until(const struct mx_agent_state *state, char *to, uint64_t *have,
-			 uint64_t wanted, uint64_t room)
+static int receive_until(const struct mx_agent_state *state, char *to, uint64_t *have, uint64_t wanted, uint64_t room)
 {
 	while (*have < wanted) {
-		long n = mx_syscall(__NR_recvfrom, state->call_fd, (long)(to + *have), room - *have, 0,
-				    0, 0);
+		long n = mx_syscall(__NR_recvfrom, state->call_fd, (long)(to + *have), room - *have, 0, 0, 0);
 
 		if (n == -EINTR)
 			continue;
@@ -373,6 +444,7 @@ static int serve_one(struct mx_agent_state *state)
 	if (!is_sound(&request))
 		return -1;
 	state->cancelled = 0;
+	state->go_home = 0;
 	state->current_id = request.id;
 	wanted = sizeof(request) + request.size;
 	needed = sizeof(request) + request.n_relocs * sizeof(struct mx_reloc) + request.area_size;
@@ -396,9 +468,10 @@ static int serve_one(struct mx_agent_state *state)
 		size = out_size(&request, result);
 		reply = (struct mx_reply *)(area + request.out_offset) - 1;
 		reply->size = size;
-		reply->flags = state->cancelled ? MX_REP_CANCELLED : 0;
+		reply->flags = (state->cancelled ? MX_REP_CANCELLED : 0) | (state->go_home ? MX_REP_GO_HOME : 0);
 		reply->id = request.id;
 		reply->result = result;
+		reply->signals = state->signals;
 		state->calls++;
 		result = send_all(state, (char *)reply, sizeof(*reply) + size);
 	}

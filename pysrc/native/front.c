@@ -51,8 +51,8 @@ struct answer {
 
 static void complain(const char *what, const char *why, const char *hint)
 {
-	fprintf(stderr, "mosrun: %s%s%s%s%s%s\n", what, *why ? ": " : "", why, *hint ? " (" : "",
-		hint, *hint ? ")" : "");
+	fprintf(stderr, "mosrun: %s%s%s%s%s%s\n", what, *why ? ": " : "", why, *hint ? " (" : "", hint,
+		*hint ? ")" : "");
 }
 
 static __attribute__((noreturn)) void fail(const char *what, const char *why, const char *hint)
@@ -168,7 +168,7 @@ static int connect_mosd(const char *path)
 			continue;
 		if (errno == EISCONN)
 			break;
-		fail("mosd does not run here", strerror(errno), "start it: mosd");
+		fail("mosd does not run here", strerror(errno), "start it as root: mosd --detach");
 	}
 	return fd;
 }
@@ -222,8 +222,7 @@ static void receive(int fd, void *data, size_t size)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			fail("mosd closed the connection", n < 0 ? strerror(errno) : "",
-			     "see mosd's log");
+			fail("mosd closed the connection", n < 0 ? strerror(errno) : "", "see mosd's log");
 		got += n;
 	}
 }

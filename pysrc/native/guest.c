@@ -82,8 +82,7 @@ static long call6(long nr, long a, long b, long c, long d, long e, long f)
 	return result;
 }
 
-#define CALL_(nr, a, b, c, d, e, f, ...) \
-	call6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define CALL_(nr, a, b, c, d, e, f, ...) call6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #define CALL(...) CALL_(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
 
 static size_t length(const char *text)
@@ -256,10 +255,9 @@ static _Noreturn void stub(uint64_t home_pid, const char *comm, long last_pid_fd
 	CALL(__NR_setsid); /* no terminal, no process group of the node */
 	for (int cap = 0; CALL(__NR_prctl, PR_CAPBSET_DROP, cap) == 0; cap++)
 		;
-	must("PR_SET_SECUREBITS",
-	     CALL(__NR_prctl, PR_SET_SECUREBITS,
-		  SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |
-			  SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED));
+	must("PR_SET_SECUREBITS", CALL(__NR_prctl, PR_SET_SECUREBITS,
+				       SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |
+					       SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED));
 	must("PR_SET_NO_NEW_PRIVS", CALL(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 	set_capabilities(1ull << CAP_CHECKPOINT_RESTORE);
 	result = fork_as(home_pid, last_pid_fd);
@@ -284,14 +282,13 @@ static void empty_root(void)
 {
 	/* /proc is the one directory that is surely there to mount upon. */
 	must("mount private", CALL(__NR_mount, NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
-	must("mount tmpfs", CALL(__NR_mount, "none", "/proc", "tmpfs",
-				 MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,nr_inodes=2,mode=555"));
+	must("mount tmpfs", CALL(__NR_mount, "none", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+				 "size=4k,nr_inodes=2,mode=555"));
 	must("chdir", CALL(__NR_chdir, "/proc"));
 	must("pivot_root", CALL(__NR_pivot_root, ".", "."));
 	must("detach the old root", CALL(__NR_umount2, ".", MNT_DETACH));
-	must("remount read-only",
-	     CALL(__NR_mount, NULL, "/", NULL,
-		  MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
+	must("remount read-only", CALL(__NR_mount, NULL, "/", NULL,
+				       MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
 }
 
 static _Noreturn void create(char **argv)
@@ -306,8 +303,8 @@ static _Noreturn void create(char **argv)
 
 	default_signals();
 	CALL(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL);
-	must("unshare", CALL(__NR_unshare, CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET |
-						   CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWTIME));
+	must("unshare", CALL(__NR_unshare, CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC |
+						   CLONE_NEWUTS | CLONE_NEWTIME));
 	if (tell("U") < 0)
 		end(1);
 	n = CALL(__NR_recvfrom, channel, order, sizeof(order) - 1, 0, NULL, NULL);

@@ -46,10 +46,10 @@ static void emit(struct code *c, const void *bytes, unsigned int n)
 	c->used += n;
 }
 
-#define EMIT(c, ...)                                        \
-	do {                                                \
-		const uint8_t b_[] = { __VA_ARGS__ };       \
-		emit((c), b_, sizeof(b_));                  \
+#define EMIT(c, ...)                                  \
+	do {                                          \
+		const uint8_t b_[] = { __VA_ARGS__ }; \
+		emit((c), b_, sizeof(b_));            \
 	} while (0)
 
 static void emit_movabs(struct code *c, uint8_t rex, uint8_t op, uint64_t value)
@@ -103,21 +103,21 @@ static void build_reissue(struct code *c, const struct user_regs_struct *r, uint
 	uint32_t add32 = (uint32_t)add;
 
 	memset(c, 0, sizeof(*c));
-	EMIT(c, 0x0f, 0x05);             /*  0 syscall */
-	EMIT(c, 0x48, 0x89, 0xc1);       /*  2 mov %rax,%rcx */
-	EMIT(c, 0x48, 0x0f, 0xc9);       /*  5 bswap %rcx */
-	EMIT(c, 0x89, 0xc9);             /*  8 mov %ecx,%ecx */
-	EMIT(c, 0xe3, 11);               /* 10 jrcxz 23 */
+	EMIT(c, 0x0f, 0x05);	   /*  0 syscall */
+	EMIT(c, 0x48, 0x89, 0xc1); /*  2 mov %rax,%rcx */
+	EMIT(c, 0x48, 0x0f, 0xc9); /*  5 bswap %rcx */
+	EMIT(c, 0x89, 0xc9);	   /*  8 mov %ecx,%ecx */
+	EMIT(c, 0xe3, 11);	   /* 10 jrcxz 23 */
 	if (add) {
-		EMIT(c, 0xb8);           /* 12 mov $add,%eax */
+		EMIT(c, 0xb8); /* 12 mov $add,%eax */
 		emit(c, &add32, 4);
 	} else {
 		EMIT(c, 0x0f, 0x1f, 0x44, 0x00, 0x00); /* 12 nop */
 	}
-	EMIT(c, 0xeb, 11);               /* 17 jmp 30 */
-	EMIT(c, 0x0f, 0x1f, 0x40, 0x00); /* 19 nop */
-	EMIT(c, 0x48, 0x8d, 0x80);       /* 23 lea add(%rax),%rax */
-	emit(c, &add32, 4);              /* 26 */
+	EMIT(c, 0xeb, 11);		    /* 17 jmp 30 */
+	EMIT(c, 0x0f, 0x1f, 0x40, 0x00);    /* 19 nop */
+	EMIT(c, 0x48, 0x8d, 0x80);	    /* 23 lea add(%rax),%rax */
+	emit(c, &add32, 4);		    /* 26 */
 	emit_movabs(c, 0x48, 0xbf, r->rdi); /* 30 */
 	emit_movabs(c, 0x48, 0xbe, r->rsi);
 	emit_movabs(c, 0x48, 0xba, r->rdx);
@@ -154,8 +154,8 @@ int64_t mx_site_tail(const void *image, uint64_t size)
 	if (size < sizeof(eh))
 		return -ENOEXEC;
 	memcpy(&eh, bytes, sizeof(eh));
-	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_ident[EI_CLASS] != ELFCLASS64 ||
-	    eh.e_machine != EM_X86_64 || eh.e_phoff > size || eh.e_shoff > size)
+	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_ident[EI_CLASS] != ELFCLASS64 || eh.e_machine != EM_X86_64 ||
+	    eh.e_phoff > size || eh.e_shoff > size)
 		return -ENOEXEC;
 	/* the file ends behind whatever reaches farthest: segments, sections, their tables */
 	for (unsigned int i = 0; i < eh.e_phnum; i++) {
@@ -293,8 +293,8 @@ static uint64_t free_slot(const struct mx_site *site, int pid, const struct user
 		if (!peek(pid, base + MARK_AT, &mark) && !mark)
 			return base;
 	for (base = site->tail; base + SLOT <= site->end; base += SLOT)
-		if (slot_of(site, r->rip) != base && !peek(pid, base + MARK_AT, &mark) &&
-		    mark != MX_MARK_FUNCTIONS && !on_stack(pid, base, r->rsp))
+		if (slot_of(site, r->rip) != base && !peek(pid, base + MARK_AT, &mark) && mark != MX_MARK_FUNCTIONS &&
+		    !on_stack(pid, base, r->rsp))
 			return base;
 	return 0;
 }
@@ -372,8 +372,7 @@ static int settle(int pid, int *status)
 		return -ESRCH;
 	/* si_code > 0 with an event or syscall stop is the stop's own code */
 	if (!(info.si_signo == SIGTRAP &&
-	      (info.si_code == (SIGTRAP | 0x80) ||
-	       (info.si_code >> 8 > 0 && (info.si_code & 0xff) == SIGTRAP))))
+	      (info.si_code == (SIGTRAP | 0x80) || (info.si_code >> 8 > 0 && (info.si_code & 0xff) == SIGTRAP))))
 		return -EBUSY;
 	/* rax is still overwritten at PTRACE_EVENT_EXEC: go on to the end of the call */
 	do {
@@ -439,8 +438,8 @@ static int user_context(int pid, struct user_regs_struct *r)
 	r->orig_rax = (uint64_t)-1;
 	if (mx_get_rseq(pid, &rseq, &size, &signature) != 1)
 		return 0;
-	if (peek(pid, rseq + 8, &cs) || !cs || peek(pid, cs + 8, &start) ||
-	    peek(pid, cs + 16, &length) || peek(pid, cs + 24, &abort_ip))
+	if (peek(pid, rseq + 8, &cs) || !cs || peek(pid, cs + 8, &start) || peek(pid, cs + 16, &length) ||
+	    peek(pid, cs + 24, &abort_ip))
 		return 0;
 	if (r->rip - start >= length)
 		return 0;
@@ -550,8 +549,8 @@ int mx_inject(const struct mx_site *site, int pid, struct mx_injected *calls, in
 	return ret ? ret : error;
 }
 
-int mx_finish_call(const struct mx_site *site, int pid, const void *regs, uint64_t nr,
-		   const uint64_t *args, uint64_t add, const void *data, int data_arg)
+int mx_finish_call(const struct mx_site *site, int pid, const void *regs, uint64_t nr, const uint64_t *args,
+		   uint64_t add, const void *data, int data_arg)
 {
 	struct user_regs_struct g = *(const struct user_regs_struct *)regs;
 	struct user_regs_struct now;
@@ -593,8 +592,7 @@ int mx_cure_prepare(const struct mx_site *site, int pid, uint64_t *stub, void *u
 	uint64_t mask, base;
 	int moved;
 
-	if (ptrace(PTRACE_GETREGS, pid, 0, &raw) ||
-	    ptrace(PTRACE_GETSIGMASK, pid, sizeof(mask), &mask))
+	if (ptrace(PTRACE_GETREGS, pid, 0, &raw) || ptrace(PTRACE_GETSIGMASK, pid, sizeof(mask), &mask))
 		return -errno;
 	base = free_slot(site, pid, &raw);
 	if (!base)

@@ -22,7 +22,7 @@
 /* Where stubs may be put: the unused end of one process's vdso. */
 struct mx_site {
 	uint64_t vdso;
-	uint64_t tail;      /* first byte of the first slot */
+	uint64_t tail; /* first byte of the first slot */
 	uint64_t end;
 };
 
@@ -34,11 +34,11 @@ struct mx_injected {
 
 /* What a reissue stub holds. */
 struct mx_reissue {
-	uint64_t nr;        /* of the program's own call */
-	uint64_t args[6];   /* of the program's own call */
+	uint64_t nr;	  /* of the program's own call */
+	uint64_t args[6]; /* of the program's own call */
 	uint64_t add;
-	uint64_t rip;       /* behind the program's syscall instruction */
-	uint64_t offset;    /* of rip in the stub: 0 before the call, 2 behind it, then corrections */
+	uint64_t rip;	 /* behind the program's syscall instruction */
+	uint64_t offset; /* of rip in the stub: 0 before the call, 2 behind it, then corrections */
 };
 
 /*
@@ -71,8 +71,8 @@ int mx_inject(const struct mx_site *site, int pid, struct mx_injected *calls, in
  * (rax: the number of its own call).  data (16 bytes or NULL) is put beside the stub and
  * args[data_arg] becomes its address.
  */
-int mx_finish_call(const struct mx_site *site, int pid, const void *regs, uint64_t nr,
-		   const uint64_t *args, uint64_t add, const void *data, int data_arg);
+int mx_finish_call(const struct mx_site *site, int pid, const void *regs, uint64_t nr, const uint64_t *args,
+		   uint64_t add, const void *data, int data_arg);
 
 /* 2: stands in a reissue stub, *out is set; 1: in an injection stub of a dead tracer; 0: neither. */
 int mx_in_stub(const struct mx_site *site, int pid, const void *regs, struct mx_reissue *out);

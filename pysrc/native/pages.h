@@ -21,8 +21,7 @@ struct mx_range {
  * -ENOTSUP: there are guard regions, which reading would trip over.  Uses PAGEMAP_SCAN,
  * or the entries of pagemap where that is missing or `plain` asks for it.
  */
-long mx_page_scan(int pagemap_fd, uint64_t *start, uint64_t end, struct mx_range *out, long max,
-		  int plain);
+long mx_page_scan(int pagemap_fd, uint64_t *start, uint64_t end, struct mx_range *out, long max, int plain);
 
 /*
  * How many bytes from `start` can be read, up to size: a mapping of a file ends with

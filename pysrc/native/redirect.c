@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The redirector's loop; what it promises and its states are described in redirect.h. */
 #include "redirect.h"
+#include "own_proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,7 +62,7 @@ struct segment {
 	uint32_t offset;
 	uint32_t size;
 	int16_t length_segment; /* its 32-bit length is at the start of this one; -1 */
-	uint16_t message;       /* 1 + index of the message it belongs to */
+	uint16_t message;	/* 1 + index of the message it belongs to */
 	uint32_t first;
 	uint32_t parts;
 };
@@ -98,10 +99,12 @@ struct internal {
 	const struct mx_descriptor *call;
 	int cls;
 	enum purpose purpose;
-	int writes;          /* TRANSFER, iov: direction */
-	int all;             /* a short read is not an end */
-	int regular;         /* -1 not known yet */
+	int writes;  /* TRANSFER, iov: direction */
+	int all;     /* a short read is not an end */
+	int regular; /* -1 not known yet */
 	uint64_t total, done, chunk;
+	int again;     /* it has begun elsewhere, or before a signal */
+	int overtaken; /* a signal waits behind it, but a transfer of a file goes on to its end */
 	int64_t deadline;
 	int nowait;
 
@@ -146,8 +149,7 @@ struct internal {
  * handler below makes check and call one step.  Arguments move one register to the left twice. */
 long mx_interruptible(volatile int *flag, long nr, long a, long b, long c, long d);
 extern const char mx_interruptible_begin[], mx_interruptible_end[], mx_interruptible_abort[];
-__asm__(
-	".pushsection .text\n"
+__asm__(".pushsection .text\n"
 	".globl mx_interruptible\n"
 	".hidden mx_interruptible\n"
 	".hidden mx_interruptible_begin, mx_interruptible_end, mx_interruptible_abort\n"
@@ -397,14 +399,17 @@ static int fetch(const struct mx_redirect *r)
 	return process_vm_readv(r->pid, here, i, in->from, i, 0) == (ssize_t)wanted ? 0 : -EFAULT;
 }
 
-static int add_segment(struct internal *in, uint64_t address, uint32_t offset, uint32_t size,
-		       int length_segment, int message)
+static int add_segment(struct internal *in, uint64_t address, uint32_t offset, uint32_t size, int length_segment,
+		       int message)
 {
 	if (in->n_segments == MAX_SEGMENTS)
 		return -E2BIG;
 	in->segments[in->n_segments] = (struct segment){
-		.address = address, .offset = offset, .size = size,
-		.length_segment = length_segment, .message = message,
+		.address = address,
+		.offset = offset,
+		.size = size,
+		.length_segment = length_segment,
+		.message = message,
 	};
 	return in->n_segments++;
 }
@@ -457,23 +462,6 @@ static const char *after(const char *p, const char *name)
 	return skip_slashes(p + n);
 }
 
-/* Files of /proc/PID that describe the body, which is here and not there. */
-static int is_about_body(const char *p)
-{
-	static const char *const names[] = {
-		"maps", "smaps", "smaps_rollup", "stat", "status", "statm", "mem", "pagemap",
-		"auxv", "numa_maps", "map_files", "clear_refs", "syscall", "stack", "wchan",
-		"sched", "schedstat", "timers", "timerslack_ns", "coredump_filter", "personality",
-		"ksm_stat", "ksm_merging_pages", "seccomp_cache",
-	};
-	size_t i;
-
-	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-		if (after(p, names[i]))
-			return 1;
-	return 0;
-}
-
 static int names_own_body(const struct mx_redirect *r, const char *path)
 {
 	char pid[16];
@@ -487,7 +475,7 @@ static int names_own_body(const struct mx_redirect *r, const char *path)
 	p = after(q, "task");
 	if (p && (p = after(p, pid)))
 		q = p;
-	return is_about_body(q);
+	return mx_is_own_proc(q, strcspn(q, "/"));
 }
 
 static uint64_t length_of(const struct mx_shape *shape, const uint64_t *args)
@@ -517,8 +505,8 @@ static void begin_request(struct mx_redirect *r)
 }
 
 /* The area is laid out: in, updated, written, and last what the result counts. */
-static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t out_var,
-		uint16_t out_unit, int fd_mask, int flags)
+static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t out_var, uint16_t out_unit, int fd_mask,
+		int flags)
 {
 	struct internal *in = r->internal;
 	struct mx_request *q;
@@ -534,8 +522,9 @@ static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t ou
 	*q = (struct mx_request){
 		.size = in->n_relocs * sizeof(struct mx_reloc) + in->data_size,
 		.nr = nr,
-		.flags = flags,
+		.flags = flags | (in->again || in->done || in->purpose == FOR_MODE ? MX_REQ_AGAIN : 0),
 		.id = ++r->id,
+		.signals = r->signals,
 		.data_size = in->data_size,
 		.area_size = (in->used + 7) & ~7u,
 		.out_offset = in->out_offset,
@@ -644,8 +633,7 @@ static int find_segment(const struct internal *in, uint64_t address)
 }
 
 /* A buffer whose capacity stands in an updated word that was fetched already. */
-static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i,
-			 const struct mx_shape *shape)
+static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i, const struct mx_shape *shape)
 {
 	struct internal *in = r->internal;
 	int word = find_segment(in, args[shape->length_arg]);
@@ -671,8 +659,7 @@ static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i,
 	return relocate_arg(in, i, at);
 }
 
-static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args,
-			const struct mx_descriptor *d)
+static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const struct mx_descriptor *d)
 {
 	struct internal *in = r->internal;
 	uint64_t original[6], size;
@@ -748,8 +735,7 @@ static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args,
 		if (at < 0)
 			return at;
 		in->has_var = 1;
-		in->var = (struct segment){ .address = original[i], .offset = at, .size = size,
-					    .length_segment = -1 };
+		in->var = (struct segment){ .address = original[i], .offset = at, .size = size, .length_segment = -1 };
 		in->fixed_end += shape->size;
 		out_var = size - shape->size;
 		out_unit = shape->unit;
@@ -787,8 +773,7 @@ static int read_iov(struct mx_redirect *r, uint64_t address, uint64_t count, uin
 }
 
 /* The part [skip, skip + size) of guest iovecs first..first+count, into in->window. */
-static uint32_t cut_iov(struct internal *in, uint32_t first, uint32_t count, uint64_t skip,
-			uint64_t size)
+static uint32_t cut_iov(struct internal *in, uint32_t first, uint32_t count, uint64_t skip, uint64_t size)
 {
 	uint32_t n = 0, i;
 
@@ -808,8 +793,7 @@ static uint32_t cut_iov(struct internal *in, uint32_t first, uint32_t count, uin
 	return n;
 }
 
-static int gather(struct mx_redirect *r, uint32_t at, uint32_t first, uint32_t count,
-		  uint64_t skip, uint64_t size)
+static int gather(struct mx_redirect *r, uint32_t at, uint32_t first, uint32_t count, uint64_t skip, uint64_t size)
 {
 	struct internal *in = r->internal;
 	uint32_t n = cut_iov(in, first, count, skip, size);
@@ -820,8 +804,8 @@ static int gather(struct mx_redirect *r, uint32_t at, uint32_t first, uint32_t c
 	return process_vm_readv(r->pid, &here, 1, in->window, n, 0) == (ssize_t)size ? 0 : -EFAULT;
 }
 
-static int scatter(struct mx_redirect *r, const char *from, uint32_t first, uint32_t count,
-		   uint64_t skip, uint64_t size)
+static int scatter(struct mx_redirect *r, const char *from, uint32_t first, uint32_t count, uint64_t skip,
+		   uint64_t size)
 {
 	struct internal *in = r->internal;
 	uint32_t n = cut_iov(in, first, count, skip, size);
@@ -874,8 +858,9 @@ static int build_vector(struct mx_redirect *r)
 		if (at < 0)
 			return at;
 		in->has_var = 1;
-		in->var = (struct segment){ .offset = at, .size = in->chunk, .parts = in->n_guest_iov,
-					    .length_segment = -1 };
+		in->var = (struct segment){
+			.offset = at, .size = in->chunk, .parts = in->n_guest_iov, .length_segment = -1
+		};
 	}
 	if (second) {
 		iov[0] = 0;
@@ -1016,8 +1001,7 @@ static int build_send(struct mx_redirect *r, int many)
 			return error;
 		memcpy(area(in, base), &m, step);
 		if (many) {
-			error = add_segment(in, args[1] + i * step + MESSAGE_SIZE, base + MESSAGE_SIZE,
-					    4, -1, i + 1);
+			error = add_segment(in, args[1] + i * step + MESSAGE_SIZE, base + MESSAGE_SIZE, 4, -1, i + 1);
 			if (error < 0)
 				return error;
 		}
@@ -1111,8 +1095,7 @@ static int build_receive(struct mx_redirect *r, int many)
 
 		name_word = add_segment(in, address + 8, base + 8, 4, -1, i + 1);
 		control_word = add_segment(in, address + 40, base + 40, 8, -1, i + 1);
-		if (name_word < 0 || control_word < 0 ||
-		    add_segment(in, address + 48, base + 48, 4, -1, i + 1) < 0)
+		if (name_word < 0 || control_word < 0 || add_segment(in, address + 48, base + 48, 4, -1, i + 1) < 0)
 			return -E2BIG;
 		if (many) {
 			size_word = add_segment(in, address + 56, base + 56, 4, -1, i + 1);
@@ -1152,8 +1135,9 @@ static int build_receive(struct mx_redirect *r, int many)
 		if (error)
 			return error;
 		in->has_var = 1;
-		in->var = (struct segment){ .offset = at, .size = in->chunk, .parts = in->n_guest_iov,
-					    .length_segment = -1 };
+		in->var = (struct segment){
+			.offset = at, .size = in->chunk, .parts = in->n_guest_iov, .length_segment = -1
+		};
 	}
 	error = relocate_arg(in, 1, head);
 	if (error)
@@ -1261,12 +1245,17 @@ static int build_mode(struct mx_redirect *r)
 	int64_t at;
 	int error;
 
+	in->purpose = FOR_MODE;
 	begin_request(r);
 	begin_out(in);
 	at = place(in, sizeof(struct stat));
 	in->fixed_end = (in->used + 7) & ~7u;
 	error = relocate_arg(in, 1, at);
-	return error ? error : seal(r, SYS_fstat, args, 0, 0, 1, 0);
+	if (!error)
+		error = seal(r, SYS_fstat, args, 0, 0, 1, 0);
+	if (error)
+		in->purpose = FOR_GUEST;
+	return error;
 }
 
 /* ---- answering ---- */
@@ -1310,8 +1299,7 @@ int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result)
 	return valid;
 }
 
-void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done,
-		       int64_t deadline_ns)
+void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns)
 {
 	struct internal *in = r->internal;
 
@@ -1401,16 +1389,14 @@ static uint64_t expected_size(const struct mx_request *q, int64_t result)
 	return q->out_fixed + min64(more, q->out_var);
 }
 
-static int write_segment(struct mx_redirect *r, const struct segment *s, const char *out,
-			 int64_t result)
+static int write_segment(struct mx_redirect *r, const struct segment *s, const char *out, int64_t result)
 {
 	struct internal *in = r->internal;
 	uint64_t size = s->size;
 	const char *from = out + (s->offset - in->out_offset);
 	uint32_t word;
 
-	if (s->message && result >= 0 && in->call->special != MX_SPECIAL_RECVMSG &&
-	    s->message > result)
+	if (s->message && result >= 0 && in->call->special != MX_SPECIAL_RECVMSG && s->message > result)
 		return 0; /* that message was not reached */
 	if (s->length_segment >= 0) {
 		memcpy(&word, out + (in->segments[s->length_segment].offset - in->out_offset), 4);
@@ -1498,6 +1484,7 @@ static int cancelled(struct mx_redirect *r, int64_t result, int completed)
 	r->done = in->done;
 	r->completed = completed;
 	r->deadline_ns = in->deadline;
+	r->owed = in->reply_room ? ((const struct mx_reply *)in->reply)->signals : 0;
 	return hold(r, HELD_CANCELLED, MX_EV_CANCELLED);
 }
 
@@ -1552,8 +1539,8 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 		return -1;
 	text[n] = 0;
 	p = strrchr(text, ')');
-	if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu", &minor, &major,
-			 &utime, &stime) != 4)
+	if (!p ||
+	    sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu", &minor, &major, &utime, &stime) != 4)
 		return -1;
 	/* The CPU clock of a process: clock_getcpuclockid(3). */
 	if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
@@ -1591,7 +1578,7 @@ static int take_reply(struct mx_redirect *r)
 	struct internal *in = r->internal;
 	const struct mx_reply *reply = (const struct mx_reply *)in->reply;
 	int64_t result = reply->result;
-	int was_cancelled = reply->flags & MX_REP_CANCELLED;
+	int was_cancelled = reply->flags & MX_REP_CANCELLED || reply->signals > r->signals;
 	int error, whole;
 
 	if (in->purpose == FOR_MODE) {
@@ -1601,8 +1588,20 @@ static int take_reply(struct mx_redirect *r)
 			memcpy(&st, reply + 1, sizeof(st));
 		in->regular = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode);
 		in->purpose = FOR_GUEST;
-		return in->regular ? next_piece(r) : answered(r, in->done);
+		if (in->regular)
+			return next_piece(r);
+		if (in->overtaken || was_cancelled)
+			return cancelled(r, in->done, !in->writes);
+		if (in->cancel_wanted && in->writes)
+			return cancelled(r, -ERESTARTSYS_, 0);
+		return answered(r, in->done);
 	}
+	if (reply->flags & MX_REP_GO_HOME) {
+		in->cancel_wanted = 0;
+		r->reason = in->call->proc_reason;
+		return hold(r, HELD_HOME, MX_EV_HOME);
+	}
+	was_cancelled |= in->overtaken;
 	error = write_back(r, reply);
 	if (error && result >= 0)
 		result = error;
@@ -1610,28 +1609,43 @@ static int take_reply(struct mx_redirect *r)
 		if (in->call->special == MX_SPECIAL_TIMES && result >= 0)
 			correct_times(r);
 		if (was_cancelled)
-			return cancelled(r, result,
-					 result > -ERESTARTSYS_ && result != -EINTR);
+			return cancelled(r, result, result > -ERESTARTSYS_ && result != -EINTR);
+		if (result == -EMFILE) {
+			/* Nothing was done; at home, where the agent has no descriptors of
+			 * its own in the way, the call may well succeed. */
+			r->reason = MX_REASON_DESCRIPTORS;
+			return hold(r, HELD_HOME, MX_EV_HOME);
+		}
 		return answered(r, result);
 	}
 	if (result < 0) {
 		if (was_cancelled)
-			return cancelled(r, result, 0);
+			return cancelled(r, result, !in->done && result > -ERESTARTSYS_ && result != -EINTR);
 		return answered(r, in->done ? (int64_t)in->done : result);
 	}
 	whole = result >= (int64_t)in->chunk;
 	in->done += result;
 	if (whole && in->done < in->total && in->chunk) {
-		if (was_cancelled) /* a signal waits: natively it would end the call here */
+		/* A signal waits or a move: natively it would end the call here, but for a file. */
+		if (in->regular == 1 && was_cancelled) {
+			in->overtaken = 1;
+			return next_piece(r);
+		}
+		if ((was_cancelled || (in->cancel_wanted && in->writes)) && in->regular < 0 &&
+		    in->call->special != MX_SPECIAL_SENDMSG && in->call->special != MX_SPECIAL_RECVMSG &&
+		    r->nr != SYS_sendto && r->nr != SYS_recvfrom && !build_mode(r)) {
+			in->overtaken = was_cancelled;
+			return 0;
+		}
+		if (was_cancelled)
 			return cancelled(r, in->done, !in->writes && !in->all);
 		if (in->cancel_wanted && (in->writes || in->all))
 			return cancelled(r, -ERESTARTSYS_, 0);
 		if (in->writes || in->all || in->regular == 1)
 			return next_piece(r);
-		if (in->regular == 0 || in->call->special == MX_SPECIAL_RECVMSG ||
-		    r->nr == SYS_recvfrom || build_mode(r))
+		if (in->regular == 0 || in->call->special == MX_SPECIAL_RECVMSG || r->nr == SYS_recvfrom ||
+		    build_mode(r))
 			return answered(r, in->done);
-		in->purpose = FOR_MODE;
 		return 0;
 	}
 	if (!whole && result && in->done < in->total && (in->writes || in->all)) {
@@ -1742,8 +1756,8 @@ static int sleep_on(struct mx_redirect *r)
 		/* Not in one piece: home's clock may be set, or our estimate of it be bettered. */
 		until = timespec_of(now_ns(CLOCK_MONOTONIC) + (left < NS ? left : NS));
 	}
-	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock,
-			     in->forever ? 0 : TIMER_ABSTIME, (long)&until, 0);
+	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock, in->forever ? 0 : TIMER_ABSTIME, (long)&until,
+			     0);
 	if (n == -EINTR) {
 		if (!take_stop(in))
 			return 0;
@@ -1799,8 +1813,7 @@ static int begin_sleep(struct mx_redirect *r)
 	if (in->clock == CLOCK_MONOTONIC || in->clock == CLOCK_BOOTTIME) {
 		int64_t when = t.tv_sec * NS + t.tv_nsec;
 
-		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns :
-						       r->boottime_offset_ns;
+		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns : r->boottime_offset_ns;
 		t = timespec_of(when > 0 ? when : 0);
 	} else if (!r->date_is_nodes) {
 		in->date = t.tv_sec * NS + t.tv_nsec;
@@ -1845,8 +1858,8 @@ static int answer_date(struct mx_redirect *r)
 
 static int has_date(int32_t clock)
 {
-	return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE ||
-	       clock == CLOCK_REALTIME_ALARM || clock == CLOCK_TAI;
+	return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE || clock == CLOCK_REALTIME_ALARM ||
+	       clock == CLOCK_TAI;
 }
 
 static int answer_here(struct mx_redirect *r)
@@ -1921,8 +1934,7 @@ static int ioctl_is_plain(uint32_t request)
 	return type == 'T' || type == 'f' || type == 'X' || type == 'E' || type == 0x12;
 }
 
-static const struct mx_descriptor *variant_of(struct mx_redirect *r,
-					      const struct mx_descriptor *d, int count)
+static const struct mx_descriptor *variant_of(struct mx_redirect *r, const struct mx_descriptor *d, int count)
 {
 	static __thread struct mx_descriptor guessed;
 	uint32_t key = r->args[d->key_arg];
@@ -1991,6 +2003,7 @@ static int begin(struct mx_redirect *r)
 	r->ip = in->notif.data.instruction_pointer;
 	r->done = r->result = r->deadline_ns = r->completed = 0;
 	in->done = in->total = in->chunk = 0;
+	in->again = in->overtaken = 0;
 	in->deadline = 0;
 	if (in->inject)
 		return send_answer(r, 0, CONTINUE_YES), 0;
@@ -2016,6 +2029,7 @@ static int begin(struct mx_redirect *r)
 	}
 	if (is_same(&in->prime, r)) {
 		in->prime.valid = 0;
+		in->again = 1;
 		in->done = in->prime.result;
 		in->deadline = in->prime_deadline;
 	}
@@ -2041,8 +2055,7 @@ static int receive(struct mx_redirect *r)
 	long n;
 
 	memset(&in->notif, 0, sizeof(in->notif));
-	n = mx_interruptible(&in->stop, SYS_ioctl, r->listener, SECCOMP_IOCTL_NOTIF_RECV,
-			     (long)&in->notif, 0);
+	n = mx_interruptible(&in->stop, SYS_ioctl, r->listener, SECCOMP_IOCTL_NOTIF_RECV, (long)&in->notif, 0);
 	if (!n)
 		return begin(r);
 	if (n == -EINTR)
@@ -2099,8 +2112,7 @@ static int is_sound(const struct mx_table *table, size_t size)
 {
 	int i;
 
-	if (size < sizeof(*table) || table->magic != MX_TABLE_MAGIC ||
-	    table->version != MX_ABI_VERSION)
+	if (size < sizeof(*table) || table->magic != MX_TABLE_MAGIC || table->version != MX_ABI_VERSION)
 		return 0;
 	if (size != sizeof(*table) + table->n_descriptors * sizeof(struct mx_descriptor) +
 			    table->n_tests * sizeof(struct mx_test))
@@ -2111,8 +2123,7 @@ static int is_sound(const struct mx_table *table, size_t size)
 	return 1;
 }
 
-struct mx_redirect *mx_redirect_new(int listener, int call_fd, int pid, int home_pid,
-				    const void *table, size_t size)
+struct mx_redirect *mx_redirect_new(int listener, int call_fd, int pid, int home_pid, const void *table, size_t size)
 {
 	struct mx_redirect *r;
 	struct internal *in;

@@ -101,7 +101,7 @@ struct mx_shape {
 
 #define MX_TEST_DIFFERS 1
 #define MX_TEST_HOME_PID 2 /* value is the PID at home */
-#define MX_TEST_AND 4      /* the next test belongs to the same rule */
+#define MX_TEST_AND 4	   /* the next test belongs to the same rule */
 
 struct mx_test {
 	uint64_t mask;
@@ -155,45 +155,47 @@ struct mx_table {
 #define MX_EV_MISUSE 8
 #define MX_WAKE_SIGNAL 44
 #define MX_REASON_UNKNOWN 0
+#define MX_REASON_DESCRIPTORS 1
 
 struct mx_counter {
 	uint64_t calls;
-	uint64_t sent;     /* bytes to the agent, headers included */
+	uint64_t sent; /* bytes to the agent, headers included */
 	uint64_t received;
 };
 
 /* What Python may set before run(), and read after an event. */
 struct mx_redirect {
 	int listener;
-	int call_fd;                 /* -1 until there is one */
-	int pid;                     /* of the guest, as seen from here */
+	int call_fd; /* -1 until there is one */
+	int pid;     /* of the guest, as seen from here */
 	int home_pid;
 	int64_t monotonic_offset_ns; /* the guest's clock minus ours */
 	int64_t boottime_offset_ns;
-	int64_t carried_user_ns;     /* CPU time used on other nodes */
+	int64_t carried_user_ns; /* CPU time used on other nodes */
 	int64_t carried_system_ns;
-	int date_is_nodes;           /* dates are this node's, not home's */
-	int64_t date_ns;             /* the latest date that the guest may have seen */
+	int date_is_nodes; /* dates are this node's, not home's */
+	int64_t date_ns;   /* the latest date that the guest may have seen */
 
-	int nr;                      /* the call the event is about; -1: none */
-	int reason;                  /* HOME: index into the reasons of the table */
+	int nr;	    /* the call the event is about; -1: none */
+	int reason; /* HOME: index into the reasons of the table */
 	uint64_t args[6];
 	uint64_t ip;
-	uint64_t id;                 /* CANCEL_WANTED, CANCELLED: of the request */
-	int64_t result;              /* CANCELLED: what the ghost's kernel said */
-	int64_t done;                /* CANCELLED: bytes moved so far */
-	int64_t deadline_ns;         /* of a relative timeout, guest's CLOCK_MONOTONIC; 0: none */
-	int completed;               /* CANCELLED: the call is over, a signal came meanwhile */
-	int error;                   /* LINK, GONE: errno */
-	int synchronous;             /* SYNC_WAKE_UP is on */
+	uint64_t id;	     /* CANCEL_WANTED, CANCELLED: of the request */
+	int64_t result;	     /* CANCELLED: what the ghost's kernel said */
+	int64_t done;	     /* CANCELLED: bytes moved so far */
+	int64_t deadline_ns; /* of a relative timeout, guest's CLOCK_MONOTONIC; 0: none */
+	int completed;	     /* CANCELLED: the call is over, a signal came meanwhile */
+	int error;	     /* LINK, GONE: errno */
+	int synchronous;     /* SYNC_WAKE_UP is on */
+	uint64_t signals;    /* given to the guest so far: mx_agent_state.signals in abi.h */
+	uint64_t owed;	     /* CANCELLED: as many it must have been given before it goes on */
 	uint64_t total_calls;
 	struct mx_counter *counters; /* by number, 512 */
 	void *internal;
 };
 
 /* NULL with errno when out of memory, EINVAL when the table is not one. */
-struct mx_redirect *mx_redirect_new(int listener, int call_fd, int pid, int home_pid,
-				    const void *table, size_t size);
+struct mx_redirect *mx_redirect_new(int listener, int call_fd, int pid, int home_pid, const void *table, size_t size);
 /* Closes no descriptor. */
 void mx_redirect_free(struct mx_redirect *r);
 /* Serves until there is something to decide: MX_EV_*. */
@@ -211,10 +213,9 @@ int mx_redirect_answer(struct mx_redirect *r, int64_t result);
 /* 1: the guest stopped inside a call that had been made; *result is what it should return, and is
  * forgotten here.  0: there is none. */
 int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
-/* The next call with this number and these arguments begins behind `done` bytes,
- * or waits only until deadline_ns. */
-void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done,
-		       int64_t deadline_ns);
+/* The next call with this number and these arguments goes on with one that has begun: behind
+ * `done` bytes, or waiting only until deadline_ns. */
+void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns);
 /* The date at home is now, and until said otherwise, our CLOCK_MONOTONIC plus this.  From any
  * thread at any time.  Until it is called for the first time dates are asked for at home. */
 void mx_redirect_set_date(struct mx_redirect *r, int64_t offset_ns);

@@ -18,13 +18,13 @@ long mx_ptrace(int request, int pid, unsigned long addr, unsigned long data);
  * nothing yet (only with !block).  A stop stays where it is (WNOWAIT), an end is taken. */
 int mx_wait(int pid, int block, int *code, int *status);
 
-int mx_get_regs(int pid, void *user_regs);             /* 216 bytes */
+int mx_get_regs(int pid, void *user_regs); /* 216 bytes */
 int mx_set_regs(int pid, const void *user_regs);
 long mx_get_regset(int pid, int type, void *buf, size_t size); /* bytes */
 long mx_set_regset(int pid, int type, const void *buf, size_t size);
 int mx_get_sigmask(int pid, uint64_t *mask);
 int mx_set_sigmask(int pid, uint64_t mask);
-int mx_get_siginfo(int pid, void *siginfo);            /* 128 bytes */
+int mx_get_siginfo(int pid, void *siginfo); /* 128 bytes */
 /* Up to max siginfo_t of one pending queue, from the first on. */
 long mx_peek_siginfo(int pid, int shared, void *buf, unsigned int max);
 /* 1: registered, 0: not (or the kernel cannot tell). */

@@ -72,7 +72,7 @@ _EFLAGS_ALWAYS, _EFLAGS_LIMIT = 2, 1 << 22
 _STACK_LIMIT = 8 << 20
 
 #: How often a process that stands inside is let run before it is given up.
-ATTEMPTS = 100
+ATTEMPTS = 60
 
 
 def pause_s(attempt: int) -> float:
@@ -141,6 +141,12 @@ def with_system_calls(image: bytes) -> bytes:
 
 
 # ---- where a process stands ----
+
+
+def is_used(tracee: Tracee, image: bytes) -> bool:
+    """The stopped process is in, or will return into, the middle of a function of its own kernel's
+    vdso `image`."""
+    return stands_inside(tracee, image) or handler_interrupted(tracee, image)
 
 
 def stands_inside(tracee: Tracee, image: bytes) -> bool:

@@ -26,7 +26,8 @@ def ask(paths: Paths, request: Request, kind: type[T], timeout_s: float | None =
             raise NotRunningError("mosd does not answer", "see its log") from error
         except OSError as error:
             raise NotRunningError(
-                f"mosd does not run here: {paths.control}: {error.strerror}", "start it: mosd"
+                f"mosd does not run here: {paths.control}: {error.strerror}",
+                "start it as root: mosd --detach",
             ) from error
     if isinstance(answer, Failure):
         raise from_code(answer.code, answer.message, answer.hint)

@@ -215,7 +215,7 @@ class Services:
             raise NoSuchProcessError(
                 f"process {request.pid} is not part of a job", "start programs with mosrun"
             )
-        raise NoSuchProcessError(f"there is no process {request.pid}", "see mosps")
+        raise NoSuchProcessError(f"there is no process {request.pid}", "mosps lists those of jobs")
 
     def deputy_of(self, pid: int) -> DeputyLink | None:
         """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
@@ -331,7 +331,9 @@ class Services:
             if guest.outer_pid and request.pid in (0, guest.outer_pid)
         ]
         if request.pid and not rows:
-            raise NoSuchProcessError(f"process {request.pid} is not part of a job", "see mosps")
+            raise NoSuchProcessError(
+                f"process {request.pid} is not part of a job", "without a PID all are listed"
+            )
         return ProcessList(rows=sorted(rows, key=lambda row: row.pid))
 
     def _process_row(self, job: Job, process: Process) -> ProcessRow:

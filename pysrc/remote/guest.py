@@ -14,15 +14,16 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 from mosix.errors import CannotMoveError, KernelError, MosixError, MoveFailedError
-from mosix.image import capture, restore, stream
+from mosix.image import capture, pending, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native import vdso
 from mosix.native.agent import Agent
+from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
 from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.native.watch import Watch
@@ -41,11 +42,13 @@ from mosix.remote.redirector import (
 from mosix.syscalls import filter as syscall_filter
 from mosix.wire.messages import Cancel, GuestDied, NeedHome, ToDeputy
 
-_NR_RT_TGSIGQUEUEINFO = 297
+_NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
 _SIGTRAP = 5
 _FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
 _SIGINFO_BYTES = 128
 _SI_CODE = struct.Struct("<8xi")
+#: futex, futex_waitv, futex_wait: executed here, by the kernel
+_WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 
@@ -79,6 +82,8 @@ class Guest:
         #: opened when nobody waits yet: it takes milliseconds
         self._files = ProcFiles()
         self._prefaulted: list[tuple[int, int]] = []
+        #: memory that a body with limits is kept from, for what we do in its process
+        self._room: tuple[int, int] | None = None
         # The functions of a kernel's own vdso know nothing of home's date.
         self._foreign_vdso = foreign_vdso or not localtime
         self._localtime = localtime
@@ -99,6 +104,11 @@ class Guest:
         self._gone = False
         #: an interrupted call that the next redirector, or home, has to finish
         self._pending: PendingCall | None = None
+        #: signals from home: given so far, and so many before it may see its last result
+        self._given = 0
+        self._owed = 0
+        #: halted only until those have come
+        self._owing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -137,7 +147,9 @@ class Guest:
                 f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
             )
         number = agent.give_fd(bulk.fileno())
-        restore.fill_guest(agent, image, number, self._prefaulted, foreign_vdso=self._foreign_vdso)
+        self._room = restore.fill_guest(
+            agent, image, number, self._prefaulted, foreign_vdso=self._foreign_vdso
+        )
         stream.read_end(bulk.fileno(), image)
         return image
 
@@ -252,6 +264,20 @@ class Guest:
             registers = self.tracee.get_registers()
             registers.rax, registers.orig_rax = result, -1
             self.tracee.set_registers(registers)
+        elif not isinstance(self._event, (NeedsHome, Cancelled, Sleeping)):
+            self._rewind_unnoticed()
+
+    def _rewind_unnoticed(self) -> None:
+        """A stop meets a call that the redirector has not received with -ERESTARTSYS, from which a
+        handler would make EINTR: but nobody has begun that call."""
+        registers = self.tracee.get_registers()
+        if (
+            registers.in_syscall
+            and registers.result == -ERESTARTSYS
+            and registers.orig_rax not in _WAITING_HERE
+        ):
+            registers.rax = ERESTARTNOINTR
+            self.tracee.set_registers(registers)
 
     def cancel_was_early(self) -> None:
         """A `Cancel` reached the ghost before its request: if it still matters, once more."""
@@ -261,6 +287,8 @@ class Guest:
     def _settle(self, for_signal: bool) -> None:
         """Answers the call that the redirector holds, a ptrace stop being pending behind it."""
         event = self._event
+        if isinstance(event, Cancelled):
+            self._owed = event.owed
         if isinstance(event, NeedsHome):
             self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, (Cancelled, Sleeping)):
@@ -268,7 +296,7 @@ class Guest:
                 self.redirector.finish()
             else:
                 self._pending = event.pending()
-                self.redirector.answer(-ERESTARTSYS)
+                self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, LinkBroken):
             raise MoveFailedError("the connection for system calls was lost")
 
@@ -276,17 +304,27 @@ class Guest:
         """Queues a signal that home has taken from the ghost, as its own kernel would have.
 
         Only the process itself may queue siginfo of the kernel's own kinds."""
-        was_halted = self._halted
+        stays = self._halted and not self._owing
         await self.halt(for_signal=True)
+        if self._pending is not None and self._pending.code:
+            pending.enter(self.tracee, self._pending, self.clock_ns())
+            self._pending = None
         (number,) = struct.unpack_from("<i", siginfo)
-        with self.redirector.injecting(), self.tracee.scratch(_SIGINFO_BYTES) as address:
+        with (
+            self.redirector.injecting(),
+            self._with_room(),
+            self.tracee.scratch(_SIGINFO_BYTES) as address,
+        ):
             self.tracee.write(address, siginfo)
             result = self.tracee.inject(
                 _NR_RT_TGSIGQUEUEINFO, self.home_pid, self.home_pid, number, address
             )
         if result < 0:
             raise KernelError(f"queueing signal {number}: {os.strerror(-result)}")
-        if not was_halted:
+        self._given += 1
+        self.redirector.given(self._given)
+        self._owing = not stays and self._given < self._owed
+        if not stays and not self._owing:
             self.resume(held=self.held)
 
     # ---- going out ----
@@ -298,7 +336,8 @@ class Guest:
         await self.halt()
         if onward and not self._foreign_vdso:
             await self._leave_vdso()
-        with self.redirector.injecting():
+        self._owing = False
+        with self.redirector.injecting(), self._with_room():
             image = capture.describe(self.tracee, epoch, files=self._files, vdso=self._vdso)
         image.header = msgspec.structs.replace(image.header, date_ns=self.redirector.date_ns())
         image.process.cpu_ns = (
@@ -314,17 +353,29 @@ class Guest:
     async def _leave_vdso(self) -> None:
         """Lets a guest that has this kernel's vdso run until it is not in the middle of it."""
         for attempt in range(vdso.ATTEMPTS):
-            if not vdso.stands_inside(self.tracee, own_vdso()):
-                break
+            if not vdso.is_used(self.tracee, own_vdso()):
+                return
             if self.held:
-                raise CannotMoveError("it was stopped while it read the clock")
+                break
             self.resume(held=False)
             await asyncio.sleep(vdso.pause_s(attempt))
             await self.halt()
-        else:
-            raise CannotMoveError("it reads the clock all the time")
-        if vdso.handler_interrupted(self.tracee, own_vdso()):
-            raise CannotMoveError("it runs a signal handler that interrupted a look at the clock")
+        raise CannotMoveError("it reads the clock, or a handler interrupted it when it did")
+
+    @contextlib.contextmanager
+    def _with_room(self) -> Iterator[None]:
+        """Inside, there is memory for an injected call even if the body has used up its own."""
+        room = self._room
+        if room is None or Mapped(*room, "") not in mapped(self.tracee.pid):
+            yield  # not limited; or the program has unmapped what it did not know
+            return
+        self.tracee.inject(_NR_MUNMAP, room[0], room[1] - room[0])
+        try:
+            yield
+        finally:
+            if self.tracee.alive:
+                nr, args = restore.reservation(room)
+                self.tracee.inject(nr, *args)
 
     def send(self, image: Image, bulk: socket.socket) -> None:
         """Writes the image and its pages; called in a thread."""

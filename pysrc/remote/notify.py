@@ -125,6 +125,10 @@ class NotifyRedirector(Redirector):
         args = ffi.new("uint64_t[6]", call.args)
         lib.mx_redirect_prime(self._c, call.nr, args, call.done, call.deadline_ns)
 
+    def given(self, signals: int) -> None:
+        self._must_stand_still()
+        self._c.signals = signals
+
     @contextmanager
     def injecting(self) -> Iterator[None]:
         self._must_stand_still()
@@ -211,6 +215,7 @@ class NotifyRedirector(Redirector):
                 done=int(c.done),
                 deadline_ns=int(c.deadline_ns),
                 completed=bool(c.completed),
+                owed=int(c.owed),
             )
         if number == lib.MX_EV_SLEEPING:
             return Sleeping(self._call(), int(c.deadline_ns))

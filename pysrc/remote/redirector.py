@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from mosix.image.model import PendingCall
+from mosix.image.pending import pending_call
+from mosix.native.tracee import ERESTARTNOHAND
 
 #: The kernel's code for "make this call again": right as an answer only when a stop is pending.
 ERESTARTSYS = 512
@@ -59,6 +61,8 @@ class Cancelled:
     `completed`, the call's own result (a signal came while it was made). `done`: bytes it had
     moved. `deadline_ns`: when its relative timeout ends on the guest's CLOCK_MONOTONIC, 0: none.
 
+    `owed`: how many signals the guest must have been given before it sees the result.
+
     For a signal: `finish`. For a move: `finish` when `completed`, else answer -ERESTARTSYS
     and keep `pending` in the image."""
 
@@ -68,12 +72,14 @@ class Cancelled:
     done: int
     deadline_ns: int
     completed: bool
+    owed: int = 0
 
     def pending(self) -> PendingCall | None:
         """What the image must say about the call that will be made again."""
-        if self.completed or not (self.done or self.deadline_ns):
+        if self.completed:
             return None
-        return PendingCall(self.call.nr, self.call.args, self.done, self.deadline_ns)
+        call = self.call
+        return pending_call(call.nr, call.args, self.done, self.deadline_ns, self.result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +90,8 @@ class Sleeping:
     deadline_ns: int
 
     def pending(self) -> PendingCall | None:
-        if not self.deadline_ns:
-            return None
-        return PendingCall(self.call.nr, self.call.args, 0, self.deadline_ns)
+        call = self.call
+        return pending_call(call.nr, call.args, 0, self.deadline_ns, ERESTARTNOHAND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,10 @@ class Redirector(ABC):
     @abstractmethod
     def prime(self, call: PendingCall) -> None:
         """The body arrived with an unfinished call: continue it when it comes."""
+
+    @abstractmethod
+    def given(self, signals: int) -> None:
+        """The guest has been given so many signals since it began. Only while standing still."""
 
     @abstractmethod
     def injecting(self) -> AbstractContextManager[None]:

@@ -57,6 +57,8 @@ _XATTR_NAME = 256
 
 #: What the body comes home for when the number or the entry (ia32, x32) is not in the table.
 UNKNOWN = "a system call unknown to MOSIX"
+#: A call has met EMFILE: some of the numbers are the agent's, whom the program must not feel.
+DESCRIPTORS = "has no descriptor left"
 PROC_REASON = "reads its own maps, status or memory in /proc"
 
 
@@ -948,11 +950,12 @@ TABLE: tuple[Row, ...] = (
 BY_NR: dict[int, Row] = {row.nr: row for row in TABLE}
 BY_NAME: dict[str, Row] = {row.name: row for row in TABLE}
 
-#: The reasons as the marshaller numbers them; 0 is UNKNOWN.
+#: The reasons as the marshaller numbers them; the first two are known to native/redirect.h.
 REASONS: tuple[str, ...] = tuple(
     dict.fromkeys(
         (
             UNKNOWN,
+            DESCRIPTORS,
             PROC_REASON,
             *(reason for row in TABLE for reason in (row.reason, *(r.reason for r in row.rules))),
         )

@@ -38,6 +38,19 @@ def test_mosd_tells_its_version() -> None:
     assert done.stdout == f"mosd {metadata.version('mosix')}\n"
 
 
+@pytest.mark.parametrize(("module", "name"), [("mosctl", "mosctl"), ("lab", "mosix-lab")])
+def test_without_a_subcommand_it_says_so_in_one_line(module: str, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"mosix.cli.{module}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{name}: Missing command ({name} --help explains)\n"
+
+
 @pytest.mark.parametrize(
     "words",
     [

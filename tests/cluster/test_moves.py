@@ -119,7 +119,7 @@ def test_blocked_in_a_large_write_to_a_pipe(start: Callable[..., Job]) -> None:
     assert job.process.stderr.read() == str(4 << 20)
 
 
-@pytest.mark.parametrize("seconds", [2])
+@pytest.mark.parametrize("seconds", [5])
 def test_sleeping_sleeps_as_long_as_it_wanted(seconds: int, start: Callable[..., Job]) -> None:
     job = start(act("sleep", str(seconds)))
     assert job.line() == "ready"

@@ -83,7 +83,7 @@ def families() -> list[str]:
     [
         *("at_files", "listing", "appending", "locks", "watching", "where"),
         *("multiplexing", "special", "pipes", "messages", "network"),
-        *("clocks", "sleeping", "timers", "signals", "faults", "restarting"),
+        *("clocks", "sleeping", "timers", "signals", "storm", "faults", "restarting"),
         *("identity", "children", "exec", "daemon", "memory", "shared", "vectors", "proc"),
     ],
 )
@@ -104,18 +104,51 @@ def test_cpu_time_never_runs_back_between_nodes(start: Callable[..., Job]) -> No
     assert job.finish() == (0, "CPU clocks\n", "")
 
 
+def test_every_way_to_its_own_proc_files_leads_home(start: Callable[..., Job]) -> None:
+    """Relative paths, links and descriptors of directories too show the body, not the ghost."""
+    job = start([*families(), "paths"])
+    for number in range(8):
+        assert job.line() == f"ready {number}"
+        job.move("2")
+        job.write("\n")
+    assert job.finish() == (0, "paths\n", "")
+
+
+def test_it_leaves_again_by_itself(start: Callable[..., Job]) -> None:
+    """Home for a fork, and mosps --why says so; back by itself, again and again."""
+    code = (
+        "import os, sys\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    if os.fork() == 0: os._exit(0)\n"
+        "    os.wait(); print('forked', flush=True)\n"
+    )
+    job = start([PYTHON, "-c", code])
+    assert job.line() == "ready"
+    job.move("2")
+    away = job.where()
+    for moves in (3, 5):
+        job.write("\n")
+        assert job.line() == "forked"
+        if job.where() == "home":
+            assert "home: clone" in job.home.check(["mosps", "--why", str(job.pid)])
+        job.wait_until_at(away)
+        assert job.row()["nmigs"] == moves
+    assert job.finish() == (0, "", "")
+
+
 @pytest.fixture(scope="session")
 def real_input(lab: Cluster) -> str:
     """Directory with a tar of a real tree, text, and a program to compile; only on n1."""
     script = (
-        "mkdir /node/in && cd /node/in && "
+        "mkdir /node/material && cd /node/material && "
         "{ tar -C /usr/lib -c python3.11 2>/dev/null | head -c 8388608 > t.tar; } && "
         "find /usr/include -name '*.h' | sort | head -300 | xargs cat > text && "
         "head -c 2000000 t.tar > bytes && "
         r"printf '#include <stdio.h>\nint main(void) { puts(\"made\"); return 3; }\n' > a.c"
     )
     lab[1].check(["bash", "-c", script])
-    return "/node/in"
+    return "/node/material"
 
 
 _SQL = b"""create table t(a integer primary key, b text);
@@ -132,7 +165,7 @@ read -t 0.2 x < <(sleep 1); echo "r $?"
 coproc cat; echo co >&${COPROC[1]}; read -u ${COPROC[0]} y; echo "$y"
 for f in /usr/include/*.h; do s=$((s + $(wc -c < "$f"))); done; echo $s
 set -o pipefail; false | true; exit $((6 + $?))"""
-_MAKE = r"""cp /node/in/a.c .; cp a.c b.c
+_MAKE = r"""cp /node/material/a.c .; cp a.c b.c
 printf 'all: a b\n%%: %%.c\n\t$(CC) -O1 $< -o $@\n' > Makefile
 make && make -B -j2 && ./a; echo $?; rm -f a b"""
 _GIT = r"""export GIT_AUTHOR_DATE=2020-01-01T00:00:00Z GIT_COMMITTER_DATE=2020-01-01T00:00:00Z
@@ -141,28 +174,28 @@ git init -q -b m r && cd r && for i in 1 2 3; do
 cp /usr/include/linux/[a-c]*.h .; echo $i > f; git add -A; git commit -qm $i; done
 git log --stat; git gc -q && git fsck && git rev-parse HEAD; cd ..; rm -rf r"""
 _PERL = (
-    'my %h; open F, "<", "/node/in/text"; while (<F>) { $h{$_}++ for split /\\W+/ } '
+    'my %h; open F, "<", "/node/material/text"; while (<F>) { $h{$_}++ for split /\\W+/ } '
     'print "$_ $h{$_}\\n" for sort keys %h; print `echo hi`; exit 5'
 )
 _AWK_END = ' END { for (w in c) print w, c[w] | "sort" }'
 _REAL: dict[str, tuple[list[str], bytes]] = {
-    "gzip": (["gzip", "-9nc", "/node/in/t.tar"], b""),
-    "bzip2": (["bzip2", "-kc", "/node/in/bytes"], b""),
-    "zstd": (["zstd", "--single-thread", "-15", "-c", "-q", "/node/in/bytes"], b""),
+    "gzip": (["gzip", "-9nc", "/node/material/t.tar"], b""),
+    "bzip2": (["bzip2", "-kc", "/node/material/bytes"], b""),
+    "zstd": (["zstd", "--single-thread", "-15", "-c", "-q", "/node/material/bytes"], b""),
     "tar": (["tar", "-C", "/usr/include", "-cvf", "a.tar", "linux"], b""),
     "sort": (
-        ["bash", "-c", "cat /node/in/{text,text,text} | sort --parallel=1 -S 4M -T . -o s"],
+        ["bash", "-c", "cat /node/material/{text,text,text} | sort --parallel=1 -S 4M -T . -o s"],
         b"",
     ),
     "awk": (
-        ["awk", "{ for (i = 1; i <= NF; i++) c[$i]++ }" + _AWK_END, "/node/in/text"],
+        ["awk", "{ for (i = 1; i <= NF; i++) c[$i]++ }" + _AWK_END, "/node/material/text"],
         b"",
     ),
-    "sed": (["sed", "-E", r"s/([a-z]+)_([a-z]+)/\2_\1/g", "/node/in/text"], b""),
+    "sed": (["sed", "-E", r"s/([a-z]+)_([a-z]+)/\2_\1/g", "/node/material/text"], b""),
     "grep": (["grep", "-rnE", "(struct|union) [a-z]+", "/usr/include/linux"], b""),
     "find": (["find", "/usr/lib/python3.11", "-printf", "%p %s %m %u %T@\\n"], b""),
-    "sha256sum": (["sha256sum", *["/node/in/t.tar"] * 6], b""),
-    "dd": (["dd", "if=/node/in/t.tar", "of=o", "bs=777", "skip=3", "status=none"], b""),
+    "sha256sum": (["sha256sum", *["/node/material/t.tar"] * 6], b""),
+    "dd": (["dd", "if=/node/material/t.tar", "of=o", "bs=777", "skip=3", "status=none"], b""),
     "bc": (["bc", "-l"], b"scale=900\n4*a(1)\nfor(i=0;i<20000;i++) x+=i\nx\n"),
     "perl": (["perl", "-e", _PERL], b""),
     "sqlite3": (["sqlite3", "db"], _SQL),
@@ -170,7 +203,11 @@ _REAL: dict[str, tuple[list[str], bytes]] = {
     "make": (["bash", "-c", _MAKE], b""),
     "git": (["bash", "-c", _GIT], b""),
     "openssl": (
-        ["bash", "-c", "openssl dgst -sha512 /node/in/t.tar; openssl genrsa 2048 2>&1 | wc -l"],
+        [
+            "bash",
+            "-c",
+            "openssl dgst -sha512 /node/material/t.tar; openssl genrsa 2048 2>&1 | wc -l",
+        ],
         b"",
     ),
     "ssh-keygen": (

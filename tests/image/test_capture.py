@@ -153,7 +153,7 @@ def test_a_handler_above_a_continued_call_keeps_the_process_where_it_is() -> Non
     "command",
     [
         [sys.executable, "-c", "import hashlib\nh = b''\nprint('ready', flush=True)\n"
-         "for i in range(60000): h = hashlib.sha256(h + str(i).encode()).digest()\n"
+         "for i in range(400000): h = hashlib.sha256(h + str(i).encode()).digest()\n"
          "print(h.hex())"],
         ["/bin/sh", "-c", "echo ready; xz -9 -c /usr/bin/perl | md5sum"],
     ],

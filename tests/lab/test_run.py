@@ -146,6 +146,24 @@ def test_shell_in_a_node_has_job_control(pair: Cluster) -> None:
         assert screen.wait() == 4
 
 
+def test_a_closed_terminal_ends_what_its_shell_runs(pair: Cluster) -> None:
+    """As on a machine: the shell hears of it, and tells its jobs."""
+    shell = pair[1].argv(["bash", "--norc", "--noprofile", "-i"])
+    with terminal(shell, controlling=True) as screen:
+        screen.prompt()
+        screen.type("sleep 1001 & sleep 1002\n")
+        drive.wait_for(
+            "both",
+            lambda: {"sleep 1001", "sleep 1002"} <= set(pair[1].processes().values()) or None,
+        )
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, screen.master)  # closes it
+        os.close(nowhere)
+        screen.wait()
+    left = pair[1].processes
+    drive.wait_for("their end", lambda: not [c for c in left().values() if "sleep" in c] or None)
+
+
 def test_node_is_its_own_machine(pair: Cluster) -> None:
     """Files, names, processes, clocks and network of a node are its own."""
     first, second = pair.nodes

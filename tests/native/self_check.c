@@ -19,7 +19,7 @@
 
 static volatile struct state {
 	long laps, errors, signals, ready, longest_ns;
-} *state;
+} * state;
 
 typedef double v4 __attribute__((vector_size(32)));
 
@@ -117,8 +117,8 @@ int main(int argc, char **argv)
 			struct timespec rem;
 			long t = now_ns();
 
-			lap_of(!clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){ 0, 30000000 }, &rem),
-			       t, 30000000);
+			lap_of(!clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){ 0, 30000000 }, &rem), t,
+			       30000000);
 		}
 	if (!strcmp(kind, "poll"))
 		for (state->ready = 1;;) {
@@ -185,9 +185,9 @@ int main(int argc, char **argv)
 			_exit(0);
 		}
 		for (state->ready = 1;;)
-			lap((*kind == 'w' ? writev(s[1], v, 3) :
-			     !strcmp(kind, "send") ? send(s[1], data, 300000, 0) :
-						     sendmsg(s[1], &m, 0)) == 300000);
+			lap((*kind == 'w'	     ? writev(s[1], v, 3)
+			     : !strcmp(kind, "send") ? send(s[1], data, 300000, 0)
+						     : sendmsg(s[1], &m, 0)) == 300000);
 	}
 	if (!strcmp(kind, "waitall")) {
 		static char data[200000];

@@ -104,11 +104,15 @@ class Node:
             except TimeoutError:
                 pytest.fail(f"mosd does not start: {self.log()}")
 
-    def start_failing(self) -> tuple[int, str]:
+    def start_failing(self, *options: str) -> tuple[int, str]:
         done = subprocess.run(
-            self.command(), env=self.environment, capture_output=True, text=True, timeout=20,
+            [*self.command(), *options],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=20,
             check=False,
-        )  # fmt: skip
+        )
         return done.returncode, done.stderr
 
     def log(self) -> str:

@@ -163,6 +163,7 @@ def test_unsafe_and_wrong_files_are_named(
     assert complaint.startswith(f"mosd: {node.directory}/")
     assert said in complaint
     assert complaint.count("\n") == 1
+    assert node.start_failing("--detach") == (status, complaint)
     assert node.processes() == []
 
 
@@ -177,7 +178,7 @@ def test_an_address_of_another_machine_is_refused(cluster: Cluster) -> None:
 def test_others_than_root_cannot_run_it(cluster: Cluster) -> None:
     node = cluster.node(1, start=False)
     done = node.mosix("mosd", uid=NOBODY)
-    assert (done.status, done.err) == (4, "mosd: mosd must run as root\n")
+    assert (done.status, done.err) == (4, "mosd: only root runs mosd (sudo mosd)\n")
 
 
 def test_detached_it_returns_when_it_is_ready_and_logs_to_a_file(cluster: Cluster) -> None:

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import Kit
 
-REQUEST = struct.Struct("<IHHQ6QIIIIIHBB")
-REPLY = struct.Struct("<IIQq")
+OPEN = 2
+GO_HOME = 2
+REQUEST = struct.Struct("<IHHQQ6QIIIIIHBB")
+REPLY = struct.Struct("<IIQqQ")
 GETPID, READ, WRITE, CLOSE_RANGE, FSTAT = 39, 0, 1, 436, 5
 GAVE_UP = 90
 RELOC_ARG = 0x80000000
@@ -42,6 +44,8 @@ def request(
     area: int = 0,
     out: tuple[int, int, int, int] = (0, 0, 0, 0),
     fd_mask: int = 0,
+    flags: int = 0,
+    signals: int = 0,
     size: int | None = None,
 ) -> bytes:
     tail = b"".join(struct.pack("<II", *reloc) for reloc in relocs) + data
@@ -51,8 +55,9 @@ def request(
         REQUEST.pack(
             len(tail) if size is None else size,
             nr,
-            0,
+            flags,
             1,
+            signals,
             *full,
             len(data),
             max(area, len(data)),
@@ -69,7 +74,7 @@ def request(
 
 def reply(sock: socket.socket) -> tuple[int, bytes]:
     head = sock.recv(REPLY.size, socket.MSG_WAITALL)
-    size, _, number, result = REPLY.unpack(head)
+    size, _, number, result, _ = REPLY.unpack(head)
     assert number == 1
     return result, sock.recv(size, socket.MSG_WAITALL) if size else b""
 
@@ -155,3 +160,18 @@ def test_a_malformed_request_ends_serving_and_never_crashes(
         while sock.recv(1 << 20):
             pass
         assert host.wait(5) == GAVE_UP
+
+
+def test_relative_path_to_its_own_maps_opens_nothing(kit: Kit) -> None:
+    """What describes the ghost instead of the body is sent back, whatever path led there."""
+    with agent(kit) as (sock, host):
+        path = b"/proc/self/task/../maps\0"
+        sock.sendall(request(GETPID))
+        assert reply(sock)[0] == host.pid  # it serves
+        before = os.listdir(f"/proc/{host.pid}/fd")
+        sock.sendall(request(OPEN, relocs=((RELOC_ARG, 0),), data=path))
+        head = sock.recv(REPLY.size, socket.MSG_WAITALL)
+        assert REPLY.unpack(head)[1] == GO_HOME
+        assert os.listdir(f"/proc/{host.pid}/fd") == before
+        sock.sendall(request(OPEN, relocs=((RELOC_ARG, 0),), data=b"/proc/self/task/../limits\0"))
+        assert reply(sock)[0] >= 0

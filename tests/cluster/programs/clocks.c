@@ -18,14 +18,14 @@
 
 typedef long function(long, long, long, long, long);
 
-static const char *const names[] = { "__vdso_clock_gettime", "__vdso_gettimeofday", "time",
-				     "__vdso_clock_getres",  "getcpu",		    "getrandom" };
+static const char *const names[] = {
+	"__vdso_clock_gettime", "__vdso_gettimeofday", "time", "__vdso_clock_getres", "getcpu", "getrandom"
+};
 enum { GETTIME, GETTIMEOFDAY, TIME, GETRES, GETCPU, GETRANDOM, FUNCTIONS };
 static function *call[FUNCTIONS];
 
-static const clockid_t clocks[] = { CLOCK_MONOTONIC,	 CLOCK_BOOTTIME, CLOCK_MONOTONIC_COARSE,
-				    CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, CLOCK_TAI,
-				    CLOCK_REALTIME_COARSE };
+static const clockid_t clocks[] = { CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW,
+				    CLOCK_REALTIME,  CLOCK_TAI,	     CLOCK_REALTIME_COARSE };
 enum { MONOTONIC, REALTIME = 4 };
 #define CLOCKS (sizeof(clocks) / sizeof(clocks[0]))
 
@@ -120,8 +120,8 @@ int main(int argc, char **argv)
 			wrong += call[GETTIME](77, (long)&t, 0, 0, 0) != -EINVAL;
 			wrong += call[GETCPU]((long)&cpu, 0, 0, 0, 0) != 0 || cpu >= (unsigned int)cpus;
 			if (state) {
-				wrong += call[GETRANDOM]((long)bytes, sizeof(bytes), 0, (long)state,
-							 params[0]) != sizeof(bytes);
+				wrong += call[GETRANDOM]((long)bytes, sizeof(bytes), 0, (long)state, params[0]) !=
+					 sizeof(bytes);
 				for (unsigned int b = 0; b < sizeof(bytes); b++)
 					sum |= bytes[b];
 				wrong += !sum;

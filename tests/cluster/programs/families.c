@@ -55,8 +55,7 @@ static long long now(clockid_t clock)
 	return t.tv_sec * NS + t.tv_nsec;
 }
 
-static void __attribute__((format(printf, 3, 4), noreturn))
-fail(int line, const char *what, const char *format, ...)
+static void __attribute__((format(printf, 3, 4), noreturn)) fail(int line, const char *what, const char *format, ...)
 {
 	va_list list;
 
@@ -110,7 +109,7 @@ static void counting(int signal, siginfo_t *info, void *context)
 
 static void catch (int signal, int flags)
 {
-	struct sigaction action = {.sa_sigaction = counting, .sa_flags = SA_SIGINFO | flags};
+	struct sigaction action = { .sa_sigaction = counting, .sa_flags = SA_SIGINFO | flags };
 
 	EXPECT(!sigaction(signal, &action, NULL));
 }
@@ -130,7 +129,7 @@ static sigset_t only(int signal)
 static void at_files(void)
 {
 	int dir, fd;
-	char link[64] = {0};
+	char link[64] = { 0 };
 	struct stat st;
 	struct statx stx;
 
@@ -141,21 +140,17 @@ static void at_files(void)
 		fd = openat(dir, "a", O_CREAT | O_RDWR | O_EXCL, 0640);
 		EXPECT(fd >= 0);
 		EXPECT(pwrite(fd, "hello", 5, 3) == 5);
-		EXPECT(!fstatat(dir, "a", &st, 0) && st.st_size == 8 &&
-		       (st.st_mode & 07777) == 0640);
+		EXPECT(!fstatat(dir, "a", &st, 0) && st.st_size == 8 && (st.st_mode & 07777) == 0640);
 		EXPECT(!linkat(dir, "a", dir, "b", 0) && !symlinkat("b", dir, "c"));
 		EXPECT(readlinkat(dir, "c", link, sizeof(link)) == 1 && link[0] == 'b');
 		EXPECT(!fchmodat(dir, "a", 0600, 0) && !faccessat(dir, "a", R_OK, 0));
-		EXPECT(!renameat(dir, "a", dir, "e") && openat(dir, "a", O_RDONLY) < 0 &&
-		       errno == ENOENT);
+		EXPECT(!renameat(dir, "a", dir, "e") && openat(dir, "a", O_RDONLY) < 0 && errno == ENOENT);
 		EXPECT(renameat2(dir, "e", dir, "b", RENAME_EXCHANGE) == 0);
-		EXPECT(!statx(dir, "c", AT_SYMLINK_NOFOLLOW, STATX_ALL, &stx) &&
-		       S_ISLNK(stx.stx_mode));
+		EXPECT(!statx(dir, "c", AT_SYMLINK_NOFOLLOW, STATX_ALL, &stx) && S_ISLNK(stx.stx_mode));
 		EXPECT(!statx(fd, "", AT_EMPTY_PATH, STATX_SIZE, &stx) && stx.stx_size == 8);
-		EXPECT(!utimensat(dir, "e", (struct timespec[2]){{7, 8}, {9, 10}}, 0));
+		EXPECT(!utimensat(dir, "e", (struct timespec[2]){ { 7, 8 }, { 9, 10 } }, 0));
 		EXPECT(!fstat(fd, &st) && st.st_mtim.tv_sec == 9 && st.st_mtim.tv_nsec == 10);
-		EXPECT(!fallocate(fd, 0, 0, 10000) && !ftruncate(fd, 4) &&
-		       lseek(fd, 0, SEEK_END) == 4);
+		EXPECT(!fallocate(fd, 0, 0, 10000) && !ftruncate(fd, 4) && lseek(fd, 0, SEEK_END) == 4);
 		EXPECT(!mkfifoat(dir, "p", 0600) && !unlinkat(dir, "p", 0));
 		EXPECT(!unlinkat(dir, "b", 0) && !unlinkat(dir, "c", 0) && !unlinkat(dir, "e", 0));
 		EXPECT(!fstat(fd, &st) && st.st_nlink == 0);
@@ -204,7 +199,7 @@ static void listing(void)
 
 static void appending(void)
 {
-	int fd = open("log", O_CREAT | O_WRONLY | O_APPEND, 0600), i, who, counts[2] = {0};
+	int fd = open("log", O_CREAT | O_WRONLY | O_APPEND, 0600), i, who, counts[2] = { 0 };
 	char line[16];
 	pid_t pid = fork();
 	FILE *file;
@@ -229,8 +224,8 @@ static void appending(void)
 static void locks(void)
 {
 	int fd = open("l", O_CREAT | O_RDWR, 0600), value = 0, i, status;
-	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 4};
-	struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_len = 4};
+	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 4 };
+	struct flock unlock = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_len = 4 };
 	pid_t pid;
 
 	EXPECT(write(fd, &value, 4) == 4);
@@ -279,8 +274,8 @@ static void watching(void)
 	wd = inotify_add_watch(fd, "w", IN_CREATE | IN_DELETE);
 	do {
 		close(open("w/f", O_CREAT | O_WRONLY, 0600));
-		EXPECT(read(fd, buffer, sizeof(buffer)) > 0 && e->wd == wd &&
-		       e->mask == IN_CREATE && !strcmp(e->name, "f"));
+		EXPECT(read(fd, buffer, sizeof(buffer)) > 0 && e->wd == wd && e->mask == IN_CREATE &&
+		       !strcmp(e->name, "f"));
 		unlink("w/f");
 		EXPECT(read(fd, buffer, sizeof(buffer)) > 0 && e->mask == IN_DELETE);
 	} while (again());
@@ -318,16 +313,16 @@ static void where(void)
 static void multiplexing(void)
 {
 	int p[2], q[2], ep = epoll_create1(EPOLL_CLOEXEC), n;
-	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0x1122334455667788}, got[4];
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = 0x1122334455667788 }, got[4];
 	char c;
 
 	EXPECT(!pipe(p) && !pipe2(q, O_NONBLOCK));
 	EXPECT(!epoll_ctl(ep, EPOLL_CTL_ADD, p[0], &ev));
 	do {
 		long long from = now(CLOCK_MONOTONIC);
-		struct pollfd pf[2] = {{p[0], POLLIN, 0}, {q[1], POLLOUT, 0}};
-		struct timeval tv = {0, 30000};
-		struct timespec ts = {0, 20000000};
+		struct pollfd pf[2] = { { p[0], POLLIN, 0 }, { q[1], POLLOUT, 0 } };
+		struct timeval tv = { 0, 30000 };
+		struct timespec ts = { 0, 20000000 };
 		fd_set r;
 
 		EXPECT(epoll_wait(ep, got, 4, 30) == 0);
@@ -338,8 +333,7 @@ static void multiplexing(void)
 		from = now(CLOCK_MONOTONIC);
 		FD_ZERO(&r);
 		FD_SET(p[0], &r);
-		EXPECT(syscall(SYS_select, p[0] + 1, &r, NULL, NULL, &tv) == 0 &&
-		       !FD_ISSET(p[0], &r));
+		EXPECT(syscall(SYS_select, p[0] + 1, &r, NULL, NULL, &tv) == 0 && !FD_ISSET(p[0], &r));
 		EXPECT(tv.tv_sec == 0 && tv.tv_usec == 0);
 		passed(__LINE__, from, 30000000);
 		from = now(CLOCK_MONOTONIC);
@@ -365,7 +359,7 @@ static void special_descriptors(void)
 {
 	int ev = eventfd(0, EFD_SEMAPHORE), timer = timerfd_create(CLOCK_MONOTONIC, 0), sfd;
 	uint64_t v;
-	struct itimerspec its = {{0, 10000000}, {0, 10000000}};
+	struct itimerspec its = { { 0, 10000000 }, { 0, 10000000 } };
 	sigset_t set = only(SIGUSR2);
 	struct signalfd_siginfo si;
 
@@ -378,16 +372,15 @@ static void special_descriptors(void)
 		EXPECT(read(ev, &v, 8) == 8 && v == 1);
 		EXPECT(read(ev, &v, 8) == 8 && read(ev, &v, 8) == 8);
 		EXPECT(read(timer, &v, 8) == 8 && v >= 1 && v < 2000);
-		EXPECT(!sigqueue(getpid(), SIGUSR2, (union sigval){.sival_int = 99}));
+		EXPECT(!sigqueue(getpid(), SIGUSR2, (union sigval){ .sival_int = 99 }));
 		EXPECT(read(sfd, &si, sizeof(si)) == sizeof(si) && si.ssi_signo == SIGUSR2);
-		EXPECT(si.ssi_int == 99 && si.ssi_pid == (uint32_t)getpid() &&
-		       si.ssi_code == SI_QUEUE);
+		EXPECT(si.ssi_int == 99 && si.ssi_pid == (uint32_t)getpid() && si.ssi_code == SI_QUEUE);
 		its.it_value.tv_nsec = 1;
 	} while (again());
 	/* absolute */
 	{
 		long long from = now(CLOCK_MONOTONIC), until = from + 60000000;
-		struct itimerspec once = {{0, 0}, {until / NS, until % NS}};
+		struct itimerspec once = { { 0, 0 }, { until / NS, until % NS } };
 
 		EXPECT(!timerfd_settime(timer, TFD_TIMER_ABSTIME, &once, NULL));
 		EXPECT(read(timer, &v, 8) == 8 && v == 1);
@@ -428,10 +421,10 @@ static void through(int from, int to, int vectors)
 	}
 	close(from);
 	if (vectors) {
-		struct iovec v[4] = {{data, 1000001},
-				     {data + 1000001, 0},
-				     {data + 1000001, 999},
-				     {data + 1001000, SIZE - 1001000}};
+		struct iovec v[4] = { { data, 1000001 },
+				      { data + 1000001, 0 },
+				      { data + 1000001, 999 },
+				      { data + 1001000, SIZE - 1001000 } };
 		EXPECT(writev(to, v, 4) == SIZE);
 	} else {
 		EXPECT(write(to, data, SIZE) == SIZE);
@@ -462,19 +455,17 @@ static void messages(void)
 
 	EXPECT(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, s));
 	do {
-		struct iovec out[2] = {{"abcdef", 6}, {"0123456789", 10}},
-			     in[2] = {{a, 10}, {b, 100}};
-		struct msghdr m = {.msg_iov = out,
-				   .msg_iovlen = 2,
-				   .msg_control = control,
-				   .msg_controllen = sizeof(control)};
+		struct iovec out[2] = { { "abcdef", 6 }, { "0123456789", 10 } }, in[2] = { { a, 10 }, { b, 100 } };
+		struct msghdr m = {
+			.msg_iov = out, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof(control)
+		};
 		struct cmsghdr *h = CMSG_FIRSTHDR(&m);
 		struct mmsghdr mm[3];
 
 		EXPECT(!pipe(p));
-		*h = (struct cmsghdr){.cmsg_level = SOL_SOCKET,
-				      .cmsg_type = SCM_RIGHTS,
-				      .cmsg_len = CMSG_LEN(sizeof(int))};
+		*h = (struct cmsghdr){ .cmsg_level = SOL_SOCKET,
+				       .cmsg_type = SCM_RIGHTS,
+				       .cmsg_len = CMSG_LEN(sizeof(int)) };
 		memcpy(CMSG_DATA(h), &p[1], sizeof(int));
 		EXPECT(sendmsg(s[0], &m, 0) == 16);
 		memset(control, 0, sizeof(control));
@@ -501,8 +492,7 @@ static void messages(void)
 			mm[i].msg_hdr.msg_iovlen = 2;
 			mm[i].msg_len = 0;
 		}
-		EXPECT(recvmmsg(s[1], mm, 3, 0, NULL) == 3 && mm[0].msg_len == 6 &&
-		       mm[1].msg_len == 16);
+		EXPECT(recvmmsg(s[1], mm, 3, 0, NULL) == 3 && mm[0].msg_len == 6 && mm[1].msg_len == 16);
 	} while (again());
 	puts("messages");
 }
@@ -510,11 +500,9 @@ static void messages(void)
 static void local_network(void)
 {
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), fd, client, on = 1, n;
-	struct sockaddr_in addr = {.sin_family = AF_INET,
-				   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)},
-			   peer;
+	struct sockaddr_in addr = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) }, peer;
 	socklen_t size = sizeof(addr);
-	struct timeval wait = {0, 30000};
+	struct timeval wait = { 0, 30000 };
 	char text[64];
 	int u = socket(AF_INET, SOCK_DGRAM, 0);
 
@@ -526,8 +514,7 @@ static void local_network(void)
 		EXPECT(!connect(client, (void *)&addr, sizeof(addr)));
 		size = sizeof(peer);
 		fd = accept4(listener, (void *)&peer, &size, SOCK_CLOEXEC);
-		EXPECT(fd >= 0 && size == sizeof(peer) &&
-		       peer.sin_addr.s_addr == addr.sin_addr.s_addr);
+		EXPECT(fd >= 0 && size == sizeof(peer) && peer.sin_addr.s_addr == addr.sin_addr.s_addr);
 		EXPECT(send(client, "question", 8, 0) == 8 && recv(fd, text, 64, 0) == 8);
 		EXPECT(!setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)));
 		long long from = now(CLOCK_MONOTONIC);
@@ -538,8 +525,7 @@ static void local_network(void)
 		close(fd);
 		close(client);
 		size = sizeof(peer);
-		EXPECT(sendto(u, "d", 1, 0, (void *)&addr, sizeof(addr)) == 1 ||
-		       errno == ECONNREFUSED);
+		EXPECT(sendto(u, "d", 1, 0, (void *)&addr, sizeof(addr)) == 1 || errno == ECONNREFUSED);
 	} while (again());
 	puts("loopback");
 }
@@ -548,8 +534,8 @@ static void local_network(void)
 
 static void clocks(void)
 {
-	clockid_t ids[] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME};
-	long long before[2] = {0}, t;
+	clockid_t ids[] = { CLOCK_MONOTONIC, CLOCK_BOOTTIME };
+	long long before[2] = { 0 }, t;
 	int i;
 
 	do {
@@ -571,7 +557,7 @@ static long long us(struct timeval t)
 /* CPU time, which belongs to where the body is. */
 static void cpu_clocks(void)
 {
-	long long before[6] = {0}, t[6];
+	long long before[6] = { 0 }, t[6];
 	struct rusage usage;
 	struct tms tms;
 	int i;
@@ -600,7 +586,7 @@ static void sleeping(void)
 {
 	do {
 		long long from = now(CLOCK_MONOTONIC), until;
-		struct timespec t = {0, 40000000};
+		struct timespec t = { 0, 40000000 };
 
 		EXPECT(!nanosleep(&t, NULL));
 		passed(__LINE__, from, 40000000);
@@ -609,7 +595,7 @@ static void sleeping(void)
 		passed(__LINE__, from, 40000000);
 		from = now(CLOCK_MONOTONIC);
 		until = from + 50000000;
-		t = (struct timespec){until / NS, until % NS};
+		t = (struct timespec){ until / NS, until % NS };
 		EXPECT(!clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL));
 		passed(__LINE__, from, 50000000);
 		from = now(CLOCK_MONOTONIC);
@@ -624,11 +610,10 @@ static void sleeping(void)
 
 static void timers(void)
 {
-	struct itimerval real = {{0, 10000}, {0, 10000}}, cpu = {{0, 20000}, {0, 20000}}, got;
+	struct itimerval real = { { 0, 10000 }, { 0, 10000 } }, cpu = { { 0, 20000 }, { 0, 20000 } }, got;
 	timer_t id;
-	struct sigevent event = {
-		.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN, .sigev_value.sival_int = 5};
-	struct itimerspec its = {{0, 15000000}, {0, 15000000}};
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN, .sigev_value.sival_int = 5 };
+	struct itimerspec its = { { 0, 15000000 }, { 0, 15000000 } };
 
 	catch (SIGALRM, 0);
 	catch (SIGVTALRM, 0);
@@ -637,8 +622,7 @@ static void timers(void)
 	EXPECT(!setitimer(ITIMER_REAL, &real, NULL) && !setitimer(ITIMER_VIRTUAL, &cpu, NULL) &&
 	       !setitimer(ITIMER_PROF, &cpu, NULL));
 	EXPECT(!timer_create(CLOCK_MONOTONIC, &event, &id) && !timer_settime(id, 0, &its, NULL));
-	while (again() || count[SIGALRM] < 5 || count[SIGVTALRM] < 3 || count[SIGPROF] < 3 ||
-	       count[SIGRTMIN] < 5)
+	while (again() || count[SIGALRM] < 5 || count[SIGVTALRM] < 3 || count[SIGPROF] < 3 || count[SIGRTMIN] < 5)
 		;
 	EXPECT(!getitimer(ITIMER_VIRTUAL, &got) && got.it_interval.tv_usec == 20000);
 	EXPECT(!getitimer(ITIMER_REAL, &got) && got.it_interval.tv_usec == 10000);
@@ -660,7 +644,7 @@ static void signals(void)
 {
 	sigset_t usr1 = only(SIGUSR1), none = only(0), pending, mask;
 	siginfo_t info;
-	struct timespec little = {0, 30000000}, zero = {0, 0};
+	struct timespec little = { 0, 30000000 }, zero = { 0, 0 };
 	int p[2], i;
 	struct pollfd pf;
 	pid_t pid;
@@ -668,7 +652,7 @@ static void signals(void)
 	catch (SIGUSR1, 0);
 	catch (SIGCHLD, SA_RESTART);
 	EXPECT(!pipe(p));
-	pf = (struct pollfd){p[0], POLLIN, 0};
+	pf = (struct pollfd){ p[0], POLLIN, 0 };
 	do {
 		int before = count[SIGUSR1];
 
@@ -685,8 +669,7 @@ static void signals(void)
 		kill(getpid(), SIGUSR1);
 		EXPECT(sigsuspend(&none) == -1 && errno == EINTR && count[SIGUSR1] == before + 1);
 		kill(getpid(), SIGUSR1);
-		EXPECT(ppoll(&pf, 1, NULL, &none) == -1 && errno == EINTR &&
-		       count[SIGUSR1] == before + 2);
+		EXPECT(ppoll(&pf, 1, NULL, &none) == -1 && errno == EINTR && count[SIGUSR1] == before + 2);
 		kill(getpid(), SIGUSR1);
 		fd_set r;
 		FD_ZERO(&r);
@@ -694,11 +677,10 @@ static void signals(void)
 		EXPECT(pselect(p[0] + 1, &r, NULL, NULL, NULL, &none) == -1 && errno == EINTR &&
 		       count[SIGUSR1] == before + 3);
 		int ep = epoll_create1(0);
-		struct epoll_event ev = {.events = EPOLLIN};
+		struct epoll_event ev = { .events = EPOLLIN };
 		EXPECT(!epoll_ctl(ep, EPOLL_CTL_ADD, p[0], &ev));
 		kill(getpid(), SIGUSR1);
-		EXPECT(epoll_pwait(ep, &ev, 1, -1, &none) == -1 && errno == EINTR &&
-		       count[SIGUSR1] == before + 4);
+		EXPECT(epoll_pwait(ep, &ev, 1, -1, &none) == -1 && errno == EINTR && count[SIGUSR1] == before + 4);
 		from = now(CLOCK_MONOTONIC);
 		EXPECT(epoll_pwait(ep, &ev, 1, 20, &none) == 0);
 		EXPECT(ppoll(&pf, 1, &little, &none) == 0);
@@ -720,6 +702,39 @@ static void signals(void)
 		EXPECT(count[SIGUSR1] == before + 5, "%d", count[SIGUSR1] - before);
 	} while (again());
 	puts("signals");
+}
+
+/* Many signals: one that a process sends to itself is taken before kill returns, and a timer that
+ * was stopped is never heard of again. */
+static void storm(void)
+{
+	struct itimerval fast = { { 0, 3000 }, { 0, 3000 } }, off = { { 0, 0 }, { 0, 0 } };
+	struct timespec little = { 0, 2000000 };
+	int i, before;
+	pid_t own = getpid(), me;
+
+	catch (SIGALRM, 0);
+	catch (SIGUSR1, SA_RESTART);
+	do {
+		EXPECT(!setitimer(ITIMER_REAL, &fast, NULL));
+		for (i = 0; i < 20; i++) {
+			before = count[SIGUSR1];
+			errno = 0;
+			me = getpid();
+			EXPECT(me == own, "%d instead of %d", me, own);
+			EXPECT(!kill(me, SIGUSR1));
+			EXPECT(count[SIGUSR1] == before + 1, "%d", count[SIGUSR1] - before);
+			if (nanosleep(&little, NULL))
+				EXPECT(errno == EINTR);
+			burn(100000);
+		}
+		EXPECT(!setitimer(ITIMER_REAL, &off, NULL));
+		before = count[SIGALRM];
+		burn(2000000);
+		EXPECT(access("/", F_OK) == 0 && count[SIGALRM] == before);
+	} while (again());
+	EXPECT(count[SIGALRM] > 0);
+	puts("storm");
 }
 
 static sigjmp_buf back;
@@ -748,14 +763,14 @@ static void repairing(int signal, siginfo_t *info, void *context)
 
 static void faults(void)
 {
-	struct sigaction action = {.sa_sigaction = jumping, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+	struct sigaction action = { .sa_sigaction = jumping, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	stack_t stack, got;
 	volatile int zero = 0;
-	int kinds[4] = {0};
+	int kinds[4] = { 0 };
 	int got_signal;
 
 	alternate = malloc(65536);
-	stack = (stack_t){.ss_sp = alternate, .ss_size = 65536};
+	stack = (stack_t){ .ss_sp = alternate, .ss_size = 65536 };
 	EXPECT(!sigaltstack(&stack, NULL));
 	hole = mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	do {
@@ -778,7 +793,7 @@ static void faults(void)
 			__asm__ volatile("ud2");
 		EXPECT(got_signal == SIGILL);
 		EXPECT(!sigaltstack(NULL, &got) && got.ss_sp == alternate && got.ss_flags == 0);
-		struct sigaction repair = {.sa_sigaction = repairing, .sa_flags = SA_SIGINFO};
+		struct sigaction repair = { .sa_sigaction = repairing, .sa_flags = SA_SIGINFO };
 		sigaction(SIGSEGV, &repair, NULL);
 		for (int i = 0; i < 256; i++)
 			hole[i * 1024] = i;
@@ -800,7 +815,7 @@ static void restarting(void)
 	int p[2], status;
 	char c;
 	pid_t pid;
-	struct sigaction action = {.sa_handler = nothing, .sa_flags = SA_RESTART};
+	struct sigaction action = { .sa_handler = nothing, .sa_flags = SA_RESTART };
 
 	do {
 		EXPECT(!pipe(p));
@@ -844,20 +859,18 @@ static void restarting(void)
 static void identity(void)
 {
 	pid_t pid = getpid(), parent = getppid(), group = getpgrp(), session = getsid(0);
-	char name[17] = {0};
+	char name[17] = { 0 };
 	struct rlimit limit;
 	gid_t groups[4];
 
 	EXPECT(!prctl(PR_SET_NAME, "renamed"));
 	do {
 		burn(1000000);
-		EXPECT(getpid() == pid && getppid() == parent && getpgrp() == group &&
-		       getsid(0) == session);
+		EXPECT(getpid() == pid && getppid() == parent && getpgrp() == group && getsid(0) == session);
 		EXPECT(gettid() == pid && getpgid(pid) == group);
 		EXPECT(!prctl(PR_GET_NAME, name) && !strcmp(name, "renamed"));
-		EXPECT(!setrlimit(RLIMIT_NOFILE, &(struct rlimit){200, 300}));
-		EXPECT(!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur == 200 &&
-		       limit.rlim_max == 300);
+		EXPECT(!setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 200, 300 }));
+		EXPECT(!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur == 200 && limit.rlim_max == 300);
 		EXPECT(dup2(1, 250) == -1 && errno == EBADF);
 		EXPECT(dup2(1, 199) == 199 && !close(199));
 		EXPECT(!getrlimit(RLIMIT_STACK, &limit));
@@ -866,8 +879,7 @@ static void identity(void)
 		EXPECT(prctl(PR_GET_DUMPABLE) == 1);
 	} while (again());
 	if (!getuid()) {
-		EXPECT(!setgroups(2, (gid_t[]){12, 13}) && getgroups(4, groups) == 2 &&
-		       groups[1] == 13);
+		EXPECT(!setgroups(2, (gid_t[]){ 12, 13 }) && getgroups(4, groups) == 2 && groups[1] == 13);
 		EXPECT(!setresgid(5, 6, 7) && !setresuid(1000, 1001, 1002));
 		EXPECT(getuid() == 1000 && geteuid() == 1001 && getgid() == 5 && getegid() == 6);
 		EXPECT(seteuid(1002) == 0 && geteuid() == 1002);
@@ -917,8 +929,7 @@ static void children(void)
 		}
 		EXPECT(total == 3);
 	} while (again());
-	EXPECT(!getrusage(RUSAGE_CHILDREN, &usage) &&
-	       usage.ru_utime.tv_usec + usage.ru_utime.tv_sec);
+	EXPECT(!getrusage(RUSAGE_CHILDREN, &usage) && usage.ru_utime.tv_usec + usage.ru_utime.tv_sec);
 	puts("children");
 }
 
@@ -941,7 +952,7 @@ static void across_exec(void)
 
 static void executed(const char *a, const char *b)
 {
-	char text[8] = {0};
+	char text[8] = { 0 };
 	sigset_t set;
 	struct sigaction action;
 
@@ -968,8 +979,7 @@ static void daemonised(void)
 		if (daemon(1, 1))
 			_exit(1);
 		burn(length_ns);
-		dprintf(p[1], "session is own %d, parent is another %d", getsid(0) != session,
-			getppid() != getpid());
+		dprintf(p[1], "session is own %d, parent is another %d", getsid(0) != session, getppid() != getpid());
 		_exit(0);
 	}
 	close(p[1]);
@@ -989,8 +999,7 @@ static void memory(void)
 		char *low = sbrk(0), *top = sbrk(300000);
 		EXPECT(low == top);
 		memset(top, round, 300000);
-		char *m = mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		char *m = mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		EXPECT(m != MAP_FAILED);
 		for (i = 0; i < PAGES; i++)
 			m[i * 4096] = i + round;
@@ -999,8 +1008,7 @@ static void memory(void)
 		EXPECT(m != MAP_FAILED);
 		burn(3000000);
 		for (i = 0; i < PAGES; i++)
-			EXPECT(m[i * 4096] == (char)(i >= 8 && i < 16 ? 0 : i + round), "page %ld",
-			       i);
+			EXPECT(m[i * 4096] == (char)(i >= 8 && i < 16 ? 0 : i + round), "page %ld", i);
 		EXPECT(m[(4 * PAGES - 1) * 4096] == 0);
 		EXPECT(!mprotect(m, 4096, PROT_NONE) && !munmap(m + 4096, 4096));
 		EXPECT(!munmap(m, 4 * PAGES * 4096));
@@ -1037,7 +1045,7 @@ static void shared(void)
 		__sync_fetch_and_add(n, 1);
 	burn(length_ns / 2);
 	wait(&status);
-	char text[6] = {0};
+	char text[6] = { 0 };
 	EXPECT(pread(fd, text, 5, 4096) == 5);
 	printf("%s %d\n", text, *n);
 	EXPECT(!munmap(m, 8192) && !munmap((void *)n, 4096));
@@ -1105,7 +1113,7 @@ static int shows_stack(const char *path)
 
 static void own_proc(void)
 {
-	char path[64], text[256] = {0};
+	char path[64], text[256] = { 0 };
 	char *big = malloc(64 << 20);
 	int dir;
 
@@ -1120,8 +1128,7 @@ static void own_proc(void)
 		sprintf(path, "/proc/%d/task/%d/smaps", getpid(), getpid());
 		EXPECT(shows_stack(path));
 		EXPECT(shows_stack("self/maps") && shows_stack("maps"));
-		EXPECT(shows_stack("/proc/../proc/self/maps") &&
-		       shows_stack("/proc/thread-self/maps"));
+		EXPECT(shows_stack("/proc/../proc/self/maps") && shows_stack("/proc/thread-self/maps"));
 		EXPECT(shows_stack("/dev/../proc/self/fd/../maps"));
 		dir = open("/proc/self", O_RDONLY | O_DIRECTORY);
 		int fd = openat(dir, "maps", O_RDONLY);
@@ -1135,8 +1142,7 @@ static void own_proc(void)
 		EXPECT(shows_stack(path));
 		EXPECT(!chdir("/proc") && shows_stack("self/maps") && !chdir("/tmp"));
 		/* what is the ghost's as well as the body's */
-		EXPECT(readlink("/proc/self/exe", text, sizeof(text)) > 0 &&
-		       strstr(text, "families"));
+		EXPECT(readlink("/proc/self/exe", text, sizeof(text)) > 0 && strstr(text, "families"));
 		EXPECT(number_in("/proc/sys/kernel/pid_max", "%ld") > 100);
 		EXPECT(readlink("/proc/self", text, sizeof(text)) > 0 && atoi(text) == getpid());
 		sprintf(path, "%s", getenv("HERE"));
@@ -1148,36 +1154,79 @@ static void own_proc(void)
 	puts("/proc");
 }
 
+/* Ways to one's own maps: each waits for a line of input, to be tried wherever it then is. */
+static void paths(void)
+{
+	static const char *const ways[] = {
+		"/proc/self/maps",
+		"self/maps",
+		"maps_link",
+		"/proc/../proc/thread-self/maps",
+		"/proc/self/cwd/self/task/../maps",
+	};
+	char path[64], line[16];
+	size_t i;
+	int dir;
+
+	EXPECT(!symlink("/proc/self", "self") && !symlink("self/maps", "maps_link"));
+	for (i = 0; i < sizeof(ways) / sizeof(ways[0]) + 3; i++) {
+		printf("ready %zu\n", i);
+		EXPECT(read(0, line, sizeof(line)) > 0);
+		if (i < sizeof(ways) / sizeof(ways[0])) {
+			EXPECT(shows_stack(ways[i]));
+			continue;
+		}
+		dir = open("/proc/self", O_RDONLY | O_DIRECTORY);
+		sprintf(path, "task/%d/maps", getpid());
+		if (i % 3 == 0) {
+			int fd = openat(dir, path, O_RDONLY), copy = dup2(fd, 90);
+
+			EXPECT(copy == 90 && shows_stack("/dev/fd/90"));
+			close(fd);
+			close(copy);
+		} else {
+			EXPECT(!fchdir(dir) && shows_stack(i % 3 == 1 ? "maps" : path));
+			EXPECT(!chdir("/node"));
+		}
+		close(dir);
+	}
+	unlink("self");
+	unlink("maps_link");
+	puts("paths");
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
 } families[] = {
-	{"at_files", at_files},
-	{"listing", listing},
-	{"appending", appending},
-	{"locks", locks},
-	{"watching", watching},
-	{"where", where},
-	{"multiplexing", multiplexing},
-	{"special", special_descriptors},
-	{"pipes", pipes},
-	{"messages", messages},
-	{"network", local_network},
-	{"clocks", clocks},
-	{"cpu", cpu_clocks},
-	{"sleeping", sleeping},
-	{"timers", timers},
-	{"signals", signals},
-	{"faults", faults},
-	{"restarting", restarting},
-	{"identity", identity},
-	{"children", children},
-	{"exec", across_exec},
-	{"daemon", daemonised},
-	{"memory", memory},
-	{"shared", shared},
-	{"vectors", vectors},
-	{"proc", own_proc},
+	{ "at_files", at_files },
+	{ "listing", listing },
+	{ "appending", appending },
+	{ "locks", locks },
+	{ "watching", watching },
+	{ "where", where },
+	{ "multiplexing", multiplexing },
+	{ "special", special_descriptors },
+	{ "pipes", pipes },
+	{ "messages", messages },
+	{ "network", local_network },
+	{ "clocks", clocks },
+	{ "cpu", cpu_clocks },
+	{ "sleeping", sleeping },
+	{ "timers", timers },
+	{ "signals", signals },
+	{ "storm", storm },
+	{ "faults", faults },
+	{ "restarting", restarting },
+	{ "identity", identity },
+	{ "children", children },
+	{ "exec", across_exec },
+	{ "daemon", daemonised },
+	{ "memory", memory },
+	{ "shared", shared },
+	{ "vectors", vectors },
+	{ "proc", own_proc },
+	{ "paths", paths },
 };
 
 int main(int argc, char **argv)

@@ -149,8 +149,7 @@ static void sockets(void)
 {
 	char data[64] = "0123456789", in[64] = { 0 }, control[CMSG_SPACE(sizeof(int))] = { 0 };
 	struct iovec v[2] = { { data, 4 }, { data + 6, 3 } }, w[2] = { { in, 2 }, { in + 10, 40 } };
-	struct msghdr m = { .msg_iov = v, .msg_iovlen = 2, .msg_control = control,
-			    .msg_controllen = sizeof(control) };
+	struct msghdr m = { .msg_iov = v, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof(control) };
 	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
 	struct sockaddr_in name = { AF_INET, 0, { htonl(INADDR_LOOPBACK) }, { 0 } }, peer;
 	struct mmsghdr many[3];
@@ -165,8 +164,11 @@ static void sockets(void)
 	c->cmsg_len = CMSG_LEN(sizeof(int));
 	memcpy(CMSG_DATA(c), &s[0], sizeof(int));
 	SAY(sendmsg(s[0], &m, 0));
-	m = (struct msghdr){ .msg_iov = w, .msg_iovlen = 2, .msg_control = control,
-			     .msg_controllen = sizeof(control), .msg_name = &from,
+	m = (struct msghdr){ .msg_iov = w,
+			     .msg_iovlen = 2,
+			     .msg_control = control,
+			     .msg_controllen = sizeof(control),
+			     .msg_name = &from,
 			     .msg_namelen = sizeof(from) };
 	SAY(recvmsg(s[1], &m, 0));
 	say("namelen", m.msg_namelen);
