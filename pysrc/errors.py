@@ -26,9 +26,13 @@ class MosixError(Exception):
         self.hint = hint
 
     def line(self) -> str:
-        """The one line a user sees, without the command's name."""
-        text = " ".join(self.message.split())
-        return f"{text} ({' '.join(self.hint.split())})" if self.hint else text
+        """The one line a user sees, without the command's name. Part of it may come from another
+        node: nothing in it moves the cursor."""
+        text, hint = (
+            "".join(c if c.isprintable() else "?" for c in " ".join(words.split()))
+            for words in (self.message, self.hint)
+        )
+        return f"{text} ({hint})" if hint else text
 
 
 class UsageError(MosixError):

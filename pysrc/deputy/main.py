@@ -302,7 +302,7 @@ class Deputy:
 
     def tell_user(self, text: str, who: str = "mosix") -> None:
         """One line on the job's stderr, unless that is full for too long: the deputy must end."""
-        line = f"{who}: {' '.join(text.split())}"[:_MAX_LINE] + "\n"
+        line = f"{who}: {MosixError(text).line()}"[:_MAX_LINE] + "\n"
         self._spawn(self._write_stderr(line.encode(errors="replace")))
 
     async def _write_stderr(self, line: bytes) -> None:

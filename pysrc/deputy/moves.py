@@ -228,6 +228,7 @@ def _no_ghost(process: JobProcess, tracee: Tracee, error: MosixError | OSError) 
     process.place = Place.AWAY
     process.home.watch.add(tracee, process.on_stop)
     if not tracee.dying:
+        log.error("process %d cannot be served any more", process.pid, exc_info=error)
         process.lose(error.message if isinstance(error, MosixError) else str(error))
 
 
@@ -316,7 +317,7 @@ async def _fill(
     """The frozen body comes over `bulk` into its ghost, which then stands still."""
     await link.expect(Frozen, epoch)
     _check_alive(process)
-    agent.pause()
+    agent.pause(process.keep_signal)
     done.paused = True
     try:
         agent.obey()
@@ -385,7 +386,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
             old.post(Freeze(epoch=epoch, target=ip, token=token))
             frozen = await old.expect(Frozen, epoch)
             _check_alive(process)
-            agent.pause()
+            agent.pause(process.keep_signal)
             done.paused = True
             await _transferred(old, new, epoch)
             _check_alive(process)

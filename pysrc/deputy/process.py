@@ -195,6 +195,16 @@ class JobProcess:
             self.spawn(self._come_home())
         return 0
 
+    def keep_signal(self, stop: Stop) -> bool:
+        """The ghost, about to be paused, meets a signal: one for a handler waits here for whoever
+        runs the body next. In a queue it would overtake those that the guest still has."""
+        assert self.tracee is not None
+        caught, _ = signals.dispositions(self.pid)
+        if not caught >> (stop.signal - 1) & 1:
+            return False
+        self.postponed.append(self.tracee.siginfo)
+        return True
+
     def forward_postponed(self) -> None:
         """Sends what waits for a guest that can take it."""
         assert self.link is not None

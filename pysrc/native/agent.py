@@ -363,16 +363,17 @@ class Agent:
         self._tracee.signal_mask = mask
         self._tracee.cont()
 
-    def pause(self) -> None:
+    def pause(self, keep: Callable[[Stop], bool] = lambda _: False) -> None:
         """Stops the serving process, so that it can `obey`; `unpause` goes on exactly there.
 
-        Signals that it is given just now are put back into its queue: they come again when
-        the signals are unblocked. MoveFailedError if it ended."""
+        Signals that it is given just now and that are not for `keep` are put back into its
+        queue: they come again when the signals are unblocked. MoveFailedError if it ended."""
         tracee = self._tracee
         met: list[bytes] = []
 
-        def postpone(_: Stop) -> int:
-            met.append(tracee.siginfo)
+        def postpone(stop: Stop) -> int:
+            if not keep(stop):
+                met.append(tracee.siginfo)
             return 0
 
         stop = tracee.current

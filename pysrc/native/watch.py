@@ -25,6 +25,8 @@ class Watch:
 
     def start(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.poll)
+        # With thousands of stops a second the loop's pipe runs full; what is in it says enough.
+        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
 
     def add(self, tracee: Tracee, handler: Handler) -> None:
         self._handlers[tracee.pid] = (tracee, handler)

@@ -206,6 +206,8 @@ class Services:
         if guest is not None:
             check_owner(caller.uid, guest.uid, request.pid)
             return await self._ask_home(caller, guest, target, request.wait)
+        if _has_ended(request.pid):
+            raise NoSuchProcessError(f"process {request.pid} has ended", "see mosps")
         if self._launcher.hierarchy.job_of(request.pid):
             raise NoSuchProcessError(
                 f"process {request.pid} belongs to a job that this mosd does not know",
@@ -422,6 +424,15 @@ def check_moved_there(moved: PeerMoved) -> None:
     """Raises the error that home reports."""
     if moved.error:
         raise from_code(moved.code, moved.error, moved.hint)
+
+
+def _has_ended(pid: int) -> bool:
+    """Its parent has not taken note of it yet."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] in ([b"Z"], [b"X"])
 
 
 def _command(pid: int) -> str:

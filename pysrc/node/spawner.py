@@ -9,6 +9,7 @@ workers go on without it.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import os
@@ -164,9 +165,13 @@ def load_worker(name: str) -> Run:
 
 
 def main() -> None:
-    """argv: descriptor of mosd's socket, deputy and remote as `module:function`."""
-    fd, deputy, remote = sys.argv[1:]
-    sock = socket.socket(fileno=int(fd))
+    """argv: deputy and remote as `module:function`; standard input: mosd's socket."""
+    deputy, remote = sys.argv[1:]
+    # Not left at 0, where whatever is opened next in a worker that closes it would come.
+    sock = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3))
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
     sock.setblocking(True)
     # mosd's terminal is not ours: it alone decides when we end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -57,6 +57,10 @@ class Worker:
             self.pidfd = -1
 
 
+class _SpawnerDiedError(KernelError):
+    """Before it answered."""
+
+
 class SpawnerClient:
     """`start` before the secret is read; `keep_running` as a task; `spawn` at any time."""
 
@@ -68,6 +72,7 @@ class SpawnerClient:
         self._process: subprocess.Popen[bytes] | None = None
         self._packets: Packets[Report] | None = None
         self.restarts = 0
+        self._restarted = asyncio.Condition()
 
     @property
     def pid(self) -> int | None:
@@ -84,13 +89,11 @@ class SpawnerClient:
                     "-P",  # never import from the directory mosd was started in
                     "-m",
                     "mosix.node.spawner",
-                    str(theirs.fileno()),
                     self._programs.deputy,
                     self._programs.remote,
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
                 env={**environment, "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
             )
         self._packets = Packets(ours, Report)
@@ -100,10 +103,12 @@ class SpawnerClient:
         while True:
             await self._receive_reports()
             self._reap()
-            self.restarts += 1
             _log.error("the spawner died, starting it again")
             await asyncio.sleep(_RESTART_PAUSE_S)
             self.start()
+            async with self._restarted:
+                self.restarts += 1
+                self._restarted.notify_all()
 
     async def _receive_reports(self) -> None:
         packets = self._packets
@@ -139,7 +144,34 @@ class SpawnerClient:
         groups: tuple[int, ...] = (),
         capabilities: Capabilities | None = None,
     ) -> Worker:
-        """A new worker with these identities. KernelError when there is none in time."""
+        """A new worker with these identities. KernelError when there is none in time. A spawner
+        that dies meanwhile is waited for to be started again: its children died with it, or
+        will when they find nobody at their socket."""
+        try:
+            async with asyncio.timeout(SPAWN_TIMEOUT_S):
+                while True:
+                    restarts = self.restarts
+                    try:
+                        return await self._spawn(
+                            kind, uid, gid, groups, capabilities or Capabilities()
+                        )
+                    except _SpawnerDiedError:
+                        await self._until_restarted(restarts)
+        except TimeoutError as error:
+            raise KernelError("the spawner does not answer", "see mosd's log") from error
+
+    async def _until_restarted(self, restarts: int) -> None:
+        async with self._restarted:
+            await self._restarted.wait_for(lambda: self.restarts > restarts)
+
+    async def _spawn(
+        self,
+        kind: WorkerKind,
+        uid: int,
+        gid: int,
+        groups: tuple[int, ...],
+        capabilities: Capabilities,
+    ) -> Worker:
         request = next(self._requests)
         future: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._pending[request] = future
@@ -149,18 +181,17 @@ class SpawnerClient:
             uid=uid,
             gid=gid,
             groups=groups,
-            capabilities=capabilities or Capabilities(),
+            capabilities=capabilities,
         )
         assert self._packets is not None
         taken = False
         try:
-            async with asyncio.timeout(SPAWN_TIMEOUT_S):
-                await self._packets.send(order)
-                worker = await future
+            await self._packets.send(order)
+            worker = await future
             taken = True
             return worker
-        except (TimeoutError, OSError) as error:
-            raise KernelError("the spawner does not answer", "see mosd's log") from error
+        except OSError as error:
+            raise _SpawnerDiedError("the spawner died", "try again") from error
         finally:
             # A worker that comes after this is killed by `_spawned`.
             self._pending.pop(request, None)
@@ -175,7 +206,7 @@ class SpawnerClient:
             self._process.wait()
         for future in self._pending.values():
             if not future.done():
-                future.set_exception(KernelError("the spawner died", "try again"))
+                future.set_exception(_SpawnerDiedError("the spawner died", "try again"))
         self._pending.clear()
 
     def stop(self) -> None:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jobs import PROGRAMS, Job
-from mosix.lab import drive
+from mosix.lab import drive, state
+from mosix.lab.cluster import CONTROL
 from mosix.lab.drive import NodeHandle
 from mosix.lab.programs import built
+from mosix.node import requests
+from mosix.wire.frames import FrameDecoder, frame
+from mosix.wire.messages import decode, encode
 
 STATUS = 7
 
@@ -31,25 +36,25 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def spawner(node: NodeHandle) -> int:
-    """Host's PID of the node's spawner: whose parent has another command line."""
-    found = {pid for pid, line in node.processes().items() if "mosix.node.spawner" in line}
-    (top,) = [pid for pid in found if parent(pid) not in found]
-    return top
-
-
-def mosd(node: NodeHandle) -> int:
-    return parent(spawner(node))
-
-
-def parent(pid: int) -> int:
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[1])
+def spawners(node: NodeHandle) -> list[int]:
+    """Host's PID of the node's spawner, the child of mosd, if it lives."""
+    lines = node.processes()
+    found = [child for daemon in mosd(node) for child in children(daemon)]
+    return [pid for pid in found if "mosix.node.spawner" in lines.get(pid, "")]
 
 
 def workers(node: NodeHandle) -> list[int]:
-    """Deputies and remotes that run in `node`."""
-    return children(spawner(node))
+    """Deputies and remotes that run in `node`: they have the command line of their spawner,
+    which may have died."""
+    lines = node.processes()
+    found = {pid for pid, line in lines.items() if "mosix.node.spawner" in line}
+    return sorted(found - set(spawners(node)))
+
+
+def mosd(node: NodeHandle) -> list[int]:
+    """Host's PID of the node's mosd, if it lives."""
+    inside = state.read_mosd(node.lab, node.name).pid
+    return [node.host_pid(inside)] if inside else []
 
 
 def stubs(node: NodeHandle) -> list[int]:
@@ -64,8 +69,8 @@ VICTIMS: dict[str, Callable[[NodeHandle], list[int]]] = {
     "worker": workers,
     "stub": stubs,
     "guest": guests,
-    "spawner": lambda node: [spawner(node)],
-    "mosd": lambda node: [mosd(node)],
+    "spawner": spawners,
+    "mosd": mosd,
 }
 
 
@@ -126,6 +131,31 @@ def order(job: Job, target: str) -> subprocess.Popen[str]:
     """A move, not waited for here."""
     command = ["migrate", "--wait", str(job.pid), target]
     return job.home.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+class Order:
+    """A move ordered at once, without the time that a command takes to start."""
+
+    def __init__(self, job: Job, target: str) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(120)
+        self._sock.connect(str(job.home.path(CONTROL)))
+        request = requests.Migrate(pid=job.pid, target=target, wait=True)
+        self._sock.sendall(frame(encode(request), requests.MAX_REQUEST))
+
+    def outcome(self) -> str:
+        """ "", what mosd said against it, or that it died. TimeoutError: nothing came."""
+        decoder = FrameDecoder(requests.MAX_ANSWER)
+        with self._sock as sock:
+            try:
+                while data := sock.recv(decoder.wanted):
+                    complete = decoder.feed(data)
+                    if complete is not None:
+                        answer = decode(complete, requests.Answer)
+                        return answer.message if isinstance(answer, requests.Failure) else ""
+            except ConnectionResetError:
+                return "mosd died"
+        return "mosd died"
 
 
 def kill(pids: list[int], number: int = signal.SIGKILL) -> bool:

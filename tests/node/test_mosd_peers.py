@@ -107,7 +107,7 @@ def test_a_node_of_another_version_is_refused_with_both_named(cluster: Cluster) 
     cluster.node(2, program=[str(HERE / "mosd_of_version_9.py")])
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
-    assert "speaks protocol 9.1, this node 1.1" in done.err
+    assert "speaks protocol 9.2, this node 1.2" in done.err
 
 
 def test_a_node_that_is_not_in_the_map_is_refused(cluster: Cluster) -> None:

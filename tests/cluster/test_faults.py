@@ -1,0 +1,286 @@
+"""Whoever dies or stands still: a job goes on, or ends by SIGKILL with one line; nothing hangs.
+
+What it did is counted to the last call (programs/ledger.c). `test_anybody_may_die_at_any_moment`
+kills at random; its seed is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faults
+import pytest
+from faults import Ledger
+from jobs import PROGRAMS, PYTHON, Job
+from mosix.lab import drive
+from mosix.lab.drive import Cluster, NodeHandle
+from mosix.lab.programs import built
+
+HOLD = Path(__file__).parents[2] / "bench/programs/hold.c"
+#: What a job says that was lost with a node, and why.
+LOST = "mosix: process {pid} ended: the connection to node {ip} was lost"
+GUEST_DIED = "mosix: process {pid}: the guest died by SIGKILL on node {ip}"
+
+
+@pytest.fixture
+def ledger(lab: Cluster, request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    counting = Ledger(lab[1], str(abs(hash(request.node.name))))
+    yield counting
+    counting.job.end()
+    restore(lab)
+
+
+def restore(lab: Cluster) -> None:
+    """Every daemon runs again, no worker is left."""
+    for node in lab.nodes:
+        node.mosd("start")
+        drive.wait_for(f"{node.name} without workers", lambda node=node: not faults.workers(node))
+
+
+@contextlib.contextmanager
+def stalled(pids: list[int]) -> Iterator[None]:
+    faults.kill(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        faults.kill(pids, signal.SIGCONT)
+
+
+# ---- while nothing moves ----
+
+
+def test_job_at_home_goes_on_without_its_deputy(lab: Cluster, ledger: Ledger) -> None:
+    faults.kill(faults.workers(lab[1]))
+    ledger.goes_on()
+    assert ledger.finish() == "done"
+
+
+def test_job_away_ends_with_its_deputy(lab: Cluster, ledger: Ledger) -> None:
+    ledger.job.move("2")
+    faults.kill(faults.workers(lab[1]))
+    assert ledger.job.process.wait(30) == -signal.SIGKILL
+    drive.wait_for("a line in mosd's log", lambda: "killed by signal 9" in lab[1].log())
+
+
+@pytest.mark.parametrize("who", ["worker", "stub", "guest"])
+def test_job_away_ends_with_its_guest(who: str, lab: Cluster, ledger: Ledger) -> None:
+    ledger.job.move("2")
+    ledger.goes_on()
+    faults.kill(faults.VICTIMS[who](lab[2]))
+    said = LOST if who == "worker" else GUEST_DIED
+    assert ledger.finish() == said.format(pid=ledger.job.pid, ip=lab[2].ip)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_job_away_goes_on_and_comes_home_without_mosd(
+    number: int, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    """A fork needs home, whose mosd, or the one where the guest is, died before."""
+    code = (
+        "import os, sys\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    pid = os.fork()\n"
+        "    if not pid: os._exit(5)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)\n"
+    )
+    job = start([PYTHON, "-c", code])
+    assert job.line() == "ready"
+    job.move("2")
+    lab[number].mosd("kill")
+    try:
+        for _ in range(2):
+            job.write("\n")
+            assert job.line() == "5"
+        assert job.finish() == (0, "", "")
+    finally:
+        restore(lab)
+
+
+def test_command_says_that_mosd_is_dead(lab: Cluster, ledger: Ledger) -> None:
+    lab[1].mosd("kill")
+    done = lab[1].run(["migrate", "--wait", str(ledger.job.pid), "2"])
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
+    assert ledger.finish() == "done"
+
+
+def test_death_of_spawners_is_not_felt(lab: Cluster, ledger: Ledger) -> None:
+    ledger.job.move("2")
+    for node in lab.nodes:
+        faults.kill(faults.spawners(node))
+    ledger.goes_on()
+    drive.wait_for("spawners", lambda: all(faults.spawners(node) for node in lab.nodes))
+    ledger.job.move("3")
+    assert ledger.finish() == "done"
+
+
+def test_full_standard_error_keeps_nobody(lab: Cluster) -> None:
+    """The line that says why the job ended has no room; its deputy ends all the same."""
+    code = "import os; os.set_blocking(2, False)\ntry:\n    while os.write(2, bytes(4096)): pass\n"
+    code += "except BlockingIOError: pass\nos.set_blocking(2, True); print('ready', flush=True)\n"
+    code += "while True: pass\n"
+    job = Job(lab[1], [PYTHON, "-c", code])
+    try:
+        assert job.line() == "ready"
+        job.move("2")
+        faults.kill(faults.guests(lab[2]))
+        assert job.process.wait(30) == -signal.SIGKILL
+        restore(lab)
+    finally:
+        job.end()
+
+
+# ---- while it moves ----
+
+
+@pytest.mark.parametrize(
+    ("route", "who"),
+    [
+        (("home", "2"), "worker"),
+        (("home", "2"), "stub"),
+        (("home", "2"), "deputy"),
+        (("2", "3"), "worker"),
+        (("2", "3"), "guest"),
+        (("2", "3"), "mosd"),
+    ],
+)
+def test_job_goes_on_where_it_was_when_its_move_is_killed(
+    route: tuple[str, str], who: str, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    """200 MiB are on their way when one of those who carry them dies."""
+    job = start([str(built(HOLD)), "200"])
+    job.line()
+    job.write("\n")
+    expected = job.line()
+    source, target = route[0], lab[int(route[1])]
+    job.home.migrate(job.pid, source)
+    before = job.where()
+    with moving(job, target) as order:
+        killed = faults.workers(lab[1]) if who == "deputy" else faults.VICTIMS[who](target)
+        assert faults.kill(killed)
+        _, complaint = order.communicate(timeout=90)
+    if who != "mosd":  # which only has to make connections, and has
+        assert order.returncode in (7, 8, 10), complaint
+        assert len(complaint.splitlines()) == 1
+    if who not in ("deputy", "mosd"):
+        assert job.where() == before
+    job.write("\n")
+    assert job.line() == expected
+    assert job.finish()[0] == 0
+    restore(lab)
+
+
+@contextlib.contextmanager
+def moving(job: Job, target: NodeHandle, megabytes: int = 20) -> Iterator[subprocess.Popen[str]]:
+    """A move, once so much of the body has come to `target`."""
+    before = received(target)
+    order = faults.order(job, target.ip)
+    try:
+        drive.wait_for("pages", lambda: received(target) > before + (megabytes << 20))
+        yield order
+    finally:
+        drive.kill_command(order)
+        order.communicate()
+
+
+def received(node: NodeHandle) -> int:
+    lines = Path(f"/proc/{node.node.init.pid}/net/dev").read_text().splitlines()
+    (eth0,) = [line for line in lines if line.strip().startswith("eth0:")]
+    return int(eth0.split(":")[1].split()[0])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("source", "target"), [("home", "2"), ("2", "3"), ("2", "home")])
+@pytest.mark.parametrize("who", ["source", "target"])
+def test_job_goes_on_where_it_was_when_a_remote_stands_still(
+    source: str, target: str, who: str, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    """Its kernel acknowledges everything; only the process does nothing. It takes the 30 s of
+    docs/architecture.md."""
+    if (source if who == "source" else target) == "home":
+        pytest.skip("home has no remote")
+    job = start([str(built(HOLD)), "200"])
+    job.line()
+    job.write("\n")
+    expected = job.line()
+    job.home.migrate(job.pid, source)
+    before = job.where()
+    still = faults.workers(lab[int(source if who == "source" else target)])
+    with moving(job, lab[1] if target == "home" else lab[int(target)]) as order:
+        still = still or faults.workers(lab[int(target)])
+        with stalled(still):
+            _, complaint = order.communicate(timeout=90)
+    assert order.returncode in (7, 10), complaint
+    assert job.where() == before
+    job.write("\n")
+    assert job.line() == expected
+
+
+@pytest.mark.full
+def test_job_is_lost_with_its_node(lab: Cluster, ledger: Ledger) -> None:
+    """The cable is pulled: nobody says anything any more."""
+    ledger.job.move("2")
+    lab[2].link(up=False)
+    try:
+        assert ledger.job.process.wait(90) == -signal.SIGKILL
+    finally:
+        lab[2].link(up=True)
+    assert ledger.finish() == LOST.format(pid=ledger.job.pid, ip=lab[2].ip)
+
+
+def test_anybody_may_die_at_any_moment(lab: Cluster, full: bool) -> None:
+    """12 deaths (150 with --full) somewhere in or beside a move."""
+    seed = random.randrange(1 << 31)
+    print(f"seed {seed}")
+    choose = random.Random(seed)
+    for round_ in range(150 if full else 12):
+        places = ["home", "2", "3"]
+        source, target = choose.sample(places, 2)
+        node = lab[choose.choice([1, *(int(p) for p in (source, target) if p != "home")])]
+        who = choose.choice([*faults.VICTIMS, "ghost"])
+        delay = choose.uniform(0, 0.15)
+        told = f"seed {seed}, round {round_}: {source} to {target}, {who} of {node.name}"
+        ledger = Ledger(lab[1], "random")
+        try:
+            ledger.job.home.migrate(ledger.job.pid, source)
+            ask = faults.Order(ledger.job, target)
+            time.sleep(delay)  # the moment, not a wait for something
+            found = faults.VICTIMS.get(who, lambda _, job=ledger.job: [job.outer])(node)
+            faults.kill(found)
+            ask.outcome()
+            ledger.goes_on(5)
+            outcome = ledger.finish()
+        except AssertionError as error:
+            raise AssertionError(told) from error
+        finally:
+            ledger.job.end()
+            restore(lab)
+        if who in ("mosd", "spawner") or not found:
+            assert outcome == "done", told
+        elif outcome == "killed":  # without a line: by us, or with the deputy
+            assert who == "ghost" or node is lab[1], told
+
+
+# ---- signals ----
+
+
+def test_signals_come_all_once_and_in_order_wherever_it_is(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    """A thousand queued ones among a storm of others, faults and timers, while it moves."""
+    count, seed = 1000, random.randrange(1 << 31)
+    print(f"seed {seed}")
+    job = start([str(built(PROGRAMS / "storm.c")), str(count)])
+    assert job.line() == "ready"
+    script = [sys.executable, str(PROGRAMS / "storm.py"), str(job.pid), str(count), str(seed)]
+    done = lab[1].run(script, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 3
+    assert job.finish() == (0, f"{count} queued, 0 wrong, 0 errors, all came\n", "")
