@@ -25,7 +25,7 @@ from pathlib import Path
 
 
 def library() -> None:
-    data = Path("/node/in/bytes").read_bytes()
+    data = Path("/node/material/bytes").read_bytes()
     for name in ("md5", "sha1", "sha256", "sha3_256", "blake2b"):
         print(name, hashlib.new(name, data).hexdigest())
     print(hashlib.pbkdf2_hmac("sha256", b"a", b"b", 100000).hex())
