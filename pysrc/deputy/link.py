@@ -28,7 +28,6 @@ from mosix.wire.messages import (
     Ping,
     Pong,
     Refused,
-    Stats,
     ToDeputy,
     Token,
     ToRemote,
@@ -39,7 +38,7 @@ _ASK = 5.0
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
-Unasked = Cancel | NeedHome | GuestDied | Stats
+Unasked = Cancel | NeedHome | GuestDied
 
 
 class RemoteLink:
@@ -174,7 +173,7 @@ class RemoteLink:
             date_ns = time.time_ns() + self.date_ahead_ns
             self.post(Date(asked_ns=message.asked_ns, date_ns=date_ns))
             return
-        if isinstance(message, (Cancel, NeedHome, GuestDied, Stats)):
+        if isinstance(message, (Cancel, NeedHome, GuestDied)):
             self._on_unasked(self, message)
             return
         for kind, epoch, future in self._waiting:

@@ -493,7 +493,8 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
 async def _prepare(
     process: JobProcess, link: RemoteLink, epoch: int, runs: list[PageRun], *, hints: bool = True
 ) -> None:
-    round_trip = await _round_trip(link)
+    pinged_ns, round_trip = await _round_trip(link)
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
     big = sorted((run for run in runs if run.size >= _PREFAULT_FROM), key=lambda run: -run.size)
     link.post(
         Prepare(
@@ -502,8 +503,9 @@ async def _prepare(
             epoch=epoch,
             needs=sum(run.size for run in runs),
             prefault=[(run.start, run.size) for run in big[:_MAX_PREFAULT]] if hints else [],
-            monotonic_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC) + round_trip,
-            boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + round_trip,
+            pinged_ns=pinged_ns,
+            monotonic_ns=pinged_ns + round_trip,
+            boottime_ns=pinged_ns + round_trip + asleep_ns,
             localtime=process.home.localtime,
             features=process.home.features,
         )
@@ -511,14 +513,17 @@ async def _prepare(
     await link.expect(Prepared)
 
 
-async def _round_trip(link: RemoteLink) -> int:
-    """The shortest of three, in ns: the first waits for the remote to get up."""
-    times = []
+async def _round_trip(link: RemoteLink) -> tuple[int, int]:
+    """When the quickest of three pings was sent, and its round trip, in ns: the first of them
+    waits for the remote to get up."""
+    trips = []
     for _ in range(3):
-        link.post(Ping(sent_ns=time.monotonic_ns()))
-        pong = await link.expect(Pong)
-        times.append(time.monotonic_ns() - pong.sent_ns)
-    return min(times)
+        sent_ns = time.monotonic_ns()
+        link.post(Ping(sent_ns=sent_ns))
+        await link.expect(Pong)
+        trips.append((time.monotonic_ns() - sent_ns, sent_ns))
+    shortest, sent_ns = min(trips)
+    return sent_ns, shortest
 
 
 def _expected_runs(pid: int) -> list[PageRun]:

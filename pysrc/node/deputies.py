@@ -244,6 +244,15 @@ class Launcher:
     async def _live(self, link: DeputyLink) -> None:
         try:
             await link.run()
+            left = link.job.group.pids()
+            if left:
+                _log.error(
+                    "the deputy of job %s (process %d) died: %d processes at home go on, "
+                    "what was away is lost",
+                    link.job.id,
+                    link.job.pid,
+                    len(left),
+                )
         finally:
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)

@@ -9,6 +9,7 @@ It ends with the guest, or when the deputy is lost.
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
 import itertools
@@ -110,6 +111,8 @@ class Remote:
         self._asking: asyncio.Task[None] | None = None
         self._date = HomeDate()
         self._broken = asyncio.Event()
+        #: of the last pings: home's clock when they were sent, ours when they came
+        self._pings: collections.deque[tuple[int, int]] = collections.deque(maxlen=8)
 
     @property
     def welcome(self) -> Welcome:
@@ -186,6 +189,7 @@ class Remote:
             message = await self._control.receive()
             match message:
                 case Ping():
+                    self._pings.append((message.sent_ns, time.monotonic_ns()))
                     self._say(Pong(sent_ns=message.sent_ns))
                 case Date():
                     self._date_told(message)
@@ -229,13 +233,18 @@ class Remote:
                 )
             )
             return
+        arrived_ns = dict(self._pings).get(order.pinged_ns)
+        if arrived_ns is None:
+            raise ProtocolError("Prepare names a ping that never came")
         try:
+            # From the ping on, and not from this order: that may have waited for anything.
+            since_ns = time.monotonic_ns() - arrived_ns
             shell = await GuestShell.create(
                 home_pid=welcome.pid,
                 uid=welcome.uid,
                 gid=welcome.gid,
-                monotonic_ns=order.monotonic_ns,
-                boottime_ns=order.boottime_ns,
+                monotonic_ns=order.monotonic_ns + since_ns,
+                boottime_ns=order.boottime_ns + since_ns,
                 map_ids=self._map_ids,
                 comm=order.comm,
             )
@@ -347,7 +356,10 @@ class Remote:
                     if queue is None or queue.qsize() > 1:
                         sock.close()
                     else:
-                        make_blocking(sock)
+                        if message.purpose == "call":
+                            sock.setblocking(True)  # a call may take for ever
+                        else:
+                            make_blocking(sock)
                         queue.put_nowait(sock)
                 elif isinstance(message, Mapped):
                     self._mapped.put_nowait(message)

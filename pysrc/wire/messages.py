@@ -55,14 +55,16 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
 class Prepare(_Tagged, frozen=True, kw_only=True):
     """Make an empty guest. `needs`: bytes of memory the body will take; `prefault`: ranges of
     anonymous memory to populate before the freeze. The guest's clocks must not be behind
-    `monotonic_ns`/`boottime_ns` (read at home, `rtt_ns` already added). `localtime`: dates are
-    those of the node where it runs, else home's."""
+    home's, which at the arrival of the `Ping` sent at `pinged_ns` were at most
+    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip). `localtime`:
+    dates are those of the node where it runs, else home's."""
 
     pid: Pid
     comm: Text
     epoch: Epoch
     needs: Size
     prefault: list[tuple[int, int]] = []
+    pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
     localtime: bool = False
@@ -206,12 +208,6 @@ class AskDate(_Tagged, frozen=True, kw_only=True):
     asked_ns: Ns
 
 
-class Stats(_Tagged, frozen=True, kw_only=True):
-    calls: int
-    bytes_moved: int
-    user_ns: Ns
-
-
 ToDeputy = (
     Prepared
     | Refused
@@ -225,7 +221,6 @@ ToDeputy = (
     | GuestDied
     | Pong
     | AskDate
-    | Stats
 )
 
 

@@ -7,6 +7,7 @@ kills at random; its seed is printed.
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import subprocess
@@ -32,15 +33,17 @@ GUEST_DIED = "mosix: process {pid}: the guest died by SIGKILL on node {ip}"
 @pytest.fixture
 def ledger(lab: Cluster, request: pytest.FixtureRequest) -> Iterator[Ledger]:
     counting = Ledger(lab[1], str(abs(hash(request.node.name))))
+    counting.goes_on()
     yield counting
     counting.job.end()
     restore(lab)
 
 
 def restore(lab: Cluster) -> None:
-    """Every daemon runs again, no worker is left."""
+    """Every daemon runs again and has its spawner, no worker is left."""
     for node in lab.nodes:
         node.mosd("start")
+        drive.wait_for(f"spawner of {node.name}", lambda node=node: bool(faults.spawners(node)))
         drive.wait_for(f"{node.name} without workers", lambda node=node: not faults.workers(node))
 
 
@@ -266,6 +269,47 @@ def test_anybody_may_die_at_any_moment(lab: Cluster, full: bool) -> None:
             assert outcome == "done", told
         elif outcome == "killed":  # without a line: by us, or with the deputy
             assert who == "ghost" or node is lab[1], told
+
+
+# ---- many, and full disks ----
+
+
+def test_many_jobs_at_once(lab: Cluster, full: bool) -> None:
+    """30 jobs (200 with --full) begin at once, a third of them is moved about, all count right."""
+    jobs = 200 if full else 30
+    command = [str(built(PROGRAMS / "ledger.c"))]
+    script = [sys.executable, str(PROGRAMS / "crowd.py"), str(jobs), *command]
+    done = lab[1].run(script, timeout_s=400)
+    assert done.returncode == 0, done.stderr
+    statuses, moves, complaints = json.loads(done.stdout)
+    assert statuses == [faults.STATUS] * jobs
+    assert (moves > jobs, complaints) == (True, [])
+    for number in range(jobs):
+        kept = faults.check_counting(lab[1].path(f"/node/crowd-{number}").read_text())
+        output = lab[1].path(f"/node/crowd-{number}.out").read_text()
+        assert output.endswith("end\n")
+        assert kept == faults.check_counting(output)
+    restore(lab)
+
+
+def test_full_disks_of_other_nodes_do_not_matter(lab: Cluster, ledger: Ledger) -> None:
+    tree = Path(__file__).resolve()
+    # What lies over the programs of this tree cannot be covered by another file system.
+    full = [place for place in ("/tmp", "/node", "/var/tmp") if not tree.is_relative_to(place)]
+    script = (
+        'for d in "$@"; do mount -t tmpfs -o size=64k none $d; '
+        "dd if=/dev/zero of=$d/full bs=4k; done 2>&1; df --output=pcent $d | tail -1"
+    )
+    try:
+        for node in (lab[2], lab[3]):
+            assert "100%" in node.check(["sh", "-c", script, "sh", *full], cwd="/")
+        for target in ("2", "3", "home"):
+            ledger.job.move(target)
+            ledger.goes_on()
+    finally:
+        for node in (lab[2], lab[3]):
+            node.check(["umount", *full], cwd="/")
+    assert ledger.finish() == "done"
 
 
 # ---- signals ----

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * ledger FILE STOP STATUS: counts up, writing every number to FILE (appended) and to standard
- * output, until STOP exists; then says how far it came and exits with STATUS.  A number missing,
+ * ledger FILE STOP STATUS [PAUSE]: counts up, writing every number to FILE (appended) and to standard
+ * output, every PAUSE us (500) until STOP exists; then says how far it came and exits with STATUS.  A number missing,
  * doubled or out of order in either shows a call that was lost or made twice.
  */
 #include <fcntl.h>
@@ -24,12 +24,13 @@ static void put(int fd, const char *line, int size)
 int main(int argc, char **argv)
 {
 	volatile unsigned int work = 0;
-	unsigned int number = 0;
+	unsigned int number = 0, pause;
 	char line[32];
 	int fd;
 
-	if (argc != 4)
+	if (argc != 4 && argc != 5)
 		return 99;
+	pause = argc > 4 ? atoi(argv[4]) : 500;
 	fd = open(argv[1], O_WRONLY | O_CREAT | O_APPEND, 0644);
 	if (fd < 0)
 		return 97;
@@ -38,9 +39,9 @@ int main(int argc, char **argv)
 
 		put(fd, line, size);
 		put(1, line, size);
-		for (int i = 0; i < 100000; i++)
+		for (int i = 0; i < 10000; i++)
 			work += i;
-		usleep(500);
+		usleep(pause);
 	}
 	put(1, "end\n", 4);
 	return atoi(argv[3]);
