@@ -69,6 +69,10 @@ class RemoteLink:
         self._outbox: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
 
+    def date_ns(self) -> int:
+        """Home's CLOCK_REALTIME, as guests are to see it."""
+        return time.time_ns() + self.date_ahead_ns
+
     def post(self, message: ToRemote) -> None:
         """Sends in order, later; a lost connection is told by `expect` and `on_lost`."""
         self._outbox.put_nowait(message)
@@ -170,8 +174,7 @@ class RemoteLink:
 
     def _dispatch(self, message: ToDeputy) -> None:
         if isinstance(message, AskDate):
-            date_ns = time.time_ns() + self.date_ahead_ns
-            self.post(Date(asked_ns=message.asked_ns, date_ns=date_ns))
+            self.post(Date(asked_ns=message.asked_ns, date_ns=self.date_ns()))
             return
         if isinstance(message, (Cancel, NeedHome, GuestDied)):
             self._on_unasked(self, message)

@@ -506,6 +506,7 @@ async def _prepare(
             pinged_ns=pinged_ns,
             monotonic_ns=pinged_ns + round_trip,
             boottime_ns=pinged_ns + round_trip + asleep_ns,
+            date_ns=link.date_ns() - (time.monotonic_ns() - pinged_ns),
             localtime=process.home.localtime,
             features=process.home.features,
         )

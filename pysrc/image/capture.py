@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from mosix.errors import CannotMoveError
@@ -27,13 +28,14 @@ from mosix.image.model import (
     Image,
     MemoryMap,
     PageRun,
+    PendingCall,
     Process,
     Rseq,
     Thread,
     Vma,
 )
 from mosix.image.pending import resolve
-from mosix.native import vdso as vdso_code
+from mosix.native import vdso
 from mosix.native._native import ffi, lib
 from mosix.native.cpu import cpu_features, own_vdso
 from mosix.native.tracee import Registers, Tracee, TraceError
@@ -70,30 +72,36 @@ class ProcFiles:
 
 @dataclass(frozen=True, slots=True)
 class GuestVdso:
-    """Of a guest: the bytes of home's vdso, and the VMAs of kind vdso and vvar that are ordinary
-    memory there, if they are."""
+    """Of a guest: the VMAs of kind vdso and vvar that it has at home, and its functions here."""
 
-    image: bytes
-    vmas: Sequence[Vma] = ()
+    vmas: Sequence[Vma]
+    place: vdso.Place
+
+    @classmethod
+    def of(cls, image: Image, node: tuple[int, int]) -> GuestVdso:
+        """Of a guest that `image` was restored in; `node`: where the node's own vdso lies there."""
+        vmas = [vma for vma in image.vmas if vma.kind in ("vdso", "vvar")]
+        start = next(vma.start for vma in vmas if vma.kind == "vdso")
+        return cls(vmas, vdso.Place(start, image.process.vdso, node))
 
 
 def describe(
     tracee: Tracee,
     epoch: int,
     mappings: list[Mapping] | None = None,
+    *,
     files: ProcFiles | None = None,
-    vdso: GuestVdso | None = None,
+    guest: GuestVdso | None = None,
+    call: PendingCall | None = None,
 ) -> Image:
-    """All of a single-threaded process but its pages. `mappings`: if they are known already;
-    `vdso`: to be given for a guest.
+    """All of a single-threaded process but its pages. `mappings`: if they are known already.
+    Of a guest: its vdso, and what is left of a call that was made for it.
 
     CannotMoveError: it changed into something that cannot move; TraceError: it ended."""
     pid = tracee.pid
     status = _status(pid)
     caught, ignored = int(status[b"SigCgt"], 16), int(status[b"SigIgn"], 16)
-    vdso = vdso or GuestVdso(own_vdso())
     vmas = [mapping.vma for mapping in mappings or read_mappings(pid)]
-    vmas = _as_at_home(vmas, vdso.vmas)
     asked = _ask(tracee, vmas, caught)
     if tracee.stub_on_stack():
         raise CannotMoveError(
@@ -105,12 +113,16 @@ def describe(
     mask = tracee.signal_mask
     flags = _first_handler_flags(pending, mask, asked.sigactions)
     offset = time_offsets(str(pid))[0] - time_offsets("self")[0]
-    registers, call = resolve(tracee, offset, flags)
+    registers, interrupted = resolve(tracee, offset, flags)
     rseq = tracee.rseq()
-    if rseq is not None and call is None:
+    if rseq is not None and interrupted is None:
         registers = _leave_rseq_section(tracee, registers, rseq)
-    if call is None:
-        registers = vdso_code.leave_functions(tracee, registers, vdso.image)
+    call = call or interrupted
+    if guest is not None:
+        vmas = _as_at_home(vmas, guest.vmas)
+        if vdso.begin_again(guest.place, registers, partial(vdso.read_up, tracee)):
+            call = None  # what such a function asks for is asked again
+        vdso.begin_frames_again(tracee, guest.place)
     registers.orig_rax = -1
     for signal in range(1, 65):
         if ignored >> signal - 1 & 1:
@@ -146,7 +158,7 @@ def describe(
             stopped=tracee.current is not None and tracee.current.kind == "group",
             rlimits=_rlimits(pid),
             ignored=ignored | (_IGNORED_BY_DEFAULT & ~caught),
-            vdso=vdso.image,
+            vdso=guest.place.image if guest is not None else own_vdso(),
         ),
         threads=[
             Thread(
@@ -169,8 +181,9 @@ def describe(
 
 
 def _as_at_home(vmas: list[Vma], kernels: Sequence[Vma]) -> list[Vma]:
-    """`vmas` with `kernels` in the places of what stands for them, which the kernel may have
-    made one mapping with its neighbours."""
+    """`vmas` of a guest without the node's own vdso, and with `kernels` in the places of what
+    stands for them, which the kernel may have made one mapping with its neighbours."""
+    vmas = [vma for vma in vmas if vma.kind not in ("vdso", "vvar")]
     for kernel in kernels:
         rest = []
         for vma in vmas:

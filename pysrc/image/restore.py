@@ -25,7 +25,6 @@ from mosix.image.pending import reissue
 from mosix.native import vdso
 from mosix.native.agent import Agent, Argument
 from mosix.native.blob import Mapped, find_hole, mapped
-from mosix.native.cpu import own_vdso
 from mosix.native.tracee import Registers, Tracee
 
 Range = tuple[int, int]  # start, end
@@ -39,8 +38,9 @@ _PRLIMIT64, _RSEQ, _GETPID, _GETTID = 302, 334, 39, 186
 _CLOSE, _MEMFD_CREATE = 3, 319
 
 # mman.h
-_PROT_NONE, _PROT_WRITE, _PROT_RW = 0, 2, 3
-_MAP_PRIVATE, _MAP_DROPPABLE, _MAP_FIXED, _MAP_ANONYMOUS = 0x02, 0x08, 0x10, 0x20
+_PROT_NONE, _PROT_READ, _PROT_WRITE, _PROT_RW, _PROT_RX = 0, 1, 2, 3, 5
+_MAP_SHARED, _MAP_PRIVATE, _MAP_DROPPABLE = 0x01, 0x02, 0x08
+_MAP_FIXED, _MAP_ANONYMOUS = 0x10, 0x20
 _MAP_GROWSDOWN = 0x100
 _MAP_NORESERVE, _MAP_POPULATE, _MAP_FIXED_NOREPLACE = 0x4000, 0x8000, 0x100000
 _MREMAP_MAYMOVE_FIXED = 3
@@ -62,6 +62,8 @@ _STACK_T = struct.Struct("<QiIQ")
 _SS_ONSTACK = 1
 _RLIMIT = struct.Struct("<QQ")
 _RLIM_INFINITY = 2**64 - 1
+#: no more is kept free for a stack to grow, and between it and other memory, in bytes
+_STACK_ROOM, _STACK_GAP = 1 << 30, 1 << 20
 #: what the agent takes of a limit on memory: its blob, in bytes, and some more
 _AGENT_ROOM = 128 << 10
 _RSEQ_FLAG_UNREGISTER = 1
@@ -168,57 +170,78 @@ def _munmap(start: int, end: int) -> Call:
     return Call(_MUNMAP, (start, end - start), f"munmap of {start:#x}-{end:#x}")
 
 
-def plan_vdso(current: Sequence[Mapped], image: Image) -> list[Call]:
-    """mremap of the process's vdso and its data pages to where the image has them.
-
-    The vdso finds its data by their distance from its code: all move by the same distance.
-    MoveFailedError when the two kernels lay them out differently."""
-    here, there = _vdso_of_process(current), _vdso_of_image(image)
-
-    def layout(group: list[Mapped]) -> list[tuple[bool, int, int]]:
-        return [(at.name == "[vdso]", at.start - group[0].start, at.end - at.start) for at in group]
-
-    if layout(here) != layout(there):
-        raise MoveFailedError(
-            "the vdso of this kernel is laid out differently", "use a node with the same kernel"
-        )
-    if not here or here[0].start == there[0].start:
-        return []
-    source, goal = (here[0].start, here[-1].end), (there[0].start, there[-1].end)
-    steps = [there[0].start]
-    if intersect([source], [goal]):
-        # mremap refuses an overlap, and one VMA would land on the next: by way of a hole
-        taken = [*((at.start, at.end) for at in current), *body_ranges(image)]
-        steps.insert(0, find_hole(source[1] - source[0], taken))
-    calls: list[Call] = []
-    base = source[0]
-    for step in steps:
-        for at in here:
-            distance, size = at.start - source[0], at.end - at.start
-            calls.append(
-                Call(
-                    _MREMAP,
-                    (base + distance, size, size, _MREMAP_MAYMOVE_FIXED, step + distance),
-                    f"mremap of {at.name} to {step + distance:#x}",
-                )
-            )
-        base = step
-    return calls
+def vdso_range(image: Image) -> Range:
+    """Where the image has its vdso. MoveFailedError: not as every kernel puts it."""
+    found = [vma for vma in image.vmas if vma.kind == "vdso"]
+    if [vma.size for vma in found] != [len(image.process.vdso)]:
+        raise MoveFailedError("the image has another vdso than its process")
+    start, end = found[0].start, found[0].end
+    if subtract(
+        [(start - vdso.BEFORE, start)], [(at.start, at.end) for at in _vdso_of_image(image)]
+    ):
+        raise MoveFailedError("the data of home's vdso do not lie before it")
+    return start, end
 
 
-def plan_foreign_vdso(current: Iterable[Mapped], image: Image) -> list[Call]:
-    """Ordinary memory in the place of home's vdso, still to be written, and nothing
-    where its data pages were: at home they will be there again."""
-    calls = [_munmap(at.start, at.end) for at in _vdso_of_process(current)]
+def plan_vdso(current: Sequence[Mapped], image: Image, clock: int) -> list[Call]:
+    """The process's own vdso and its data pages are got out of the way, if they are in it, and
+    there is memory in the places of home's: the clock page (`clock`: its descriptor), the blob,
+    still to be written like home's vdso behind it, and nothing where it has other data pages, for
+    at home they will be there again."""
+    start, end = vdso_range(image)
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
-    return calls + [
+    before = start - vdso.BEFORE
+    kernels = [(at.start, at.end) for at in _vdso_of_image(image)]
+    return [
+        *_plan_aside(current, image),
         Call(
             _MMAP,
-            (at.start, at.end - at.start, prot, flags, _NO_FD, 0),
-            f"mmap for home's {at.name}",
+            (before, PAGE_SIZE, _PROT_READ, _MAP_SHARED | _MAP_FIXED_NOREPLACE, clock, 0),
+            "mmap of the clock page",
+        ),
+        Call(_CLOSE, (clock,), "close"),
+        *(
+            Call(_MMAP, (low, high - low, prot, flags, _NO_FD, 0), "mmap for home's vdso")
+            for ranges, prot in (
+                ([(before + PAGE_SIZE, end)], _PROT_RW),
+                (subtract(kernels, [(before, end)]), _PROT_NONE),
+            )
+            for low, high in ranges
+        ),
+    ]
+
+
+def _plan_aside(current: Sequence[Mapped], image: Image) -> list[Call]:
+    """mremap of the process's vdso and its data pages, if the image needs their place or may
+    come to need it. The vdso finds its data by their distance: all move by the same."""
+    here = _vdso_of_process(current)
+    if not here or not intersect([(here[0].start, here[-1].end)], _claimed(image)):
+        return []
+    size = here[-1].end - here[0].start
+    hole = find_hole(size, [*((at.start, at.end) for at in current), *body_ranges(image)])
+    return [
+        Call(
+            _MREMAP,
+            (
+                at.start,
+                at.end - at.start,
+                at.end - at.start,
+                _MREMAP_MAYMOVE_FIXED,
+                hole + at.start - here[0].start,
+            ),
+            f"mremap of {at.name}",
         )
-        for at in _vdso_of_image(image)
-        for prot in (_PROT_RW if at.name == "[vdso]" else _PROT_NONE,)
+        for at in here
+    ]
+
+
+def _claimed(image: Image) -> list[Range]:
+    """`body_ranges`, and where the stack may grow."""
+    limit = image.process.rlimits.get(resource.RLIMIT_STACK, (_RLIM_INFINITY,))[0] % 2**64
+    room = min(limit, _STACK_ROOM) + _STACK_GAP
+    return [
+        *body_ranges(image),
+        *((vma.end - room, vma.end) for vma in image.vmas if vma.kind == "stack"),
     ]
 
 
@@ -507,13 +530,13 @@ def fill_guest(
     bulk: int,
     prefaulted: Sequence[Range],
     *,
-    foreign_vdso: bool = False,
+    clock: int,
 ) -> Range | None:
     """Puts the body into the confined, empty process in which `agent` obeys.
 
     `bulk`: number in that process of the descriptor from which the pages come, in the order of
     ``image.runs``; closed when the agent leaves. `prefaulted`: what `prefault` has returned.
-    `foreign_vdso`: home's vdso is not this kernel's: the guest gets one that makes system calls.
+    `clock`: number there of the clock page, which is closed.
     Returns the place that is kept free for an agent, if memory is limited.
     MoveFailedError; the guest is then good for nothing but killing."""
     process = image.process
@@ -523,11 +546,9 @@ def fill_guest(
         plan = plan_mapping(image, premapped=ready, empty_file=empty, locks_may_fail=True)
         useless = subtract(prefaulted, ready)
         # vdso and data pages, before anything is mapped where they have to go
-        put_vdso = plan_foreign_vdso if foreign_vdso else plan_vdso
-        moved = put_vdso(mapped(agent.pid), image)
+        moved = plan_vdso(mapped(agent.pid), image, clock)
         _run(agent, [*(_munmap(*range_) for range_ in useless), *moved, *plan.before])
-    if foreign_vdso:
-        _write_foreign_vdso(agent, image)
+    _write_vdso(agent, image)
     _receive(agent, image, bulk)
     _run(
         agent,
@@ -547,15 +568,12 @@ def fill_guest(
     return room
 
 
-def _write_foreign_vdso(agent: Agent, image: Image) -> None:
-    """Into the memory of `plan_foreign_vdso`, which then becomes readable and executable."""
-    content = vdso.with_system_calls(image.process.vdso)
-    places = [vma for vma in image.vmas if vma.kind == "vdso"]
-    if [vma.size for vma in places] != [len(content)]:
-        raise MoveFailedError("the image has another vdso than its process")
-    (place,) = places
-    agent.write(place.start, content)
-    _run(agent, [Call(_MPROTECT, (place.start, place.size, place.prot), "mprotect of the vdso")])
+def _write_vdso(agent: Agent, image: Image) -> None:
+    """Into the memory of `plan_vdso`, which then becomes readable and executable."""
+    content = vdso.guest_vdso(image.process.vdso)
+    begin = vdso_range(image)[1] - len(content)
+    agent.write(begin, content)
+    _run(agent, [Call(_MPROTECT, (begin, len(content), _PROT_RX), "mprotect of the vdso")])
 
 
 def _reserve(agent: Agent, image: Image) -> Range | None:
@@ -645,18 +663,10 @@ def guest_state(image: Image) -> tuple[bytes, bytes, int]:
     return thread.registers, thread.xstate, thread.signal_mask
 
 
-def keep_vdso_functions(tracee: Tracee, image: Image) -> None:
-    """For a body that gets a kernel's own vdso, at home or in a guest that stands still: see
-    `mosix.native.vdso.keep_functions`."""
-    rsp = Registers.unpack(image.threads[0].registers).rsp
-    vdso.keep_functions(tracee, rsp, own_vdso())
-
-
 def final_state(tracee: Tracee, image: Image) -> tuple[bytes, bytes, int]:
     """The same for a body at home, where nobody stands in for an interrupted call: a stub in
     the vdso makes the rest of it (`mosix.image.pending.reissue`). The process stands still."""
     registers, xstate, mask = guest_state(image)
-    keep_vdso_functions(tracee, image)
     call = image.threads[0].call
     if call is not None:
         now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)

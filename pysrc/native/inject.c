@@ -23,9 +23,9 @@
  * saved mask, or the number of the program's own call).  A marker that is not 0 means
  * that the stub may still be executed or returned into.
  */
-#define SLOT MX_SLOT
+#define SLOT 192
 #define DATA_AT 160
-#define MARK_AT MX_SLOT_MARK
+#define MARK_AT 176
 #define WORD_AT 184
 #define MARK_INJECTED 0x784d6f7369784901ULL
 #define MARK_REISSUE 0x784d6f7369785202ULL
@@ -145,18 +145,30 @@ static int put_code(int pid, uint64_t base, const struct code *c)
 	return mx_poke(pid, -1, base, c->bytes, SLOT);
 }
 
-int64_t mx_site_tail(const void *image, uint64_t size)
+int mx_site_init(struct mx_site *site, int pid, uint64_t vdso, uint64_t end)
 {
-	const uint8_t *bytes = image;
 	Elf64_Ehdr eh;
 	uint64_t used = sizeof(eh);
+	size_t size = end - vdso;
+	uint8_t *image;
+	long got;
 
-	if (size < sizeof(eh))
+	memset(site, 0, sizeof(*site));
+	if (size < sizeof(eh) || size > (1u << 20))
+		return -EINVAL;
+	image = malloc(size);
+	if (!image)
+		return -ENOMEM;
+	got = mx_read(pid, vdso, image, size);
+	if (got != (long)size) {
+		free(image);
+		return got < 0 ? (int)got : -EFAULT;
+	}
+	memcpy(&eh, image, sizeof(eh));
+	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_ident[EI_CLASS] != ELFCLASS64 || eh.e_machine != EM_X86_64) {
+		free(image);
 		return -ENOEXEC;
-	memcpy(&eh, bytes, sizeof(eh));
-	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_ident[EI_CLASS] != ELFCLASS64 || eh.e_machine != EM_X86_64 ||
-	    eh.e_phoff > size || eh.e_shoff > size)
-		return -ENOEXEC;
+	}
 	/* the file ends behind whatever reaches farthest: segments, sections, their tables */
 	for (unsigned int i = 0; i < eh.e_phnum; i++) {
 		Elf64_Phdr ph;
@@ -164,7 +176,7 @@ int64_t mx_site_tail(const void *image, uint64_t size)
 
 		if (at + sizeof(ph) > size)
 			break;
-		memcpy(&ph, bytes + at, sizeof(ph));
+		memcpy(&ph, image + at, sizeof(ph));
 		if (ph.p_offset + ph.p_filesz > used)
 			used = ph.p_offset + ph.p_filesz;
 		if (at + sizeof(ph) > used)
@@ -176,36 +188,16 @@ int64_t mx_site_tail(const void *image, uint64_t size)
 
 		if (at + sizeof(sh) > size)
 			break;
-		memcpy(&sh, bytes + at, sizeof(sh));
+		memcpy(&sh, image + at, sizeof(sh));
 		if (sh.sh_type != SHT_NOBITS && sh.sh_offset + sh.sh_size > used)
 			used = sh.sh_offset + sh.sh_size;
 		if (at + sizeof(sh) > used)
 			used = at + sizeof(sh);
 	}
-	return used > size ? (int64_t)size : (int64_t)((used + 63) & ~63UL);
-}
-
-int mx_site_init(struct mx_site *site, int pid, uint64_t vdso, uint64_t end)
-{
-	size_t size = end - vdso;
-	uint8_t *image;
-	int64_t tail;
-	long got;
-
-	memset(site, 0, sizeof(*site));
-	if (size < sizeof(Elf64_Ehdr) || size > (1u << 20))
-		return -EINVAL;
-	image = malloc(size);
-	if (!image)
-		return -ENOMEM;
-	got = mx_read(pid, vdso, image, size);
-	tail = got == (long)size ? mx_site_tail(image, size) : got < 0 ? got : -EFAULT;
 	free(image);
-	if (tail < 0)
-		return (int)tail;
 	site->vdso = vdso;
 	site->end = end;
-	site->tail = vdso + (uint64_t)tail;
+	site->tail = vdso + ((used + 63) & ~63UL);
 	return site->tail + SLOT <= end ? 0 : -ENOSPC;
 }
 
@@ -293,8 +285,7 @@ static uint64_t free_slot(const struct mx_site *site, int pid, const struct user
 		if (!peek(pid, base + MARK_AT, &mark) && !mark)
 			return base;
 	for (base = site->tail; base + SLOT <= site->end; base += SLOT)
-		if (slot_of(site, r->rip) != base && !peek(pid, base + MARK_AT, &mark) && mark != MX_MARK_FUNCTIONS &&
-		    !on_stack(pid, base, r->rsp))
+		if (slot_of(site, r->rip) != base && !on_stack(pid, base, r->rsp))
 			return base;
 	return 0;
 }
@@ -306,8 +297,7 @@ int mx_stub_on_stack(const struct mx_site *site, int pid, const void *regs)
 	int found = 0;
 
 	for (base = site->tail; base + SLOT <= site->end; base += SLOT) {
-		if (slot_of(site, r->rip) == base || peek(pid, base + MARK_AT, &mark) || !mark ||
-		    mark == MX_MARK_FUNCTIONS)
+		if (slot_of(site, r->rip) == base || peek(pid, base + MARK_AT, &mark) || !mark)
 			continue;
 		if (on_stack(pid, base, r->rsp))
 			found = 1;

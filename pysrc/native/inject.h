@@ -41,17 +41,6 @@ struct mx_reissue {
 	uint64_t offset; /* of rip in the stub: 0 before the call, 2 behind it, then corrections */
 };
 
-/*
- * A slot that holds this word (8 bytes, at MX_SLOT_MARK in it) is nobody's to use: it
- * has the functions that mosix.native.vdso puts into the vdso of a guest, and handlers of
- * the program may return into them.
- */
-#define MX_SLOT 192
-#define MX_SLOT_MARK 176
-#define MX_MARK_FUNCTIONS 0x784d6f7369784603
-
-/* Offset of the first slot in a vdso (a copy of its bytes).  -ENOEXEC: it is not one. */
-int64_t mx_site_tail(const void *image, uint64_t size);
 /* Finds the slots of the vdso that is mapped at [vdso, end).  -ENOSPC: none. */
 int mx_site_init(struct mx_site *site, int pid, uint64_t vdso, uint64_t end);
 /* 1: [vdso, end) still is the vdso of pid. */

@@ -84,8 +84,6 @@ struct internal {
 	volatile int stop;
 	volatile int inject;
 	volatile int tid;
-	int64_t date_offset_ns;
-	int date_known;
 
 	enum state state;
 	enum held held;
@@ -235,41 +233,10 @@ static int64_t guest_now(const struct mx_redirect *r)
 	return now_ns(CLOCK_MONOTONIC) + r->monotonic_offset_ns;
 }
 
-void mx_redirect_set_date(struct mx_redirect *r, int64_t offset_ns)
+/* Dates are this node's, not home's. */
+static int date_is_nodes(const struct mx_redirect *r)
 {
-	struct internal *in = r->internal;
-
-	__atomic_store_n(&in->date_offset_ns, offset_ns, __ATOMIC_RELAXED);
-	__atomic_store_n(&in->date_known, 1, __ATOMIC_RELEASE);
-}
-
-/* Does the redirector answer for home's clock? */
-static int knows_date(const struct mx_redirect *r)
-{
-	const struct internal *in = r->internal;
-
-	return !r->date_is_nodes && __atomic_load_n(&in->date_known, __ATOMIC_ACQUIRE);
-}
-
-static int64_t unclamped_date(const struct mx_redirect *r)
-{
-	const struct internal *in = r->internal;
-
-	if (!knows_date(r))
-		return now_ns(CLOCK_REALTIME);
-	return now_ns(CLOCK_MONOTONIC) + __atomic_load_n(&in->date_offset_ns, __ATOMIC_RELAXED);
-}
-
-int64_t mx_redirect_date(struct mx_redirect *r)
-{
-	int64_t date = unclamped_date(r);
-
-	/* A better estimate of home's clock may lie behind the one before: then time stands still
-	 * for that long.  When somebody has set home's clock back, programs see it as natively. */
-	if (date < r->date_ns && r->date_ns - date < NS)
-		return r->date_ns;
-	r->date_ns = date;
-	return date;
+	return !r->clock || r->clock->direct & 1u << CLOCK_REALTIME;
 }
 
 static struct timespec timespec_of(int64_t ns)
@@ -1749,7 +1716,7 @@ static int sleep_on(struct mx_redirect *r)
 	if (in->forever)
 		until = long_time;
 	if (in->date) {
-		int64_t left = in->date - unclamped_date(r);
+		int64_t left = in->date - mx_clock_date(r->clock, r->monotonic_offset_ns);
 
 		if (left <= 0)
 			return send_answer(r, 0, CONTINUE_NO), 0;
@@ -1815,7 +1782,7 @@ static int begin_sleep(struct mx_redirect *r)
 
 		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns : r->boottime_offset_ns;
 		t = timespec_of(when > 0 ? when : 0);
-	} else if (!r->date_is_nodes) {
+	} else if (!date_is_nodes(r)) {
 		in->date = t.tv_sec * NS + t.tv_nsec;
 		in->date += !in->date;
 		in->clock = CLOCK_MONOTONIC;
@@ -1835,12 +1802,12 @@ static int answer_date(struct mx_redirect *r)
 	struct timeval tv;
 	time_t seconds;
 
-	if (r->date_is_nodes)
+	if (date_is_nodes(r))
 		return send_answer(r, 0, CONTINUE_YES), 0;
 	/* How far TAI is ahead only home's kernel knows. */
-	if (!knows_date(r) || (r->nr == SYS_clock_gettime && (int32_t)r->args[0] == CLOCK_TAI))
+	if (r->nr == SYS_clock_gettime && (int32_t)r->args[0] == CLOCK_TAI)
 		return begin_call(r);
-	t = timespec_of(mx_redirect_date(r));
+	t = timespec_of(mx_clock_date(r->clock, r->monotonic_offset_ns));
 	if (r->nr == SYS_clock_gettime)
 		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
 	if (r->nr == SYS_gettimeofday) {

@@ -43,6 +43,7 @@
 #include <stdint.h>
 
 #include "abi.h"
+#include "clock.h"
 
 /* ---- the packed table: mosix.syscalls.descriptors writes it, numbers are those of shapes.py ---- */
 
@@ -173,8 +174,7 @@ struct mx_redirect {
 	int64_t boottime_offset_ns;
 	int64_t carried_user_ns; /* CPU time used on other nodes */
 	int64_t carried_system_ns;
-	int date_is_nodes; /* dates are this node's, not home's */
-	int64_t date_ns;   /* the latest date that the guest may have seen */
+	struct mx_clock *clock; /* what makes dates; NULL: they are this node's */
 
 	int nr;	    /* the call the event is about; -1: none */
 	int reason; /* HOME: index into the reasons of the table */
@@ -216,12 +216,6 @@ int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
 /* The next call with this number and these arguments goes on with one that has begun: behind
  * `done` bytes, or waiting only until deadline_ns. */
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns);
-/* The date at home is now, and until said otherwise, our CLOCK_MONOTONIC plus this.  From any
- * thread at any time.  Until it is called for the first time dates are asked for at home. */
-void mx_redirect_set_date(struct mx_redirect *r, int64_t offset_ns);
-/* The guest's date, which it never sees run back (unless home's was set back by a second or
- * more).  Not while run() serves. */
-int64_t mx_redirect_date(struct mx_redirect *r);
 /* While on, every notification is answered by CONTINUE: the tracer injects. */
 void mx_redirect_inject(struct mx_redirect *r, int on);
 /* cffi: end */

@@ -194,7 +194,6 @@ class Tracee:
         #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
         self.sleep: SleepEvidence | None = None
         self._site: Any = None
-        self._vdso: tuple[int, int] | None = None
 
     @classmethod
     def seize(cls, pid: int, options: int = 0) -> Tracee:
@@ -385,13 +384,8 @@ class Tracee:
 
     @property
     def vdso(self) -> tuple[int, int]:
-        """Where its vdso begins and ends. To be set when that is not the kernel's own mapping but
-        ordinary memory, which the kernel does not name."""
-        return self._vdso or _find_vdso(self.pid)
-
-    @vdso.setter
-    def vdso(self, where: tuple[int, int]) -> None:
-        self._vdso, self._site = where, None
+        """Where its kernel's vdso begins and ends."""
+        return _find_vdso(self.pid)
 
     def read(self, addr: int, size: int) -> bytes:
         """`size` bytes at `addr`. OSError EFAULT if not all of it can be read."""

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 import msgspec
-from mosix.errors import CannotMoveError, KernelError, MosixError, MoveFailedError
+from mosix.errors import KernelError, MosixError, MoveFailedError
 from mosix.image import capture, pending, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
@@ -27,6 +27,7 @@ from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
 from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.native.watch import Watch
+from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
@@ -84,10 +85,11 @@ class Guest:
         self._prefaulted: list[tuple[int, int]] = []
         #: memory that a body with limits is kept from, for what we do in its process
         self._room: tuple[int, int] | None = None
-        # The functions of a kernel's own vdso know nothing of home's date.
-        self._foreign_vdso = foreign_vdso or not localtime
-        self._localtime = localtime
-        self._date_offset_ns: int | None = None
+        self._foreign_vdso = foreign_vdso
+        theirs, ours = capture.time_offsets(str(shell.pid)), capture.time_offsets("self")
+        #: the guest's boottime minus ours
+        self._boottime_offset_ns = theirs[1] - ours[1]
+        self.clock = ClockPage(theirs[0] - ours[0], localtime=localtime)
         self._vdso: GuestVdso | None = None
         #: user and system time that the body used before it came here
         self._carried_ns = (0, 0)
@@ -147,9 +149,8 @@ class Guest:
                 f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
             )
         number = agent.give_fd(bulk.fileno())
-        self._room = restore.fill_guest(
-            agent, image, number, self._prefaulted, foreign_vdso=self._foreign_vdso
-        )
+        clock = agent.give_fd(self.clock.fd)
+        self._room = restore.fill_guest(agent, image, number, self._prefaulted, clock=clock)
         stream.read_end(bulk.fileno(), image)
         return image
 
@@ -159,22 +160,19 @@ class Guest:
         assert agent is not None
         agent.finish()
         self._watch.remove(tracee)
-        self._find_vdso(image)
+        self._vdso = self._find_vdso(image)
         self._descriptors = (_install_filter(agent), call.detach())
         self._carried_ns = image.process.cpu_ns
-        theirs, ours = capture.time_offsets(str(tracee.pid)), capture.time_offsets("self")
+        self.clock.begin(image.header.date_ns)
         self._redirector = NotifyRedirector(
             *self._descriptors,
             tracee.pid,
             self.home_pid,
-            monotonic_offset_ns=theirs[0] - ours[0],
-            boottime_offset_ns=theirs[1] - ours[1],
+            monotonic_offset_ns=self.clock.shift_ns,
+            boottime_offset_ns=self._boottime_offset_ns,
             carried_ns=self._carried_ns,
-            localtime=self._localtime,
-            date_ns=image.header.date_ns,
+            clock=self.clock,
         )
-        if self._date_offset_ns is not None:
-            self._redirector.set_date(self._date_offset_ns)
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
         with self._redirector.injecting():
@@ -183,23 +181,12 @@ class Guest:
         self._pending = image.threads[0].call
         self._watch.add(tracee, self._on_stop)
 
-    def _find_vdso(self, image: Image) -> None:
-        """The body's memory is in place: where stubs go now, and what describes its vdso."""
-        self._vdso = GuestVdso(image.process.vdso)
-        if not self._foreign_vdso:
-            restore.keep_vdso_functions(self.tracee, image)
-            return
-        kernels = [vma for vma in image.vmas if vma.kind in ("vdso", "vvar")]
-        self._vdso = GuestVdso(image.process.vdso, kernels)
-        for vma in kernels:
-            if vma.kind == "vdso":
-                self.tracee.vdso = (vma.start, vma.end)
-
-    def set_date(self, offset_ns: int) -> None:
-        """Home's date is this node's CLOCK_MONOTONIC plus `offset_ns`."""
-        self._date_offset_ns = offset_ns
-        if self._redirector is not None:
-            self._redirector.set_date(offset_ns)
+    def _find_vdso(self, image: Image) -> GuestVdso:
+        """The body's memory is in place: where its vdso is, and the one that it calls."""
+        found = GuestVdso.of(image, self.tracee.vdso)
+        node = None if self._foreign_vdso else found.place.node[0]
+        self.clock.call(vdso.node_functions(found.place.start, own_vdso(), node))
+        return found
 
     def clock_ns(self) -> int:
         """The guest's CLOCK_MONOTONIC."""
@@ -329,38 +316,22 @@ class Guest:
 
     # ---- going out ----
 
-    async def describe(self, epoch: int, *, onward: bool) -> Image:
-        """Halts and describes the guest; it stands still until `resume` or `destroy`.
-
-        `onward`: for another node, whose vdso may be another one."""
+    async def describe(self, epoch: int) -> Image:
+        """Halts and describes the guest; it stands still until `resume` or `destroy`."""
         await self.halt()
-        if onward and not self._foreign_vdso:
-            await self._leave_vdso()
         self._owing = False
         with self.redirector.injecting(), self._with_room():
-            image = capture.describe(self.tracee, epoch, files=self._files, vdso=self._vdso)
-        image.header = msgspec.structs.replace(image.header, date_ns=self.redirector.date_ns())
+            image = capture.describe(
+                self.tracee, epoch, files=self._files, guest=self._vdso, call=self._pending
+            )
+        image.header = msgspec.structs.replace(image.header, date_ns=self.clock.date_ns())
         image.process.cpu_ns = (
             image.process.cpu_ns[0] + self._carried_ns[0],
             image.process.cpu_ns[1] + self._carried_ns[1],
         )
         image.process.pid = image.threads[0].tid = self.home_pid
-        if self._pending is not None:
-            image.threads[0].call = self._pending
         image.process.stopped = self.held
         return image
-
-    async def _leave_vdso(self) -> None:
-        """Lets a guest that has this kernel's vdso run until it is not in the middle of it."""
-        for attempt in range(vdso.ATTEMPTS):
-            if not vdso.is_used(self.tracee, own_vdso()):
-                return
-            if self.held:
-                break
-            self.resume(held=False)
-            await asyncio.sleep(vdso.pause_s(attempt))
-            await self.halt()
-        raise CannotMoveError("it reads the clock, or a handler interrupted it when it did")
 
     @contextlib.contextmanager
     def _with_room(self) -> Iterator[None]:
@@ -393,6 +364,7 @@ class Guest:
         if self._redirector is not None:
             self._redirector.close()
         self._files.close()
+        self.clock.close()
         for fd in self._descriptors:
             os.close(fd)
         if self._agent is not None:

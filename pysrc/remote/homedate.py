@@ -1,6 +1,6 @@
 """What the date is at home: an estimate with a bound, from questions and answers over the link.
 
-Owned by `mosix.remote.main`, which asks every `INTERVAL_S` seconds and tells the redirector. Only
+Owned by `mosix.remote.main`, which asks every `INTERVAL_S` seconds and sets the guest's clock. Only
 arithmetic: it reads no clock. As in NTP, home's answer was true at some moment between question
 and answer; in the middle of both the estimate is off by half of the round trip at most. Between
 answers it gets worse, as two clocks run differently.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from mosix.errors import ProtocolError
 
-#: Seconds between two questions, and between the first ones.
-INTERVAL_S, FIRST_S, FIRST = 4.0, 0.02, 4
+#: Seconds between two questions.
+INTERVAL_S = 4.0
 #: A kernel that follows a time server lets its clock run up to 500 ppm faster or slower.
 _DRIFT = 500e-6
 _LAST_DATE = 1 << 62

@@ -12,7 +12,6 @@ import asyncio
 import collections
 import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
-import itertools
 import logging
 import socket
 import time
@@ -25,7 +24,7 @@ from mosix.native.watch import Watch
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
-from mosix.remote.homedate import FIRST, FIRST_S, INTERVAL_S, HomeDate
+from mosix.remote.homedate import INTERVAL_S, HomeDate
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
 from mosix.wire.channel import Frames, Packets
@@ -192,7 +191,7 @@ class Remote:
                     self._pings.append((message.sent_ns, time.monotonic_ns()))
                     self._say(Pong(sent_ns=message.sent_ns))
                 case Date():
-                    self._date_told(message)
+                    self._date_told(message.asked_ns, message.date_ns, time.monotonic_ns())
                 case Cancelled():
                     self.guest.cancel_was_early()
                 case Drop():
@@ -263,22 +262,24 @@ class Remote:
             return
         self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
         if not order.localtime:
+            # The ping told it like an answer does: to a question of a round trip before.
+            round_trip_ns = order.monotonic_ns - order.pinged_ns
+            self._date_told(arrived_ns - round_trip_ns, order.date_ns, arrived_ns)
             self._asking = asyncio.create_task(self._ask_date())
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
 
     async def _ask_date(self) -> None:
         """As long as there is a guest."""
-        for number in itertools.count():
+        while True:
+            await asyncio.sleep(INTERVAL_S)
             self._say(AskDate(asked_ns=time.monotonic_ns()))
-            await asyncio.sleep(FIRST_S if number < FIRST else INTERVAL_S)
 
-    def _date_told(self, answer: Date) -> None:
-        now_ns = time.monotonic_ns()
-        estimate = self._date.answered(answer.asked_ns, answer.date_ns, now_ns)
-        self.guest.set_date(estimate.offset_ns)
+    def _date_told(self, asked_ns: int, date_ns: int, now_ns: int) -> None:
+        estimate = self._date.answered(asked_ns, date_ns, now_ns)
+        ahead_ns = self.guest.clock.set_date(estimate.offset_ns)
         # until the next answer comes
-        bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9))
+        bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
         self._to_node.put_nowait(
             GuestState(
                 outer_pid=self.guest.tracee.pid, pid=self.welcome.pid, date_bound_ns=bound_ns
@@ -310,7 +311,7 @@ class Remote:
     async def _freeze(self, order: Freeze) -> None:
         guest = self.guest
         try:
-            image = await guest.describe(order.epoch, onward=order.target is not None)
+            image = await guest.describe(order.epoch)
             self._say(
                 Frozen(
                     epoch=order.epoch,

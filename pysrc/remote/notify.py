@@ -17,6 +17,7 @@ from enum import Enum
 
 from mosix.image.model import PendingCall
 from mosix.native._native import ffi, lib
+from mosix.remote.clock import ClockPage
 from mosix.remote.redirector import (
     Args,
     Call,
@@ -44,7 +45,7 @@ class _Order(Enum):
 class NotifyRedirector(Redirector):
     """`pid`: the guest as seen from here; `home_pid`: its number at home. The offsets are the
     guest's clocks minus ours, the carried times what its body used on other nodes (ns).
-    `localtime`: its dates are this node's, else home's and not before `date_ns`."""
+    `clock`: makes its dates; None: they are this node's."""
 
     def __init__(
         self,
@@ -56,8 +57,7 @@ class NotifyRedirector(Redirector):
         monotonic_offset_ns: int = 0,
         boottime_offset_ns: int = 0,
         carried_ns: tuple[int, int] = (0, 0),
-        localtime: bool = False,
-        date_ns: int = 0,
+        clock: ClockPage | None = None,
     ) -> None:
         table = packed()
         self._c = lib.mx_redirect_new(listener, call_fd, pid, home_pid, table, len(table))
@@ -65,7 +65,8 @@ class NotifyRedirector(Redirector):
             raise OSError(ffi.errno, "redirector")
         self._c.monotonic_offset_ns = monotonic_offset_ns
         self._c.boottime_offset_ns = boottime_offset_ns
-        self._c.date_is_nodes, self._c.date_ns = localtime, date_ns
+        self._clock = clock  # kept as long as we read it
+        self._c.clock = clock.c if clock is not None else ffi.NULL
         self._c.carried_user_ns, self._c.carried_system_ns = carried_ns
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -74,16 +75,6 @@ class NotifyRedirector(Redirector):
         self._still.set()
         self._traced_event = 0
         self._thread: threading.Thread | None = None
-
-    def set_date(self, offset_ns: int) -> None:
-        """Home's date is from now on our CLOCK_MONOTONIC plus this; at any time. Before it is
-        called dates are asked for at home."""
-        lib.mx_redirect_set_date(self._c, offset_ns)
-
-    def date_ns(self) -> int:
-        """The guest's CLOCK_REALTIME. Only while standing still."""
-        self._must_stand_still()
-        return int(lib.mx_redirect_date(self._c))
 
     def start(self, *, still: bool = False) -> None:
         self._thread = threading.Thread(target=self._serve, name="redirector", daemon=True)

@@ -56,8 +56,8 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     """Make an empty guest. `needs`: bytes of memory the body will take; `prefault`: ranges of
     anonymous memory to populate before the freeze. The guest's clocks must not be behind
     home's, which at the arrival of the `Ping` sent at `pinged_ns` were at most
-    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip). `localtime`:
-    dates are those of the node where it runs, else home's."""
+    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip); its date
+    then was `date_ns`. `localtime`: dates are those of the node where it runs, else home's."""
 
     pid: Pid
     comm: Text
@@ -67,6 +67,7 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
+    date_ns: Ns
     localtime: bool = False
     features: NodeFeatures
     rlimits: dict[int, tuple[int, int]] = {}

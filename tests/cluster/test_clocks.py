@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from jobs import PROGRAMS, PYTHON, Job
 from mosix.errors import CannotMoveError
-from mosix.lab.drive import Cluster, wait_for
+from mosix.lab.drive import Cluster, NodeHandle, wait_for
 from mosix.lab.programs import built
 
 RIGHT = "back" + " 0" * 7 + " jumps 0 wrong 0 early 0 state 0\n"
@@ -46,9 +46,11 @@ def wander(lab: Cluster, job: Job, moves: int = MOVES) -> None:
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
-def test_all_clocks_are_right_on_a_foreign_kernel(
+def test_no_clock_runs_back_over_a_chain_of_moves(
     kind: str, foreign: Cluster, start: Callable[..., Job]
 ) -> None:
+    """By the functions of its vdso and by system calls, on nodes whose clocks differ and with
+    different kernels."""
     flag = f"/node/stop-clocks-{kind}"
     job = start(clocks(flag, *(["-static"] if kind == "static" else [])))
     assert job.line() == "ready"
@@ -100,27 +102,29 @@ def test_xz_by_way_of_a_foreign_kernel(foreign: Cluster, start: Callable[..., Jo
     assert lzma.decompress(path.read_bytes()).decode() == "".join(parts)
 
 
-def test_a_guest_on_a_foreign_kernel_has_nothing_of_its_vdso(
-    foreign: Cluster, start: Callable[..., Job]
+@pytest.mark.parametrize("node", [2, 3])
+def test_nothing_of_the_nodes_vdso_lies_where_home_has_its_own(
+    node: int, foreign: Cluster, start: Callable[..., Job]
 ) -> None:
-    """Neither the node's vdso nor its data, and nobody else's memory where home has them."""
+    """Neither its code nor its data, and nobody else's memory."""
     job = start(["cat"])
     job.write("here\n")
     assert job.line() == "here"
     at_home = _kernel_ranges(Path(f"/proc/{job.outer}/maps").read_text())
     assert at_home
-    job.move("3")
+    job.move(str(node))
     (guest,) = (
         outer
-        for outer in foreign[3].processes()
+        for outer in foreign[node].processes()
         if Path(f"/proc/{outer}/comm").read_text() == "cat\n"
     )
     maps = Path(f"/proc/{guest}/maps").read_text()
-    assert "[vdso]" not in maps
-    assert "[vvar" not in maps
     taken = [_range(line) for line in maps.splitlines()]
+    nodes_own = _kernel_ranges(maps)
     for low, high in at_home:
-        assert any(begin <= low and high <= end for begin, end in taken)
+        assert all(end <= low or high <= begin for begin, end in nodes_own)
+        for page in range(low, high, 4096):
+            assert any(begin <= page < end for begin, end in taken)
     assert job.finish() == (0, "", "")
 
 
@@ -130,7 +134,8 @@ def _range(line: str) -> tuple[int, int]:
 
 
 def _kernel_ranges(maps: str) -> list[tuple[int, int]]:
-    return [_range(line) for line in maps.splitlines() if line.endswith(("[vdso]", "[vvar]"))]
+    names = ("[vdso]", "[vvar]", "[vvar_vclock]")
+    return [_range(line) for line in maps.splitlines() if line.endswith(names)]
 
 
 # ---- dates ----
@@ -206,19 +211,27 @@ def test_a_wait_on_a_futex_until_a_date_ends_at_that_date(start: Callable[..., J
     assert job.finish() == (0, "", "")
 
 
-def test_status_says_how_exact_the_dates_of_guests_are(
-    lab: Cluster, start: Callable[..., Job]
-) -> None:
-    def bound_ns() -> int | None:
-        found = json.loads(lab[2].check(["mosctl", "status", "--json"]))["date_bound_ns"]
-        return None if found is None else int(found)
+def bound_ns(node: NodeHandle) -> int | None:
+    found = json.loads(node.check(["mosctl", "status", "--json"]))["date_bound_ns"]
+    return None if found is None else int(found)
 
-    job = start(["cat"])
-    assert bound_ns() is None
+
+def test_status_says_how_exact_the_dates_of_guests_are(
+    ahead: Cluster, start: Callable[..., Job]
+) -> None:
+    """And so exact they are, although the date of the node is another one."""
+    job = start([PYTHON, "-c", "import time\nwhile input(): print(time.time_ns(), flush=True)"])
+    assert bound_ns(ahead[2]) is None
     job.move("2")
-    bound = wait_for("a bound", bound_ns)
+    bound = wait_for("a bound", lambda: bound_ns(ahead[2]))
     assert 0 < bound < 10**9
-    assert "their home's, within" in lab[1].check(["mosctl", "status", "2"])
+    for _ in range(200):
+        before = time.time_ns()
+        job.write("go\n")
+        date = int(job.line()) - AHEAD_S * 10**9
+        assert before - bound <= date <= time.time_ns() + bound
+    assert "their home's, within" in ahead[1].check(["mosctl", "status", "2"])
+    job.write("\n")
     assert job.finish() == (0, "", "")
 
 
@@ -227,23 +240,40 @@ def test_status_says_how_exact_the_dates_of_guests_are(
 
 def interrupt_inside(job: Job) -> None:
     """Its handler waits in the middle of a function of its vdso."""
-    for _ in range(200):
+    for _ in range(300):
         job.kill(signal.SIGUSR1)
         if job.line() == "inside":
             return
     pytest.fail("no signal came while it read the clock")
 
 
-def test_a_handler_returns_home_into_the_look_at_the_clock_that_it_interrupted_away(
-    foreign: Cluster, start: Callable[..., Job]
+@pytest.mark.parametrize("node", ["2", "3"])
+def test_a_handler_returns_anywhere_into_the_look_at_the_clock_that_it_interrupted_away(
+    node: str, foreign: Cluster, start: Callable[..., Job]
 ) -> None:
-    job = start([str(built(PROGRAMS / "interrupted.c"))])
+    job = start([str(built(PROGRAMS / "interrupted.c", "-static"))])
     assert job.line() == "ready"
-    job.move("3")
+    for way in (("home",), ("2" if node == "3" else "3",), ("home", "2", "3"), ()):
+        if job.where() != job.ip(node):
+            job.move(node)
+        interrupt_inside(job)
+        for target in way:
+            job.move(target)
+        job.write("go on\n")
     interrupt_inside(job)
-    job.move("2")
-    job.move("home")
-    job.write("go on\n")
+    job.write("end\n")
+    assert job.finish() == (0, "back 0\n", "")
+
+
+@pytest.mark.parametrize("node", ["2", "3"])
+def test_a_handler_that_interrupted_a_look_at_the_clock_can_do_what_only_home_can(
+    node: str, foreign: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start([str(built(PROGRAMS / "interrupted.c", "-static"))])
+    assert job.line() == "ready"
+    job.move(node)
+    interrupt_inside(job)
+    job.write("fork\n")
     interrupt_inside(job)
     job.write("end\n")
     assert job.finish() == (0, "back 0\n", "")
@@ -252,7 +282,7 @@ def test_a_handler_returns_home_into_the_look_at_the_clock_that_it_interrupted_a
 def test_a_handler_that_interrupted_a_look_at_the_clock_keeps_its_program_at_home(
     foreign: Cluster, start: Callable[..., Job]
 ) -> None:
-    job = start([str(built(PROGRAMS / "interrupted.c"))])
+    job = start([str(built(PROGRAMS / "interrupted.c", "-static"))])
     assert job.line() == "ready"
     interrupt_inside(job)
     with pytest.raises(CannotMoveError, match="signal handler that interrupted it"):
