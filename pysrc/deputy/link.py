@@ -73,6 +73,11 @@ class RemoteLink:
         """Home's CLOCK_REALTIME, as guests are to see it."""
         return time.time_ns() + self.date_ahead_ns
 
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """For failpoints."""
+        return (self._frames.sock,)
+
     def post(self, message: ToRemote) -> None:
         """Sends in order, later; a lost connection is told by `expect` and `on_lost`."""
         self._outbox.put_nowait(message)

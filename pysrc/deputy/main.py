@@ -17,6 +17,7 @@ import socket
 from collections.abc import Coroutine
 from pathlib import Path
 
+from mosix import failpoints
 from mosix.deputy import moves
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
@@ -32,6 +33,8 @@ from mosix.native.watch import Watch
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
 from mosix.wire.messages import (
+    Arm,
+    Armed,
     ComeHome,
     Dialed,
     Launch,
@@ -116,6 +119,7 @@ class Deputy:
             await root.moves.acquire()
             tracee = Tracee.seize(message.pid, _PTRACE_O_TRACEEXEC)
             self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
+        failpoints.hit("deputy.launch")
         await self._node.send(Started())
         root.report()
         workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
@@ -145,6 +149,11 @@ class Deputy:
                     self._spawn(self._move(message))
                 elif isinstance(message, ComeHome):
                     self._spawn(self._all_home(message))
+                elif isinstance(message, Arm):
+                    failpoints.arm(message.spec)
+                    for process in self._processes.values():
+                        process.arm_agent()
+                    self._outbox.put_nowait(Armed())
                 else:
                     log.warning("mosd sent %s to a deputy", type(message).__name__)
         except EOFError:
@@ -179,17 +188,20 @@ class Deputy:
         try:
             process = self._member(order.pid)
             async with process.moves:
+                moves_before = process.nmigs
                 try:
                     await self._carry_out(process, order.target)
                 except MosixError as error:
                     process.say_why_not(error)
                     raise
-            moved = Moved(
-                request=order.request,
-                pid=order.pid,
-                freeze_ns=process.freeze_ns,
-                page_bytes=process.page_bytes,
-            )
+            moved = Moved(request=order.request, pid=order.pid)
+            if process.nmigs != moves_before:  # else it was there already
+                moved = Moved(
+                    request=order.request,
+                    pid=order.pid,
+                    freeze_ns=process.freeze_ns,
+                    page_bytes=process.page_bytes,
+                )
         except MosixError as error:
             moved = Moved(
                 request=order.request,
@@ -287,8 +299,10 @@ class Deputy:
         node = self.launch.node
         assert node is not None
         try:
+            failpoints.hit("deputy.exec")
             await moves.leave(root, node, seized=tracee)
-        except MosixError as error:
+        except (MosixError, OSError) as failure:
+            error = failure if isinstance(failure, MosixError) else moves.ran_short(root, failure)
             with contextlib.suppress(MosixError):
                 if self.launch.fallback:
                     root.why = f"home: {error.line()}"

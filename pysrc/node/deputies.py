@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mosix import failpoints
 from mosix.errors import (
     KernelError,
     MosixError,
@@ -25,7 +26,7 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
-from mosix.node.jobgroup import JobGroup, find_hierarchy
+from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.registry import Job, Registry
@@ -51,6 +52,10 @@ START_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
+#: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
+_NOT_AWAY = ("home", "moving")
+#: For a stderr that is full.
+_TELL_S = 5
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,36 @@ class LaunchOptions:
     fallback: bool = False
     lock: bool = False
     localtime: bool = False
+
+
+class LastWords:
+    """What a job's user is told on its stderr when the deputy, who would, has died."""
+
+    def __init__(self, stderr: int, who: Credentials) -> None:
+        self._fd = os.dup(stderr)
+        self._who = who
+
+    async def say(self, line: str) -> None:
+        """Written by a process of the user: the descriptor is his, and may be anything."""
+        command = ("timeout", str(_TELL_S), "printf", "%s\\n", f"mosix: {line}")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=self._fd,
+                stderr=asyncio.subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # else a terminal might stop it
+                user=self._who.uids[0],
+                group=self._who.gids[0],
+                extra_groups=self._who.groups,
+            )
+            await process.wait()
+        except OSError as error:
+            _log.warning("cannot tell uid %d: %s", self._who.uids[0], error)
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class DeputyLink(WorkerLink):
@@ -75,9 +110,12 @@ class DeputyLink(WorkerLink):
         features: NodeFeatures,
         job: Job,
         registry: Registry,
+        *,
+        last_words: LastWords,
     ) -> None:
         super().__init__(worker, dialer, features)
         self.job = job
+        self.last_words = last_words
         self._registry = registry
         self._requests = itertools.count(1)
         self._moves: dict[int, asyncio.Future[Moved]] = {}
@@ -165,7 +203,7 @@ class Launcher:
         self._dialer = dialer
         self._registry = registry
         self._features = features
-        self.hierarchy = find_hierarchy()
+        self.membership = Membership.detect()
         self._own_ip = own_ip
         self._records = records
         self._date_ahead_ns = date_ahead_ns
@@ -190,15 +228,17 @@ class Launcher:
         self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, stderr: int
     ) -> DeputyLink:
         job_id = secrets.token_hex(8)
-        group = JobGroup.create(self.hierarchy, job_id, caller.pid)
+        group = JobGroup.create(self.membership, job_id, caller.pid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
         link: DeputyLink | None = None
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
         try:
             self._record(job)
+            failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
-            link = self._adopt(worker, job)
+            link = self._adopt(worker, job, LastWords(null if stderr < 0 else stderr, who))
             group.add(caller.pid)
             message = Launch(
                 job=job_id,
@@ -214,14 +254,10 @@ class Launcher:
                 home=self._own_ip,
                 features=self._features,
             )
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await link.send(message, [pidfd, null if stderr < 0 else stderr])
-                    await asyncio.shield(link.started)
-            finally:
-                if null >= 0:
-                    os.close(null)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await link.send(message, [pidfd, null if stderr < 0 else stderr])
+                await asyncio.shield(link.started)
+                failpoints.hit("mosd.launched")
         except BaseException as error:
             if link is None:
                 self._discard(job)
@@ -230,10 +266,15 @@ class Launcher:
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
+        finally:
+            if null >= 0:
+                os.close(null)
         return link
 
-    def _adopt(self, worker: Worker, job: Job) -> DeputyLink:
-        link = DeputyLink(worker, self._dialer, self._features, job, self._registry)
+    def _adopt(self, worker: Worker, job: Job, last_words: LastWords) -> DeputyLink:
+        link = DeputyLink(
+            worker, self._dialer, self._features, job, self._registry, last_words=last_words
+        )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
         task = asyncio.create_task(self._live(link))
@@ -245,15 +286,20 @@ class Launcher:
         try:
             await link.run()
             left = link.job.group.pids()
-            if left:
+            lost = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            if left or lost:
                 _log.error(
                     "the deputy of job %s (process %d) died: %d processes at home go on, "
                     "what was away is lost",
                     link.job.id,
                     link.job.pid,
-                    len(left),
+                    len(set(left).difference(lost)),
                 )
+            if lost:
+                whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
+                await link.last_words.say(f"{whose} ended: the job's deputy died")
         finally:
+            link.last_words.close()
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)
             self._discard(link.job)
@@ -293,7 +339,7 @@ class Launcher:
             if not path.name.startswith("mosix-job-") or not path.is_dir():
                 record.unlink()
                 continue
-            self._leftovers[record.name] = JobGroup(path, self.hierarchy)
+            self._leftovers[record.name] = JobGroup(path, self.membership)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
 

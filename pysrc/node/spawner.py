@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from mosix import failpoints
 from mosix.native.cpu import own_vdso
-from mosix.node.privileges import Capabilities, become
+from mosix.node.privileges import Capabilities, become, lift_limits
 from mosix.wire.messages import decode, encode
 
 Run = Callable[[socket.socket], None]
@@ -41,6 +42,7 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     gid: int
     groups: tuple[int, ...] = ()
     capabilities: Capabilities = Capabilities()
+    failpoints: str = ""
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -80,6 +82,8 @@ class _Worker:
         os.closerange(fd + 1, 1 << 20)
         _default_signals()
         Path("/proc/self/oom_score_adj").write_text("0")
+        if order.kind == "remote":
+            lift_limits()
         # The kernel makes the process undumpable here: its own user cannot trace it or read
         # its memory, and so not take over its connections.
         become(order.uid, order.gid, order.groups, order.capabilities)
@@ -122,6 +126,8 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             try:
+                failpoints.arm(order.failpoints)
+                failpoints.hit("spawner.fork")
                 pid = os.fork()
             except OSError as error:
                 theirs.close()
