@@ -66,6 +66,7 @@ class LaunchOptions:
     node: str | None = None
     fallback: bool = False
     lock: bool = False
+    localtime: bool = False
 
 
 class Client(Protocol):
@@ -207,6 +208,7 @@ class Launcher:
         *,
         own_ip: str,
         records: Path,
+        date_ahead_ns: int = 0,
     ) -> None:
         self._spawner = spawner
         self._dialer = dialer
@@ -215,6 +217,7 @@ class Launcher:
         self.membership = Membership.detect()
         self._own_ip = own_ip
         self._records = records
+        self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
@@ -260,6 +263,8 @@ class Launcher:
                 node=options.node,
                 fallback=options.fallback,
                 lock=options.lock,
+                localtime=options.localtime,
+                date_ahead_ns=self._date_ahead_ns,
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,

@@ -73,6 +73,7 @@ async def test_it_ends_when_no_body_comes(monkeypatch: pytest.MonkeyPatch) -> No
                 pinged_ns=1,
                 monotonic_ns=1,
                 boottime_ns=1,
+                date_ns=1,
                 features=probe(),
             )
         )
