@@ -19,7 +19,9 @@ from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolErr
 from mosix.wire.channel import Frames
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
+    AskDate,
     Cancel,
+    Date,
     Failed,
     GuestDied,
     NeedHome,
@@ -55,6 +57,8 @@ class RemoteLink:
         self.ip = ip
         self.token = token
         self.lost = False
+        #: see `Launch`
+        self.date_ahead_ns = 0
         #: the connection over which the guest's image will go home, made beforehand: one of
         #: the two mosds may be dead by then. None: used up
         self.way_home: socket.socket | None = None
@@ -68,6 +72,10 @@ class RemoteLink:
         self._early: list[Unasked] | None = []
         self._outbox: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+
+    def date_ns(self) -> int:
+        """Home's CLOCK_REALTIME, as guests are to see it."""
+        return time.time_ns() + self.date_ahead_ns
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -182,6 +190,9 @@ class RemoteLink:
             self._lose()
 
     def _dispatch(self, message: ToDeputy) -> None:
+        if isinstance(message, AskDate):
+            self.post(Date(asked_ns=message.asked_ns, date_ns=self.date_ns()))
+            return
         if isinstance(message, (Cancel, NeedHome, GuestDied)):
             if self._early is None:
                 self._on_unasked(self, message)

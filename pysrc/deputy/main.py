@@ -105,6 +105,15 @@ class Deputy:
     def features(self) -> NodeFeatures:
         return self.launch.features
 
+    @property
+    def localtime(self) -> bool:
+        """Dates are those of the node where a process runs, else home's."""
+        return self.launch.localtime
+
+    @property
+    def date_ahead_ns(self) -> int:
+        return self.launch.date_ahead_ns
+
     async def main(self, pidfd: int) -> None:
         """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()

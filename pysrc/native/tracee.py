@@ -410,6 +410,11 @@ class Tracee:
 
     # ---- memory ----
 
+    @property
+    def vdso(self) -> tuple[int, int]:
+        """Where its kernel's vdso begins and ends."""
+        return _find_vdso(self.pid)
+
     def read(self, addr: int, size: int) -> bytes:
         """`size` bytes at `addr`. OSError EFAULT if not all of it can be read."""
         buffer = bytearray(size)
@@ -546,7 +551,7 @@ class Tracee:
         """Where stubs go; found again when the vdso has moved (exec, restore)."""
         if self._site is not None and lib.mx_site_valid(self._site, self.pid):
             return self._site
-        start, end = _find_vdso(self.pid)
+        start, end = self.vdso
         site = ffi.new("struct mx_site *")
         error = lib.mx_site_init(site, self.pid, start, end)
         if error == -errno.ENOEXEC:

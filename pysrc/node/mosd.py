@@ -50,12 +50,16 @@ class Mosd:
         ready: Callable[[], None] = lambda: None,
         stop_s: float = STOP_S,
         *,
+        foreign_vdso: bool = False,
+        date_ahead_ns: int = 0,
         accounting: Choice = "auto",
     ) -> None:
         self._config = config
         self._programs = programs
         self._parse_launch = parse_launch
         self._ready = ready
+        self._foreign_vdso = foreign_vdso
+        self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
         self._accounting = accounting
         self._tasks: list[asyncio.Task[None]] = []
@@ -75,7 +79,7 @@ class Mosd:
             spawner.start()
             stack.callback(spawner.stop)
             secret = load_secret(paths)
-            features = probe()
+            features = probe(foreign_vdso=self._foreign_vdso)
             mount_own()
             registry = Registry()
             complaints = Complaints()
@@ -87,6 +91,7 @@ class Mosd:
                 features,
                 own_ip=self._config.ip,
                 records=paths.jobs,
+                date_ahead_ns=self._date_ahead_ns,
             )
             host = Host(
                 spawner,

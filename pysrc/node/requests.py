@@ -117,6 +117,8 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     memory_free: int
     jobs: int
     guests: int
+    #: how far a guest's date may be from that of its home
+    date_bound_ns: int | None = None
     counters: dict[str, int] = {}
     load: NodeLoad | None = None
 

@@ -93,6 +93,8 @@ class ParsedLaunch(Protocol):
     def fallback(self) -> bool: ...
     @property
     def lock(self) -> bool: ...
+    @property
+    def localtime(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -180,7 +182,7 @@ class Services:
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.lock)
+        options = LaunchOptions(node, parsed.fallback, parsed.lock, parsed.localtime)
         link = await self._launcher.launch(caller, options, client)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
@@ -330,6 +332,7 @@ class Services:
             memory_free=status.memory_free,
             jobs=status.jobs,
             guests=status.guests,
+            date_bound_ns=status.date_bound_ns,
             counters=counters,
             load=status.load,
         )
@@ -341,6 +344,7 @@ class Services:
             jobs=len(self._registry.jobs),
             memory_free=self._host.memory_free(),
             version=metadata.version("mosix"),
+            date_bound_ns=self._registry.date_bound_ns(),
             load=self._load(),
         )
 
