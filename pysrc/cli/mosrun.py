@@ -8,10 +8,18 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import click
 from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
+from mosix.wire.attributes import (
+    DECAY_RATE,
+    ENOSYS,
+    ENOSYS_WITH_MESSAGE,
+    HIGHEST,
+    KILL,
+    Changes,
+)
 
 _NODE = re.compile(r"-(\d+(?:\.\d+){3}|\d+)")
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -22,7 +30,6 @@ LATER = {
     "C": "checkpoints",
     "D": "expected run times",
     "E": "batch jobs",
-    "G": "process classes",
     "I": "checkpoints",
     "J": "job numbers",
     "M": "batch jobs",
@@ -35,19 +42,16 @@ LATER = {
     "T": "the clock of a chosen node",
     "X": "private temporary files",
     "b": "choosing the best node",
-    "c": "automatic balancing",
-    "d": "automatic balancing",
-    "e": "a choice about unsupported calls (for now the process always comes home for them)",
     "i": "batch jobs",
-    "m": "automatic balancing",
-    "n": "automatic balancing",
     "q": "the queue",
     "t": "the clock of a chosen node",
-    "u": "a choice about unsupported calls (for now the process always comes home for them)",
-    "w": "a choice about unsupported calls (for now the process always comes home for them)",
     "z": "argument lists with a name of their own",
 }
 _MAX_NUMBER = 65535
+_CLASS = re.compile(r"-G(\d{0,10})")
+_UNSUPPORTED = {"u": KILL, "e": ENOSYS, "w": ENOSYS_WITH_MESSAGE}
+#: what a plain -G means
+_DEFAULT_CLASS = "1"
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,13 @@ class Parsed:
     program: int = 0
     node: str | None = None
     fallback: bool = False
-    lock: bool = False
+    #: attributes that were given; a mosrun inside a job leaves the others as they are
+    changes: Changes = field(default_factory=dict)
     interface: bool = True
 
 
 class _Command(click.Command):
-    """Accepts -{node} and -{a.b.c.d}, which click has no word for."""
+    """Accepts -{node}, -{a.b.c.d} and -G[{class}], which click has no word for."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rewritten = list(args)
@@ -75,13 +80,16 @@ class _Command(click.Command):
             found = _NODE.fullmatch(argument)
             if found:
                 rewritten[index] = f"--node={found[1]}"
+            found = _CLASS.fullmatch(argument)
+            if found:
+                rewritten[index] = f"--class={found[1] or _DEFAULT_CLASS}"
         return super().parse_args(ctx, rewritten)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(
             "mosrun",
             "[-h | -r{host} | -{node} | -{a.b.c.d} | -j{n1-n2[,n3-n4]...}] [-F] [-L | -l] "
-            "program [args]...",
+            "[-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-e | -u | -w] program [args]...",
         )
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -118,6 +126,32 @@ class _Command(click.Command):
 @click.option("-L", "lock", is_flag=True, help="Only you move it, never the system.")
 @click.option("-l", "unlock", is_flag=True, help="The system may move it (the default).")
 @click.option(
+    "--class",
+    "job_class",
+    metavar="CLASS",
+    type=click.IntRange(0, HIGHEST["job_class"]),
+    help="The same as -G{class}; -G alone is class 1. Class 0, the default, stays in the cluster.",
+)
+@click.option(
+    "-m",
+    "needmem",
+    metavar="{mb}",
+    type=click.IntRange(0, HIGHEST["needmem"]),
+    help="The system moves it only to nodes with so much free memory.",
+)
+@click.option(
+    "-d",
+    "decayrate",
+    metavar="{0-10000}",
+    type=click.IntRange(0, HIGHEST["decayrate"]),
+    help=f"How much of its statistics is kept each second (default {DECAY_RATE}).",
+)
+@click.option("-c", "cpujob", is_flag=True, help="Its system calls and I/O keep it from no node.")
+@click.option("-n", "no_cpujob", is_flag=True, help="They do (the default).")
+@click.option("-e", "unsupported", flag_value="e", help="ENOSYS where the way home is missing.")
+@click.option("-w", "unsupported", flag_value="w", help="The same, with a message on stderr.")
+@click.option("-u", "unsupported", flag_value="u", help="The process is killed (the default).")
+@click.option(
     "--no-interface",
     is_flag=True,
     help="Without the files /proc/self/{migrate,lock,...} for the program.",
@@ -132,6 +166,12 @@ def command(
     fallback: bool,
     lock: bool,
     unlock: bool,
+    job_class: int | None,
+    needmem: int | None,
+    decayrate: int | None,
+    cpujob: bool,
+    no_cpujob: bool,
+    unsupported: str | None,
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
@@ -141,13 +181,23 @@ def command(
         node = _any_of(ranges)
     if lock and unlock:
         raise click.UsageError("only one of -L and -l can be given")
+    if cpujob and no_cpujob:
+        raise click.UsageError("only one of -c and -n can be given")
+    changes = {
+        "lock": 1 if lock else 0 if unlock else None,
+        "job_class": job_class,
+        "needmem": needmem,
+        "decayrate": decayrate,
+        "cpujob": 1 if cpujob else 0 if no_cpujob else None,
+        "unsupportok": None if unsupported is None else _UNSUPPORTED[unsupported],
+    }
     if not program:
         raise click.UsageError("which program? Nothing to run was given")
     return Parsed(
         program=len(program),
         node=host if host is not None else node,
         fallback=fallback,
-        lock=lock,
+        changes={name: value for name, value in changes.items() if value is not None},
         interface=not no_interface,
     )
 
@@ -192,7 +242,7 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
         program=len(words) - parsed.program,
         node=parsed.node,
         fallback=parsed.fallback,
-        lock=parsed.lock,
+        changes=parsed.changes,
         interface=parsed.interface,
     )
 

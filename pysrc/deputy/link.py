@@ -19,6 +19,7 @@ from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolErr
 from mosix.wire.channel import Frames
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
+    Ask,
     Cancel,
     Failed,
     GuestDied,
@@ -36,7 +37,7 @@ _ASK = 5.0
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
-Unasked = Cancel | NeedHome | GuestDied
+Unasked = Cancel | Ask | NeedHome | GuestDied
 
 
 class RemoteLink:
@@ -165,7 +166,7 @@ class RemoteLink:
             self._lose()
 
     def _dispatch(self, message: ToDeputy) -> None:
-        if isinstance(message, (Cancel, NeedHome, GuestDied)):
+        if isinstance(message, (Cancel, Ask, NeedHome, GuestDied)):
             self._on_unasked(self, message)
             return
         for kind, epoch, future in self._waiting:

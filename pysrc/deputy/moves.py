@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import struct
@@ -42,7 +43,6 @@ from mosix.wire.messages import (
     Prepare,
     Prepared,
     Ready,
-    Resume,
     Run,
     Running,
     Sent,
@@ -70,7 +70,8 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
 
     CannotMoveError, RefusedError, NodeDownError, MoveFailedError: nothing changed, it runs on
     (or, if `seized`, stands where it stood)."""
-    reason = eligibility.why_not(process.pid) if seized is None else None
+    filters = process.home.filters
+    reason = eligibility.why_not(process.pid, filters) if seized is None else None
     if reason:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     epoch = process.epoch + 1
@@ -102,6 +103,8 @@ async def _leave_prepared(
     call, bulk = sockets
     begin = time.monotonic_ns()
     tracee = seized or Tracee.seize(process.pid)
+    # Nobody answers what it asks while this thread waits for its stop.
+    tracee.stopping = functools.partial(process.home.ask_again, process.pid)
     agent: Agent | None = None
     image: Image | None = None
     process.place = Place.MOVING
@@ -113,7 +116,7 @@ async def _leave_prepared(
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
         mappings = maps.read_mappings(process.pid)
-        reason = eligibility.why_not_stopped(tracee, mappings=mappings)
+        reason = eligibility.why_not_stopped(tracee, process.home.filters, mappings)
         if reason:
             raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
         image = capture.describe(tracee, epoch, mappings)
@@ -184,7 +187,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     assert link is not None and tracee is not None and agent is not None
     process.page_bytes = image.page_bytes
     process.epoch = image.header.epoch
-    process.nmigs += 1
+    process.count_move()
     agent.finish()
     tracee.set_options(PTRACE_O_EXITKILL)
     agent.obey()
@@ -200,6 +203,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
         link.post(Hold(held=True))
     _stop_again(process)
     process.report()
+    process.hear_early()
     if link.lost:
         process.on_lost(link)
 
@@ -273,7 +277,7 @@ async def come_home(process: JobProcess) -> None:
         # Committed: home has the body, whatever becomes of the guest now.
         process.link = None
         process.epoch = epoch
-        process.nmigs += 1
+        process.count_move()
         process.page_bytes = body.page_bytes
         try:
             await _become_body(process, tracee, agent, body)
@@ -384,7 +388,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     # Committed.
     process.freeze_ns = time.monotonic_ns() - begin
     process.epoch = epoch
-    process.nmigs += 1
+    process.count_move()
     process.page_bytes = frozen.page_bytes
     await _serve_another(process, new, call_number, given)
 
@@ -402,6 +406,7 @@ async def _serve_another(
         del process.postponed[:given]
         _stop_again(process)
         process.report()
+        process.hear_early()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
@@ -466,7 +471,7 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
         _no_ghost(process, tracee, error)
         return
     process.forward_postponed()  # a handler runs before whatever the guest did next
-    link.post(Resume(epoch=epoch, held=process.held))
+    process.resume_guest(link)
 
 
 async def _prepare(
@@ -486,6 +491,7 @@ async def _prepare(
             monotonic_ns=pinged_ns + round_trip,
             boottime_ns=pinged_ns + round_trip + asleep_ns,
             features=process.home.features,
+            interface=process.home.interface,
         )
     )
     await link.expect(Prepared)

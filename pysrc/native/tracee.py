@@ -191,6 +191,8 @@ class Tracee:
         self.current: Stop | None = None
         #: set once it is known to have ended
         self.end: Stop | None = None
+        #: called in `stop`: True once an interrupt is pending, False when it stands still
+        self.stopping: Callable[[bool], None] | None = None
         #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
         self.sleep: SleepEvidence | None = None
         self._site: Any = None
@@ -270,6 +272,15 @@ class Tracee:
             if error.errno != errno.ESRCH:
                 raise
             # Killed: the end comes, if it is not there already.
+        if self.stopping is not None:
+            self.stopping(True)
+        try:
+            return self._await_stop(on_signal, asleep)
+        finally:
+            if self.stopping is not None:
+                self.stopping(False)
+
+    def _await_stop(self, on_signal: OnSignal | None, asleep: tuple[bytes, bytes] | None) -> Stop:
         while True:
             stop = self.wait()
             assert stop is not None

@@ -21,6 +21,7 @@ import msgspec
 from mosix.errors import LAUNCH_FAILED, MosixError, ProtocolError
 from mosix.node.peers import Complaints
 from mosix.node.requests import (
+    INSTALL,
     MAX_ANSWER,
     MAX_REQUEST,
     TO_STDERR,
@@ -43,13 +44,54 @@ MAX_PER_USER = 512
 MAX_CONNECTIONS = 4096
 _MAX_FDS = 4
 _ACCEPT_PAUSE_S = 0.2
+#: From the order to install the filter to its listener.
+_INSTALL_S = 10.0
+
+
+class Front:
+    """mosrun's front while its launch is under way. `stderr`: its own, which stays the server's
+    (-1: none)."""
+
+    def __init__(self, sock: socket.socket, stderr: int) -> None:
+        self._sock = sock
+        self._installed: asyncio.Future[int] | None = None
+        self.stderr = stderr
+
+    async def listener(self) -> int:
+        """Has it install the filter; the caller owns the listener. -1: it could not."""
+        self._installed = asyncio.get_running_loop().create_future()
+        data = frame(encode(LaunchAnswer(INSTALL, 0)), MAX_ANSWER)
+        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+        try:
+            async with asyncio.timeout(_INSTALL_S):
+                return await self._installed
+        except TimeoutError as error:
+            raise ProtocolError("mosrun does not install the filter") from error
+
+    async def until_closed(self) -> None:
+        """It has nothing to say but the listener, once: whatever else becomes readable ends it."""
+        while True:
+            await _readable(self._sock)
+            waiting, self._installed = self._installed, None
+            if waiting is None or waiting.done():
+                return
+            try:
+                data, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
+            except BlockingIOError:
+                self._installed = waiting
+                continue
+            if not data:
+                return
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            waiting.set_result(fds[0] if fds else -1)
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """What mosd does. `launch` gets the stderr of mosrun (-1: none), which stays the server's."""
+    """What mosd does."""
 
-    launch: Callable[[Caller, Launch, int], Awaitable[LaunchAnswer]]
+    launch: Callable[[Caller, Launch, Front], Awaitable[LaunchAnswer]]
     request: Callable[[Caller, Request], Awaitable[Answer]]
 
 
@@ -105,7 +147,8 @@ class ControlServer:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 request: Request = decode(await _receive(sock, fds), Request)
-            answer = await self._unless_gone(sock, self._answer(caller, request, fds))
+            front = Front(sock, fds[0] if fds else -1)
+            answer = await self._unless_gone(front, self._answer(caller, request, front))
             if answer is not None:
                 data = frame(encode(answer), MAX_ANSWER)
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -125,11 +168,11 @@ class ControlServer:
                 os.close(fd)
 
     async def _answer(
-        self, caller: Caller, request: Request, fds: list[int]
+        self, caller: Caller, request: Request, front: Front
     ) -> Answer | LaunchAnswer:
         if isinstance(request, Launch):
             try:
-                return await self._handlers.launch(caller, request, fds[0] if fds else -1)
+                return await self._handlers.launch(caller, request, front)
             except MosixError as error:
                 return LaunchAnswer(TO_STDERR, LAUNCH_FAILED, 0, f"mosrun: {error.line()}\n")
         try:
@@ -138,11 +181,11 @@ class ControlServer:
             return Failure(code=error.code, message=error.message, hint=error.hint)
 
     async def _unless_gone(
-        self, sock: socket.socket, work: Awaitable[msgspec.Struct]
+        self, front: Front, work: Awaitable[msgspec.Struct]
     ) -> msgspec.Struct | None:
         """The result of `work`, or None, and `work` cancelled, when the client closes first."""
         working = asyncio.ensure_future(work)
-        watching = asyncio.create_task(_until_closed(sock))
+        watching = asyncio.create_task(front.until_closed())
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -194,8 +237,3 @@ async def _readable(sock: socket.socket) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(sock.fileno())
-
-
-async def _until_closed(sock: socket.socket) -> None:
-    """A client has nothing more to say: whatever becomes readable ends its request."""
-    await _readable(sock)

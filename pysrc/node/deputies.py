@@ -7,13 +7,14 @@ disappearing mosrun leaves nothing: no deputy, no cgroup, no entry.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mosix.errors import (
     KernelError,
@@ -25,19 +26,27 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
+from mosix.native.listener import is_listener, new_memory
+from mosix.node.control import Front
 from mosix.node.jobgroup import JobGroup, find_hierarchy
+from mosix.node.listeners import Held
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
+from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import (
     ComeHome,
     Dial,
+    Join,
+    Joined,
     Launch,
     Move,
     Moved,
+    Name,
+    Named,
     NodeFeatures,
     ProcessState,
     Started,
@@ -59,7 +68,16 @@ class LaunchOptions:
 
     node: str | None = None
     fallback: bool = False
-    lock: bool = False
+    changes: Changes = field(default_factory=dict)
+    interface: bool = True
+
+
+class NodeNames(Protocol):
+    """Which node a word of the user's means (`mosix.node.services.Names`)."""
+
+    async def resolve(self, name: str) -> str: ...
+
+    def number_of(self, ip: str) -> int | None: ...
 
 
 class DeputyLink(WorkerLink):
@@ -72,14 +90,18 @@ class DeputyLink(WorkerLink):
         worker: Worker,
         dialer: Dialer,
         features: NodeFeatures,
+        *,
         job: Job,
         registry: Registry,
+        names: NodeNames,
     ) -> None:
         super().__init__(worker, dialer, features)
         self.job = job
+        self._names = names
         self._registry = registry
         self._requests = itertools.count(1)
         self._moves: dict[int, asyncio.Future[Moved]] = {}
+        self._joins: dict[int, asyncio.Future[Joined]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -89,6 +111,8 @@ class DeputyLink(WorkerLink):
             lost = MoveFailedError("the job's deputy ended", "see mosd's log")
             for future in self._moves.values():
                 _lose(future, lost)
+            for joining in self._joins.values():
+                _lose(joining, lost)
             _lose(self.started, lost)
 
     async def handle(self, message: WorkerToNode) -> None:
@@ -100,6 +124,12 @@ class DeputyLink(WorkerLink):
                 future = self._moves.pop(message.request, None)
                 if future is not None and not future.done():
                     future.set_result(message)
+            case Joined():
+                joining = self._joins.pop(message.request, None)
+                if joining is not None and not joining.done():
+                    joining.set_result(message)
+            case Name():
+                self.later(self._name(message))
             case ProcessState():
                 self._registry.update(self.job, message)
             case Dial():
@@ -107,6 +137,38 @@ class DeputyLink(WorkerLink):
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
+
+    async def join(self, pid: int, options: LaunchOptions) -> None:
+        """A nested mosrun: process `pid` of the job goes on as `options` say. MosixError."""
+        request = next(self._requests)
+        future: asyncio.Future[Joined] = asyncio.get_running_loop().create_future()
+        self._joins[request] = future
+        order = Join(
+            request=request,
+            pid=pid,
+            node=options.node,
+            fallback=options.fallback,
+            changes=options.changes,
+        )
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self.send(order)
+                joined = await future
+        except (TimeoutError, OSError) as error:
+            raise KernelError("the job's deputy does not answer", "see mosd's log") from error
+        finally:
+            self._joins.pop(request, None)
+        if joined.error:
+            raise from_code(joined.code, joined.error, joined.hint)
+
+    async def _name(self, asked: Name) -> None:
+        """Tells the deputy which node a number or an IP is."""
+        named = Named(request=asked.request)
+        with contextlib.suppress(MosixError):
+            ip = await self._names.resolve(asked.node)
+            named = Named(request=asked.request, ip=ip, number=self._names.number_of(ip))
+        with contextlib.suppress(OSError):
+            await self.send(named)
 
     async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
         """Orders a move; the future is its outcome (`check_moved`). NoSuchProcessError."""
@@ -158,6 +220,7 @@ class Launcher:
         *,
         own_ip: str,
         records: Path,
+        names: NodeNames,
     ) -> None:
         self._spawner = spawner
         self._dialer = dialer
@@ -165,31 +228,52 @@ class Launcher:
         self._features = features
         self.hierarchy = find_hierarchy()
         self._own_ip = own_ip
+        self._names = names
         self._records = records
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def launch(self, caller: Caller, options: LaunchOptions, stderr: int) -> DeputyLink:
-        """A job whose first process is `caller`, ready for its exec. The caller must wait for
-        the answer: that keeps its PID true. `stderr` < 0: it has none."""
+    async def launch(self, caller: Caller, options: LaunchOptions, front: Front) -> DeputyLink:
+        """A job whose first process is `caller`, ready for its exec; in a job of the same user
+        the process stays a part of that. The caller must wait for the answer: that keeps its PID
+        true."""
+        around = self.deputy_of(caller.pid)
+        if around is not None and around.job.uid == caller.uid:
+            pidfd, _ = _identify(caller)
+            os.close(pidfd)
+            await around.join(caller.pid, options)
+            return around
         mine = sum(job.uid == caller.uid for job in self._registry.jobs.values())
         if caller.uid and mine >= MAX_JOBS_PER_USER:
             raise RefusedError(f"uid {caller.uid} has {mine} jobs already", "wait for some to end")
-        pidfd, who = _identify(caller)
-        try:
-            return await self._launch(caller, who, options, pidfd, stderr)
-        finally:
-            os.close(pidfd)
+        with contextlib.ExitStack() as descriptors:
+            pidfd, who = _identify(caller)
+            descriptors.callback(os.close, pidfd)
+            if front.stderr < 0:
+                stderr = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+                descriptors.callback(os.close, stderr)
+            else:
+                stderr = front.stderr
+            return await self._launch(caller, who, options, front, [pidfd, stderr])
 
     async def _launch(
-        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, stderr: int
+        self,
+        caller: Caller,
+        who: Credentials,
+        options: LaunchOptions,
+        front: Front,
+        descriptors: list[int],
     ) -> DeputyLink:
         job_id = secrets.token_hex(8)
+        attributes = changed(JobAttributes(), options.changes)
         group = JobGroup.create(self.hierarchy, job_id, caller.pid)
-        job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
+        job = Job(job_id, caller.pid, caller.uid, who.gids[0], group)
         link: DeputyLink | None = None
+        # The filter is installed while the deputy is made.
+        installing = asyncio.create_task(_listener(front, wanted=options.interface))
+        held: list[int] | None = None
         try:
             self._record(job)
             worker = await self._spawner.spawn(
@@ -204,31 +288,51 @@ class Launcher:
                 gid=job.gid,
                 node=options.node,
                 fallback=options.fallback,
-                lock=options.lock,
+                attributes=attributes,
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
             )
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await link.send(message, [pidfd, null if stderr < 0 else stderr])
-                    await asyncio.shield(link.started)
-            finally:
-                if null >= 0:
-                    os.close(null)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                held = await self._hold(job, worker, await installing)
+                await link.send(message, [*descriptors, *held])
+                await asyncio.shield(link.started)
         except BaseException as error:
             if link is None:
                 self._discard(job)
             else:
                 link.worker.kill()
+            if held is None:
+                await _forget(installing)
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
         return link
 
+    async def _hold(self, job: Job, worker: Worker, listener: int) -> list[int]:
+        """The listener (< 0: there is none) is held for the case that the deputy dies; returns
+        what the deputy gets of it."""
+        if listener < 0:
+            return []
+        held = Held(job.uid, job.gid, listener, new_memory(), os.dup(worker.pidfd))
+        await self._spawner.hold(held)
+        return [held.listener, held.memory]
+
+    def deputy_of(self, pid: int) -> DeputyLink | None:
+        """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
+        job = self.hierarchy.job_of(pid)
+        link = self.deputies.get(job) if job else None
+        return link if link is not None and link.job.group.holds(pid) else None
+
     def _adopt(self, worker: Worker, job: Job) -> DeputyLink:
-        link = DeputyLink(worker, self._dialer, self._features, job, self._registry)
+        link = DeputyLink(
+            worker,
+            self._dialer,
+            self._features,
+            job=job,
+            registry=self._registry,
+            names=self._names,
+        )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
         task = asyncio.create_task(self._live(link))
@@ -312,6 +416,23 @@ class Launcher:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
         self._remove_empty()
+
+
+async def _listener(front: Front, *, wanted: bool) -> int:
+    """The listener of the filter that mosrun has installed; -1: it has none."""
+    fd = await front.listener() if wanted else -1
+    if fd >= 0 and not is_listener(fd):
+        os.close(fd)
+        raise PermissionDeniedError("mosrun sent something else than a listener")
+    return fd
+
+
+async def _forget(installing: asyncio.Task[int]) -> None:
+    """After a failure: the listener of a process that will execute nothing."""
+    installing.cancel()
+    (outcome,) = await asyncio.gather(installing, return_exceptions=True)
+    if isinstance(outcome, int) and outcome >= 0:
+        os.close(outcome)
 
 
 def _identify(caller: Caller) -> tuple[int, Credentials]:

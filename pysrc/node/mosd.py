@@ -73,6 +73,7 @@ class Mosd:
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)
+            names = Names(self._config)
             launcher = Launcher(
                 spawner,
                 dialer,
@@ -80,6 +81,7 @@ class Mosd:
                 features,
                 own_ip=self._config.ip,
                 records=paths.jobs,
+                names=names,
             )
             host = Host(
                 spawner,
@@ -90,7 +92,7 @@ class Mosd:
                 complaints=complaints,
             )
             services = Services(
-                Names(self._config),
+                names,
                 launcher,
                 host,
                 registry,
@@ -102,7 +104,9 @@ class Mosd:
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
             )
-            peers = PeerServer(self._config, secret, PeerService(services, host).handle, complaints)
+            peers = PeerServer(
+                self._config, secret, PeerService(services, launcher, host).handle, complaints
+            )
             try:
                 peers.listen()
             except OSError as error:

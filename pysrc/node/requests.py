@@ -63,11 +63,13 @@ Request = Launch | Migrate | Whois | Status | LocalStatus | Processes
 EXECUTE = 0
 TO_STDOUT = 1
 TO_STDERR = 2
+INSTALL = 3
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """`what` EXECUTE: execute argv[number], `deputy` may trace it. Else print `text` to where
-    `what` says and exit with `number`."""
+    """`what` EXECUTE: execute argv[number], `deputy` may trace it. INSTALL: install the filter,
+    send one byte with its listener, if there is one, and read the next answer. Else print `text`
+    to where `what` says and exit with `number`."""
 
     what: int
     number: int

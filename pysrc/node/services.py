@@ -27,6 +27,7 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
+from mosix.node.control import Front
 from mosix.node.deputies import DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.guests import Host
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
@@ -52,6 +53,7 @@ from mosix.node.requests import (
     Whois,
 )
 from mosix.node.rights import Caller, check_owner
+from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
 from mosix.wire.messages import (
     NodeFeatures,
@@ -83,7 +85,9 @@ class ParsedLaunch(Protocol):
     @property
     def fallback(self) -> bool: ...
     @property
-    def lock(self) -> bool: ...
+    def changes(self) -> Changes: ...
+    @property
+    def interface(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -158,7 +162,7 @@ class Services:
 
     # ---- mosrun ----
 
-    async def launch(self, caller: Caller, request: Launch, stderr: int) -> LaunchAnswer:
+    async def launch(self, caller: Caller, request: Launch, front: Front) -> LaunchAnswer:
         """Parses mosrun's options and makes the job."""
         parsed = self._parse_launch(request.argv, min(max(request.columns, 40), 200))
         if parsed.text is not None:
@@ -167,8 +171,8 @@ class Services:
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.lock)
-        link = await self._launcher.launch(caller, options, stderr)
+        options = LaunchOptions(node, parsed.fallback, parsed.changes, parsed.interface)
+        link = await self._launcher.launch(caller, options, front)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
     async def _start_node(self, parsed: ParsedLaunch) -> str | None:
@@ -196,7 +200,7 @@ class Services:
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
         target = None if request.target == HOME else await self._names.resolve(request.target)
-        link = self.deputy_of(request.pid)
+        link = self._launcher.deputy_of(request.pid)
         if link is not None:
             check_owner(caller.uid, link.job.uid, request.pid)
             return await self.move(link, request.pid, target, request.wait)
@@ -216,12 +220,6 @@ class Services:
                 f"process {request.pid} is not part of a job", "start programs with mosrun"
             )
         raise NoSuchProcessError(f"there is no process {request.pid}", "mosps lists those of jobs")
-
-    def deputy_of(self, pid: int) -> DeputyLink | None:
-        """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
-        job = self._launcher.hierarchy.job_of(pid)
-        link = self._launcher.deputies.get(job) if job else None
-        return link if link is not None and link.job.group.holds(pid) else None
 
     def check_node(self, ip: str) -> None:
         """UnknownNodeError unless a peer's `ip` is in our map too."""
@@ -368,8 +366,9 @@ class Services:
 class PeerService:
     """What a proved peer may ask."""
 
-    def __init__(self, services: Services, host: Host) -> None:
+    def __init__(self, services: Services, launcher: Launcher, host: Host) -> None:
         self._services = services
+        self._launcher = launcher
         self._host = host
 
     async def handle(self, hello: PeerHello, sock: socket.socket) -> None:
@@ -397,7 +396,7 @@ class PeerService:
     async def _move(self, hello: PeerHello, frames: Frames[PeerMove]) -> None:
         if hello.pid is None:
             raise ProtocolError("a move without a process")
-        link = self._services.deputy_of(hello.pid)
+        link = self._launcher.deputy_of(hello.pid)
         if link is None or link.job.id != hello.job:
             raise NoSuchProcessError(f"process {hello.pid} is not part of that job any more")
         check_owner(hello.uid, link.job.uid, hello.pid)

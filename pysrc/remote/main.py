@@ -55,6 +55,7 @@ from mosix.wire.messages import (
     Sent,
     Signal,
     ToDeputy,
+    Told,
     ToRemote,
     Welcome,
     WorkerToNode,
@@ -186,6 +187,8 @@ class Remote:
                     self._say(Pong(sent_ns=message.sent_ns))
                 case Cancelled():
                     self.guest.cancel_was_early()
+                case Told():
+                    self.guest.told(message.result)
                 case Drop():
                     return
                 case _:
@@ -208,7 +211,7 @@ class Remote:
                 case Freeze():
                     await self._freeze(message)
                 case Resume():
-                    self.guest.resume(held=message.held)
+                    self.guest.resume(held=message.held, unsupported=message.unsupported)
 
     async def _prepare(self, order: Prepare) -> None:
         welcome = self.welcome
@@ -239,7 +242,13 @@ class Remote:
                 map_ids=self._map_ids,
                 comm=order.comm,
             )
-            self._guest = Guest(shell, self._watch, self._say, self._broken.set)
+            self._guest = Guest(
+                shell,
+                self._watch,
+                self._say,
+                self._broken.set,
+                interface=order.interface,
+            )
             self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
         except MosixError as error:

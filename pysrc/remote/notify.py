@@ -19,6 +19,7 @@ from mosix.image.model import PendingCall
 from mosix.native._native import ffi, lib
 from mosix.remote.redirector import (
     Args,
+    Asks,
     Call,
     Cancelled,
     CancelWanted,
@@ -34,6 +35,9 @@ from mosix.remote.redirector import (
 from mosix.syscalls.descriptors import CALLS, packed
 from mosix.syscalls.table import REASONS
 
+_NR_OPENAT = 257
+_M32 = (1 << 32) - 1
+
 
 class _Order(Enum):
     RUN = 1
@@ -43,7 +47,8 @@ class _Order(Enum):
 
 class NotifyRedirector(Redirector):
     """`pid`: the guest as seen from here; `home_pid`: its number at home. The offsets are the
-    guest's clocks minus ours, the carried times what its body used on other nodes (ns)."""
+    guest's clocks minus ours, the carried times what its body used on other nodes (ns);
+    `interface`: it has the files /proc/self/{special}."""
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class NotifyRedirector(Redirector):
         monotonic_offset_ns: int = 0,
         boottime_offset_ns: int = 0,
         carried_ns: tuple[int, int] = (0, 0),
+        interface: bool = False,
     ) -> None:
         table = packed()
         self._c = lib.mx_redirect_new(listener, call_fd, pid, home_pid, table, len(table))
@@ -62,6 +68,7 @@ class NotifyRedirector(Redirector):
             raise OSError(ffi.errno, "redirector")
         self._c.monotonic_offset_ns = monotonic_offset_ns
         self._c.boottime_offset_ns = boottime_offset_ns
+        self._c.interface = interface
         self._c.carried_user_ns, self._c.carried_system_ns = carried_ns
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -189,10 +196,18 @@ class NotifyRedirector(Redirector):
         args: Args = (int(a[0]), int(a[1]), int(a[2]), int(a[3]), int(a[4]), int(a[5]))
         return Call(int(self._c.nr), args)
 
+    def _asks(self) -> Asks:
+        call = self._call()
+        at = 2 if call.nr == _NR_OPENAT else 1
+        name = ffi.string(self._c.asked).decode("ascii")
+        return Asks(name, call.args[at] & _M32, call.args[at + 1] & _M32)
+
     def _event(self, number: int) -> Event:
         c = self._c
         if number == lib.MX_EV_HOME:
             return NeedsHome(self._call(), REASONS[c.reason])
+        if number == lib.MX_EV_ASKS:
+            return self._asks()
         if number == lib.MX_EV_CANCELLED:
             return Cancelled(
                 id=int(c.id),
@@ -207,8 +222,6 @@ class NotifyRedirector(Redirector):
             return Sleeping(self._call(), int(c.deadline_ns))
         if number == lib.MX_EV_LINK:
             return LinkBroken(self._call(), int(c.error))
-        if number == lib.MX_EV_GONE:
-            return Gone()
         if number == lib.MX_EV_MISUSE:
             raise RuntimeError("resumed while a call is held")
-        return Stopped()
+        return Gone() if number == lib.MX_EV_GONE else Stopped()
