@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import click
+from mosix import failpoints
 from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
@@ -72,6 +73,7 @@ def main(
     os.environ["MOSIX_RUN_DIR"] = str(paths.run_dir)
     os.umask(0o022)
     config = load(paths, port)
+    failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
     if detach:
         _detached(config, programs, stop_s)

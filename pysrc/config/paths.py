@@ -56,6 +56,14 @@ class Paths:
         return self.config_dir / "ports"
 
     @property
+    def max_guests(self) -> Path:
+        return self.config_dir / "maxguests"
+
+    @property
+    def speed(self) -> Path:
+        return self.config_dir / "speed"
+
+    @property
     def control(self) -> Path:
         """mosd's socket for commands."""
         return self.run_dir / "control"

@@ -66,6 +66,11 @@ class RemoteLink:
         self._outbox: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
 
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """For failpoints."""
+        return (self._frames.sock,)
+
     def post(self, message: ToRemote) -> None:
         """Sends in order, later; a lost connection is told by `expect` and `on_lost`."""
         self._outbox.put_nowait(message)

@@ -19,6 +19,7 @@ import socket
 from collections.abc import Coroutine
 from pathlib import Path
 
+from mosix import failpoints
 from mosix.deputy import moves
 from mosix.deputy.interface import MIGRATE, birth, migrate, process_of, value_of
 from mosix.deputy.process import JobProcess, Place
@@ -39,6 +40,8 @@ from mosix.wire.attributes import changed
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
 from mosix.wire.messages import (
+    Arm,
+    Armed,
     Ask,
     ComeHome,
     Dialed,
@@ -128,6 +131,7 @@ class Deputy:
         self.watch.start()
         root = self._process(message.pid)
         await self._begin(root, message.node, fallback=message.fallback)
+        failpoints.hit("deputy.launch")
         await self._node.send(Started())
         root.report()
         workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
@@ -162,6 +166,11 @@ class Deputy:
                         self._names.pop(message.request).set_result(message)
                 elif isinstance(message, ComeHome):
                     self._spawn(self._all_home(message))
+                elif isinstance(message, Arm):
+                    failpoints.arm(message.spec)
+                    for process in self._processes.values():
+                        process.arm_agent()
+                    self._outbox.put_nowait(Armed())
                 else:
                     log.warning("mosd sent %s to a deputy", type(message).__name__)
         except EOFError:
@@ -202,17 +211,20 @@ class Deputy:
             if not order.manual and process.attributes.lock:
                 raise CannotMoveError(f"process {order.pid} is locked", "mosrun -l unlocks it")
             async with process.moves:
+                moves_before = process.nmigs
                 try:
                     await self.send_to(process, order.target)
                 except MosixError as error:
                     process.say_why_not(error)
                     raise
-            moved = Moved(
-                request=order.request,
-                pid=order.pid,
-                freeze_ns=process.freeze_ns,
-                page_bytes=process.page_bytes,
-            )
+            moved = Moved(request=order.request, pid=order.pid)
+            if process.nmigs != moves_before:  # else it was there already
+                moved = Moved(
+                    request=order.request,
+                    pid=order.pid,
+                    freeze_ns=process.freeze_ns,
+                    page_bytes=process.page_bytes,
+                )
         except MosixError as error:
             moved = Moved(
                 request=order.request,
@@ -412,8 +424,10 @@ class Deputy:
         self, root: JobProcess, tracee: Tracee, node: str, *, fallback: bool
     ) -> None:
         try:
+            failpoints.hit("deputy.exec")
             await moves.leave(root, node, seized=tracee)
-        except MosixError as error:
+        except (MosixError, OSError) as failure:
+            error = failure if isinstance(failure, MosixError) else moves.ran_short(root, failure)
             with contextlib.suppress(MosixError):
                 if fallback:
                     root.why = f"home: {error.line()}"

@@ -12,14 +12,18 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import msgspec
+from mosix import failpoints
 from mosix.deputy.link import RemoteLink
+from mosix.deputy.needs import needs_of
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
     CannotMoveError,
@@ -38,6 +42,7 @@ from mosix.wire.messages import (
     Freeze,
     Frozen,
     Hold,
+    Needs,
     Ping,
     Pong,
     Prepare,
@@ -49,6 +54,7 @@ from mosix.wire.messages import (
 )
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 log = logging.getLogger("mosix.deputy")
 
@@ -65,6 +71,28 @@ _MAX_SIGNALS = 64
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
+def ran_short(process: JobProcess, error: OSError) -> MoveFailedError:
+    """What `error` of this node's own kernel means for a move."""
+    why = os.strerror(error.errno or 0).lower()
+    return MoveFailedError(f"process {process.pid} cannot move: {why} at {process.home.here}")
+
+
+def _move(
+    move: Callable[Concatenate[JobProcess, P], Awaitable[None]],
+) -> Callable[Concatenate[JobProcess, P], Coroutine[Any, Any, None]]:
+    """Its errors of this node's kernel are such of the move, too."""
+
+    @functools.wraps(move)
+    async def told(process: JobProcess, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            await move(process, *args, **kwargs)
+        except OSError as error:
+            raise ran_short(process, error) from error
+
+    return told
+
+
+@_move
 async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -> None:
     """home → node `ip`. `seized`: already traced and stopped (at its first instruction).
 
@@ -84,7 +112,10 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
         sockets.callback(call.close)
         sockets.callback(bulk.close)
         try:
-            await _prepare(process, link, epoch, _expected_runs(process.pid))
+            failpoints.hit("deputy.dialed", *link.sockets, call, bulk)
+            needs, runs = _expected(process.pid)
+            await _prepare(process, link, epoch, needs, runs)
+            failpoints.hit("deputy.prepared", *link.sockets, call, bulk)
             await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
         except BaseException:
             link.post(Drop())
@@ -115,19 +146,15 @@ async def _leave_prepared(
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
             process.held = stop.kind == "group"
-        mappings = maps.read_mappings(process.pid)
-        reason = eligibility.why_not_stopped(tracee, process.home.filters, mappings)
-        if reason:
-            raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
-        image = capture.describe(tracee, epoch, mappings)
-        image.process.stopped = process.held
-        # What waits in the ghost's queue stays there: it is the process's only queue.
-        image.process.pending, image.threads[0].pending = [], []
+        failpoints.hit("deputy.stopped", *link.sockets, call, bulk)
+        image = _describe(process, tracee, epoch)
         ghost_mask = handlers.mask_outside(tracee, image)
+        failpoints.hit("deputy.described", *link.sockets, call, bulk)
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
             agent = Agent.inject(tracee, restore.body_ranges(image))
+            failpoints.hit("deputy.injected", *link.sockets, call, bulk)
             agent.obey()
             call_number = agent.give_fd(call.fileno())
             try:
@@ -136,6 +163,7 @@ async def _leave_prepared(
                 await link.why_it_ended(epoch)
                 raise
             await link.expect(Ready, epoch, timeout=_RESTORE)
+            failpoints.hit("deputy.ready", *link.sockets, call)
             link.post(Run(epoch=epoch, held=process.held))
             await link.expect(Running, epoch)
         except BaseException:
@@ -150,10 +178,24 @@ async def _leave_prepared(
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
+        failpoints.hit("deputy.committed", *link.sockets, call)
         _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
+
+
+def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
+    mappings = maps.read_mappings(process.pid)
+    reason = eligibility.why_not_stopped(tracee, process.home.filters, mappings)
+    if reason:
+        raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
+    image = capture.describe(tracee, epoch, mappings)
+    image.process.stopped = process.held
+    process.needs = needs_of(process.pid, mappings, image.runs)
+    # What waits in the ghost's queue stays there: it is the process's only queue.
+    image.process.pending, image.threads[0].pending = [], []
+    return image
 
 
 def _begin_handlers(tracee: Tracee, stop: Stop) -> Stop:
@@ -192,6 +234,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     tracee.set_options(PTRACE_O_EXITKILL)
     agent.obey()
     restore.empty_ghost(agent, image)
+    failpoints.hit("deputy.emptied", *link.sockets)
     agent.finish()
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
     agent.serve(call_number, mask, image.process.ignored)
@@ -204,6 +247,8 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     _stop_again(process)
     process.report()
     process.hear_early()
+    process.arm_agent()
+    failpoints.hit("deputy.away", *link.sockets)
     if link.lost:
         process.on_lost(link)
 
@@ -254,6 +299,7 @@ def _resume_at_home(
             log.error("process %d cannot be let go: %s", process.pid, error)
 
 
+@_move
 async def come_home(process: JobProcess) -> None:
     """node → home. On failure the guest runs on where it is (MoveFailedError, NodeDownError)."""
     link, tracee, agent = process.link, process.tracee, process.agent
@@ -266,9 +312,10 @@ async def come_home(process: JobProcess) -> None:
         _check_alive(process)
         process.place = Place.MOVING
         begin = time.monotonic_ns()
-        link.post(Freeze(epoch=epoch))
         done = _Done()
         try:
+            failpoints.hit("deputy.freeze", *link.sockets, bulk)
+            link.post(Freeze(epoch=epoch))
             body = await _fill(process, link, agent, bulk, epoch=epoch, done=done)
         except BaseException:
             _shut(bulk)
@@ -281,6 +328,7 @@ async def come_home(process: JobProcess) -> None:
         process.page_bytes = body.page_bytes
         try:
             await _become_body(process, tracee, agent, body)
+            failpoints.hit("deputy.home", *link.sockets)
             process.freeze_ns = time.monotonic_ns() - begin
             process.report()
         except (MosixError, OSError) as error:
@@ -305,6 +353,7 @@ async def _fill(
     _check_alive(process)
     agent.pause(process.keep_signal)
     done.paused = True
+    failpoints.hit("deputy.frozen", *link.sockets, bulk)
     try:
         agent.obey()
         if not restore.is_data_limited(process.pid):
@@ -317,6 +366,7 @@ async def _fill(
         raise
     await link.expect(Sent, epoch)
     _check_alive(process)
+    failpoints.hit("deputy.filled", *link.sockets, bulk)
     agent.finish()
     return body
 
@@ -348,6 +398,7 @@ async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: 
     process.held = False
 
 
+@_move
 async def move_on(process: JobProcess, ip: str) -> None:
     """node → node `ip`, the image going straight there. On failure the guest runs on."""
     old, tracee, agent = process.link, process.tracee, process.agent
@@ -363,16 +414,19 @@ async def move_on(process: JobProcess, ip: str) -> None:
         try:
             _check_alive(process)
             process.place = Place.MOVING
-            await _prepare(process, new, epoch, [PageRun(0, process.page_bytes)], hints=False)
+            await _prepare(process, new, epoch, process.needs)
             _check_alive(process)
+            failpoints.hit("deputy.next_prepared", *new.sockets, call)
             begin = time.monotonic_ns()
             old.post(Freeze(epoch=epoch, target=ip, token=token))
             frozen = await old.expect(Frozen, epoch)
             _check_alive(process)
+            failpoints.hit("deputy.next_frozen", *new.sockets, call)
             agent.pause(process.keep_signal)
             done.paused = True
             await _transferred(old, new, epoch)
             _check_alive(process)
+            failpoints.hit("deputy.transferred", *new.sockets, call)
             agent.obey()
             call_number = done.given = agent.give_fd(call.fileno())
             agent.finish()
@@ -390,6 +444,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     process.epoch = epoch
     process.count_move()
     process.page_bytes = frozen.page_bytes
+    process.needs = msgspec.structs.replace(process.needs, memory=frozen.page_bytes)
     await _serve_another(process, new, call_number, given)
 
 
@@ -402,11 +457,14 @@ async def _serve_another(
     process.link = new
     process.place = Place.AWAY
     try:
+        failpoints.hit("deputy.moved", *new.sockets)
         agent.serve_on(call_number, given)
         del process.postponed[:given]
         _stop_again(process)
         process.report()
         process.hear_early()
+        process.arm_agent()
+        failpoints.hit("deputy.served", *new.sockets)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
@@ -475,8 +533,11 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
 
 
 async def _prepare(
-    process: JobProcess, link: RemoteLink, epoch: int, runs: list[PageRun], *, hints: bool = True
+    process: JobProcess, link: RemoteLink, epoch: int, needs: Needs, runs: Sequence[PageRun] = ()
 ) -> None:
+    """Asks for an empty guest. `runs`: the memory to come, as far as it is known.
+
+    RefusedError: what it `needs` is not to be had there."""
     pinged_ns, round_trip = await _round_trip(link)
     asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
     big = sorted((run for run in runs if run.size >= _PREFAULT_FROM), key=lambda run: -run.size)
@@ -485,8 +546,8 @@ async def _prepare(
             pid=process.pid,
             comm=_comm(process.pid),
             epoch=epoch,
-            needs=sum(run.size for run in runs),
-            prefault=[(run.start, run.size) for run in big[:_MAX_PREFAULT]] if hints else [],
+            needs=needs,
+            prefault=[(run.start, run.size) for run in big[:_MAX_PREFAULT]],
             pinged_ns=pinged_ns,
             monotonic_ns=pinged_ns + round_trip,
             boottime_ns=pinged_ns + round_trip + asleep_ns,
@@ -510,10 +571,14 @@ async def _round_trip(link: RemoteLink) -> tuple[int, int]:
     return sent_ns, shortest
 
 
-def _expected_runs(pid: int) -> list[PageRun]:
-    """What would travel if the process were stopped now."""
+def _expected(pid: int) -> tuple[Needs, list[PageRun]]:
+    """What it would need and what would travel if the process were stopped now."""
     try:
-        return capture.page_runs(pid, [mapping.vma for mapping in maps.read_mappings(pid)])
+        mappings = maps.read_mappings(pid)
+        runs = capture.page_runs(pid, [mapping.vma for mapping in mappings])
+        return needs_of(pid, mappings, runs), runs
+    except ProcessLookupError:  # it executes another program just now
+        return Needs(), []
     except OSError as error:
         raise CannotMoveError(
             f"process {pid} cannot move: its memory cannot be read ({error.strerror})"
@@ -522,6 +587,7 @@ def _expected_runs(pid: int) -> list[PageRun]:
 
 def _send(pid: int, fd: int, image: Image) -> None:
     stream.write_image(fd, image)
+    failpoints.hit("deputy.sending")
     capture.send_pages(pid, fd, image.runs)
     stream.write_end(fd, image)
 

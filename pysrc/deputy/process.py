@@ -16,6 +16,7 @@ import socket
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Protocol
 
+from mosix import failpoints
 from mosix.deputy import signals
 from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
@@ -31,6 +32,7 @@ from mosix.wire.messages import (
     GuestDied,
     Hold,
     NeedHome,
+    Needs,
     NodeFeatures,
     ProcessState,
     Resume,
@@ -44,6 +46,12 @@ if TYPE_CHECKING:
 #: How long a process stays at home before it goes back to the last ordered node, in seconds.
 FIRST_RETURN = 1.0
 LAST_RETURN = 60.0
+
+
+def next_return(after: float) -> float:
+    """How long it stays the next time, in seconds, when it has stayed `after`."""
+    return min(2 * after, LAST_RETURN)
+
 
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
 _ERESTARTNOINTR = -513
@@ -125,6 +133,8 @@ class JobProcess:
         self.held = False
         self.moves = asyncio.Lock()
         self.page_bytes = 0
+        #: what the body took of its node when it last left home
+        self.needs = Needs()
         self.freeze_ns = 0
         #: calls served for bodies that have come home since
         self.calls_before = 0
@@ -172,10 +182,23 @@ class JobProcess:
                 now = 0
         return self.calls_before + now
 
+    def arm_agent(self) -> None:
+        """Tests only: the agent's failpoints are the deputy's to set."""
+        if self.agent is not None and self.place is Place.AWAY:
+            self.agent.arm(failpoints.taken("agent."))
+
     # ---- the ghost's stops ----
 
     def on_stop(self, stop: Stop) -> None:
         """A stop of the ghost that no move was waiting for."""
+        try:
+            self._on_stop(stop)
+        except (MosixError, OSError) as error:
+            # Stopped it would hang for ever. It may also have been killed: the watch tells.
+            if self.tracee is not None and not self.tracee.dying:
+                self.lose(f"home cannot go on with it: {error}")
+
+    def _on_stop(self, stop: Stop) -> None:
         tracee = self.tracee
         if stop.ended:
             self.end()
@@ -214,6 +237,7 @@ class JobProcess:
             # whoever runs the body next.
             self.postponed.append(tracee.siginfo)
             agent.count_signal()
+            failpoints.hit("deputy.signal", *link.sockets)
             if self.place is Place.AWAY:
                 self.forward_postponed()
             self._interrupted(tracee, agent, by_signal=True)
@@ -425,7 +449,7 @@ class JobProcess:
         if self._returning is not None:
             self._returning.cancel()
         self._returning = asyncio.create_task(self._go_back(self.ordered, self._return_after))
-        self._return_after = min(2 * self._return_after, LAST_RETURN)
+        self._return_after = next_return(self._return_after)
 
     async def _go_back(self, ip: str, delay: float) -> None:
         await asyncio.sleep(delay)

@@ -132,6 +132,11 @@ class NodeHandle:
         the command's exit code stands for."""
         return dict(self.ask("migrate", pid, target))
 
+    def arm(self, failpoints: str) -> None:
+        """What the points named do from now on in the node's mosd and its workers
+        (`mosix.failpoints`); "": nothing."""
+        self.ask("failpoints", failpoints)
+
     def ask(self, *question: Any) -> Any:
         """Put a question to the node's mosd (see `mosix.lab.orders`)."""
         if self._orders is None:

@@ -2,8 +2,8 @@
 
 One process that stays, because starting Python twice for each question would disturb what is
 measured and take most of a test's time. A line of JSON on standard input is a question
-(["jobs"] or ["migrate", PID, TARGET]), a line on standard output the answer: {"result": …} or
-{"code": …, "message": …, "hint": …}. Ends with its input.
+(["jobs"], ["migrate", PID, TARGET] or ["failpoints", SPEC]), a line on standard output the answer:
+{"result": …} or {"code": …, "message": …, "hint": …}. Ends with its input.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ def answer(question: list[Any]) -> Any:
     if question[0] == "jobs":
         rows = ask(Paths.choose(), requests.Processes(), requests.ProcessList).rows
         return msgspec.to_builtins(rows)
+    if question[0] == "failpoints":
+        ask(Paths.choose(), requests.Failpoints(spec=question[1]), requests.Armed)
+        return None
     _, pid, target = question
     order = requests.Migrate(pid=pid, target=target, wait=True)
     moved = ask(Paths.choose(), order, requests.Migrated, timeout_s=None)

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define MX_ABI_VERSION 2
+#define MX_ABI_VERSION 3
 
 /* ---- call socket: one request, one reply, never two in flight per thread ---- */
 
@@ -103,9 +103,13 @@ struct mx_agent_state {
 	uint64_t ignored;    /* signals the guest ignores; the ghost blocks guest_mask | ignored */
 	uint64_t area;	     /* scratch of area_size bytes, mapped by the agent */
 	uint64_t area_size;
-	uint64_t calls;	  /* redirected calls executed */
-	uint64_t signals; /* taken from the ghost for this guest, see below */
-	uint64_t cure;	  /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
+	uint64_t calls;	    /* redirected calls executed */
+	uint64_t signals;   /* taken from the ghost for this guest, see below */
+	uint32_t failpoint; /* tests only, failpoint.h: MX_FP_*, what it does, milliseconds, at which visit */
+	uint32_t fault;
+	uint32_t fault_value;
+	uint32_t fault_hits;
+	uint64_t cure; /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
 
 /* A request whose sender has given the guest fewer signals than were taken for it

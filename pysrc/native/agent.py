@@ -18,10 +18,11 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mosix.errors import KernelError, MoveFailedError, TransferCutError
+from mosix.failpoints import Fault
 from mosix.native._native import ffi, lib
 from mosix.native.blob import (
     Range,
@@ -58,6 +59,19 @@ _SOCK_FILTER_SIZE = 8
 _POUR_BYTES = 1 << 20
 
 _CALLS, _FILL, _FD, _MOVE = lib.MX_OP_CALLS, lib.MX_OP_FILL, lib.MX_OP_FD, lib.MX_OP_MOVE
+
+
+_FAULTS = {
+    "kill": lib.MX_FAULT_KILL,
+    "cut": lib.MX_FAULT_CUT,
+    "stall": lib.MX_FAULT_STALL,
+    "error": lib.MX_FAULT_ERROR,
+}
+_POINTS = {
+    "agent.request": lib.MX_FP_REQUEST,
+    "agent.executed": lib.MX_FP_EXECUTED,
+    "agent.half_reply": lib.MX_FP_HALF_REPLY,
+}
 
 
 class NoDescriptorError(MoveFailedError):
@@ -443,6 +457,14 @@ class Agent:
         """At a stop: the request being executed gets MX_REP_CANCELLED with whatever its result
         will be, because a signal has to be taken before that is seen."""
         self._set_state(cancelled=1)
+
+    def arm(self, faults: Mapping[str, Fault]) -> None:
+        """Tests only: one point of the serving half at the most."""
+        self._set_state(failpoint=0)
+        for name, fault in faults.items():
+            kind, value = _FAULTS[fault.kind], fault.value
+            self._set_state(fault=kind, fault_value=value, fault_hits=fault.hits)
+            self._set_state(failpoint=_POINTS[name])
 
     def state(self) -> State:
         """What the agent does; also while the process runs. OSError if it is gone."""

@@ -17,6 +17,7 @@
 #include <linux/signal.h>
 
 #include "agent.h"
+#include "failpoint.h"
 #include "own_proc.h"
 
 #define MSG_NOSIGNAL_ 0x4000
@@ -381,6 +382,31 @@ static int receive_until(const struct mx_agent_state *state, char *to, uint64_t 
 	return 0;
 }
 
+__attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
+{
+	if (--state->fault_hits)
+		return 0;
+	state->failpoint = 0;
+	switch (state->fault) {
+	case MX_FAULT_KILL:
+		mx_syscall(__NR_kill, mx_syscall(__NR_getpid, 0, 0, 0, 0, 0, 0), SIGKILL, 0, 0, 0, 0);
+		return 0;
+	case MX_FAULT_CUT:
+		mx_syscall(__NR_shutdown, state->call_fd, 2, 0, 0, 0, 0);
+		return 0;
+	case MX_FAULT_STALL:
+		mx_syscall(__NR_poll, 0, 0, state->fault_value, 0, 0, 0);
+		return 0;
+	default:
+		return -1;
+	}
+}
+
+static inline int failpoint(struct mx_agent_state *state, uint32_t point)
+{
+	return __builtin_expect(state->failpoint == point, 0) ? act(state) : 0;
+}
+
 static int is_sound(const struct mx_request *request)
 {
 	uint64_t relocs = request->n_relocs * sizeof(struct mx_reloc);
@@ -434,7 +460,7 @@ static int serve_one(struct mx_agent_state *state)
 	uint64_t have = 0, wanted, needed;
 	struct mx_request request;
 	struct mx_reply *reply;
-	uint32_t size;
+	uint32_t size, sent = 0;
 	char *area;
 	long result;
 
@@ -461,7 +487,8 @@ static int serve_one(struct mx_agent_state *state)
 	area = buffer + needed - request.area_size;
 	result = -1;
 	if (!receive_until(state, buffer, &have, wanted, wanted) &&
-	    !relocate(&request, (struct mx_reloc *)(buffer + sizeof(request)), area)) {
+	    !relocate(&request, (struct mx_reloc *)(buffer + sizeof(request)), area) &&
+	    !failpoint(state, MX_FP_REQUEST)) {
 		result = execute(state, &request);
 		/* The reply's header goes over what is no longer needed, right in
 		 * front of the bytes that go back: one send without a copy. */
@@ -473,7 +500,14 @@ static int serve_one(struct mx_agent_state *state)
 		reply->result = result;
 		reply->signals = state->signals;
 		state->calls++;
-		result = send_all(state, (char *)reply, sizeof(*reply) + size);
+		result = failpoint(state, MX_FP_EXECUTED);
+		if (!result && state->failpoint == MX_FP_HALF_REPLY) {
+			sent = sizeof(*reply) / 2;
+			send_all(state, (char *)reply, sent);
+			result = failpoint(state, MX_FP_HALF_REPLY);
+		}
+		if (!result)
+			result = send_all(state, (char *)reply + sent, sizeof(*reply) + size - sent);
 	}
 	if (buffer != (char *)state->area)
 		mx_syscall(__NR_munmap, (long)buffer, room, 0, 0, 0, 0);
@@ -494,4 +528,6 @@ void serve(struct mx_agent_state *state)
 	while (!serve_one(state))
 		;
 	state->current_id = 0;
+	/* Whatever ended it: the guest must not wait for a reply. */
+	mx_syscall(__NR_shutdown, state->call_fd, 2, 0, 0, 0, 0);
 }

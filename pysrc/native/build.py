@@ -36,10 +36,11 @@ def _abi() -> str:
 
 
 ffi = FFI()
-ffi.cdef(_abi() + "\n".join(_declarations(HERE / f"{unit}.h") for unit in UNITS))
+ffi.cdef(_abi() + "\n".join(_declarations(HERE / f"{unit}.h") for unit in (*UNITS, "failpoint")))
 ffi.set_source(
     "mosix.native._native",
-    '#include "abi.h"\n' + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
+    '#include "abi.h"\n#include "failpoint.h"\n'
+    + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
     sources=[str((HERE / f"{unit}.c").relative_to(HERE.parent.parent)) for unit in UNITS],
     include_dirs=["pysrc/native"],
     extra_compile_args=[

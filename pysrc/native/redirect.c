@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The redirector's loop; what it promises and its states are described in redirect.h. */
 #include "redirect.h"
+#include "failpoint.h"
 #include "interface.h"
 #include "own_proc.h"
 
@@ -216,6 +217,67 @@ static int take_stop(struct internal *in)
 void mx_redirect_forget_stop(struct mx_redirect *r)
 {
 	take_stop(r->internal);
+}
+
+/* ---- failpoints ---- */
+
+static struct {
+	volatile int point;
+	int fault, value, hits;
+} armed;
+
+void mx_redirect_arm(int point, int fault, int value, int hits)
+{
+	armed.point = 0;
+	armed.fault = fault;
+	armed.value = value;
+	armed.hits = hits;
+	armed.point = point;
+}
+
+/* -errno, or 0 */
+__attribute__((noinline, cold)) static int act(int call_fd)
+{
+	static const char said[] = "failpoint of the redirector\n";
+	struct timespec t = { armed.value / 1000, armed.value % 1000 * 1000000L };
+
+	if (--armed.hits > 0)
+		return 0;
+	armed.point = 0;
+	if (write(2, said, sizeof(said) - 1) < 0)
+		return 0;
+	switch (armed.fault) {
+	case MX_FAULT_KILL:
+		kill(getpid(), SIGKILL);
+		return 0;
+	case MX_FAULT_CUT:
+		shutdown(call_fd, SHUT_RDWR);
+		return 0;
+	case MX_FAULT_STALL:
+		while (nanosleep(&t, &t))
+			;
+		return 0;
+	default:
+		return -armed.value;
+	}
+}
+
+static inline int failpoint(int point, int call_fd)
+{
+#ifndef MX_NO_FAILPOINTS
+	if (__builtin_expect(armed.point == point, 0))
+		return act(call_fd);
+#endif
+	return 0;
+}
+
+static inline int is_armed(int point)
+{
+#ifndef MX_NO_FAILPOINTS
+	return __builtin_expect(armed.point == point, 0);
+#else
+	return 0;
+#endif
 }
 
 /* ---- small things ---- */
@@ -444,7 +506,8 @@ static int asks(struct mx_redirect *r, int nr, const uint64_t *args, const char 
 {
 	const char *name;
 
-	if (!r->interface || (nr != SYS_open && nr != SYS_openat) || !mx_interface_flags(args[nr == SYS_openat ? 2 : 1]))
+	if (!r->interface || (nr != SYS_open && nr != SYS_openat) ||
+	    !mx_interface_flags(args[nr == SYS_openat ? 2 : 1]))
 		return 0;
 	name = mx_interface_name(path);
 	if (name)
@@ -1683,7 +1746,15 @@ static int call_agent(struct mx_redirect *r)
 		return cancelled(r, -ERESTARTNOINTR_, 0);
 	}
 	if (in->sent < in->to_send) {
-		n = step(r, SYS_sendto, (char *)in->request + in->sent, in->to_send - in->sent);
+		most = in->to_send - in->sent;
+		if (!in->sent && failpoint(MX_FP_REQUEST, r->call_fd))
+			return broken(r, ECONNRESET);
+		if (is_armed(MX_FP_HALF_SENT)) {
+			if (in->sent && failpoint(MX_FP_HALF_SENT, r->call_fd))
+				return broken(r, ECONNRESET);
+			most = (most + 1) / 2;
+		}
+		n = step(r, SYS_sendto, (char *)in->request + in->sent, most);
 		if (n == -EINTR)
 			return in->sent ? cancel_wanted(in) : 0;
 		if (n < 0)
@@ -1692,10 +1763,18 @@ static int call_agent(struct mx_redirect *r)
 		counter->sent += n;
 		if (in->sent < in->to_send)
 			return 0;
+		if (failpoint(MX_FP_SENT, r->call_fd))
+			return broken(r, ECONNRESET);
 	}
 	most = sizeof(*reply) + in->request->out_fixed + in->request->out_var;
 	if (grow(&in->reply, &in->reply_room, most) < 0)
 		return broken(r, ENOMEM);
+	if (is_armed(MX_FP_HALF_REPLY)) {
+		if (in->received && failpoint(MX_FP_HALF_REPLY, r->call_fd))
+			return broken(r, ECONNRESET);
+		if (!in->received)
+			most = sizeof(*reply) / 2;
+	}
 	n = step(r, SYS_recvfrom, in->reply + in->received, most - in->received);
 	if (n == -EINTR)
 		return cancel_wanted(in);
@@ -1710,7 +1789,11 @@ static int call_agent(struct mx_redirect *r)
 	if (reply->id != in->request->id || in->received > wanted ||
 	    reply->size != expected_size(in->request, reply->result))
 		return broken(r, EPROTO);
-	return in->received < wanted ? 0 : take_reply(r);
+	if (in->received < wanted)
+		return 0;
+	if (failpoint(MX_FP_REPLY, r->call_fd))
+		return broken(r, ECONNRESET);
+	return take_reply(r);
 }
 
 /* ---- sleeping ---- */

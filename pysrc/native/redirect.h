@@ -216,6 +216,8 @@ int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
 /* The next call with this number and these arguments goes on with one that has begun: behind
  * `done` bytes, or waiting only until deadline_ns. */
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns);
+/* Tests only: what the loops of this process do at the hits-th visit of a point (failpoint.h). */
+void mx_redirect_arm(int point, int fault, int value, int hits);
 /* While on, every notification is answered by CONTINUE: the tracer injects. */
 void mx_redirect_inject(struct mx_redirect *r, int on);
 /* cffi: end */

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from mosix.errors import LAUNCH_FAILED, MosixError, ProtocolError
+from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError
 from mosix.node.peers import Complaints
 from mosix.node.requests import (
     INSTALL,
@@ -177,6 +177,9 @@ class ControlServer:
                 return LaunchAnswer(TO_STDERR, LAUNCH_FAILED, 0, f"mosrun: {error.line()}\n")
         try:
             return await self._handlers.request(caller, request)
+        except OSError as error:
+            said = f"mosd cannot do that: {os.strerror(error.errno or 0).lower()}"
+            return Failure(code=KernelError.code, message=said)
         except MosixError as error:
             return Failure(code=error.code, message=error.message, hint=error.hint)
 

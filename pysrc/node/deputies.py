@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mosix import failpoints
 from mosix.errors import (
     KernelError,
     MosixError,
@@ -28,7 +29,7 @@ from mosix.errors import (
 )
 from mosix.native.listener import is_listener, new_memory
 from mosix.node.control import Front
-from mosix.node.jobgroup import JobGroup, find_hierarchy
+from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
@@ -60,6 +61,10 @@ START_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
+#: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
+_NOT_AWAY = ("home", "moving")
+#: For a stderr that is full.
+_TELL_S = 5
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,36 @@ class NodeNames(Protocol):
     def number_of(self, ip: str) -> int | None: ...
 
 
+class LastWords:
+    """What a job's user is told on its stderr when the deputy, who would, has died."""
+
+    def __init__(self, stderr: int, who: Credentials) -> None:
+        self._fd = os.dup(stderr)
+        self._who = who
+
+    async def say(self, line: str) -> None:
+        """Written by a process of the user: the descriptor is his, and may be anything."""
+        command = ("timeout", str(_TELL_S), "printf", "%s\\n", f"mosix: {line}")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=self._fd,
+                stderr=asyncio.subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # else a terminal might stop it
+                user=self._who.uids[0],
+                group=self._who.gids[0],
+                extra_groups=self._who.groups,
+            )
+            await process.wait()
+        except OSError as error:
+            _log.warning("cannot tell uid %d: %s", self._who.uids[0], error)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 class DeputyLink(WorkerLink):
     """A job's deputy."""
 
@@ -94,9 +129,11 @@ class DeputyLink(WorkerLink):
         job: Job,
         registry: Registry,
         names: NodeNames,
+        last_words: LastWords,
     ) -> None:
         super().__init__(worker, dialer, features)
         self.job = job
+        self.last_words = last_words
         self._names = names
         self._registry = registry
         self._requests = itertools.count(1)
@@ -226,7 +263,7 @@ class Launcher:
         self._dialer = dialer
         self._registry = registry
         self._features = features
-        self.hierarchy = find_hierarchy()
+        self.membership = Membership.detect()
         self._own_ip = own_ip
         self._names = names
         self._records = records
@@ -268,7 +305,7 @@ class Launcher:
     ) -> DeputyLink:
         job_id = secrets.token_hex(8)
         attributes = changed(JobAttributes(), options.changes)
-        group = JobGroup.create(self.hierarchy, job_id, caller.pid)
+        group = JobGroup.create(self.membership, job_id, caller.pid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group)
         link: DeputyLink | None = None
         # The filter is installed while the deputy is made.
@@ -276,10 +313,11 @@ class Launcher:
         held: list[int] | None = None
         try:
             self._record(job)
+            failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
-            link = self._adopt(worker, job)
+            link = self._adopt(worker, job, LastWords(descriptors[1], who))
             group.add(caller.pid)
             message = Launch(
                 job=job_id,
@@ -297,6 +335,7 @@ class Launcher:
                 held = await self._hold(job, worker, await installing)
                 await link.send(message, [*descriptors, *held])
                 await asyncio.shield(link.started)
+                failpoints.hit("mosd.launched")
         except BaseException as error:
             if link is None:
                 self._discard(job)
@@ -307,24 +346,28 @@ class Launcher:
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
+        finally:
+            for fd in held or ():
+                os.close(fd)
         return link
 
     async def _hold(self, job: Job, worker: Worker, listener: int) -> list[int]:
         """The listener (< 0: there is none) is held for the case that the deputy dies; returns
-        what the deputy gets of it."""
+        what the deputy gets, to be closed by the caller."""
         if listener < 0:
             return []
         held = Held(job.uid, job.gid, listener, new_memory(), os.dup(worker.pidfd))
+        ours = [os.dup(held.listener), os.dup(held.memory)]
         await self._spawner.hold(held)
-        return [held.listener, held.memory]
+        return ours
 
     def deputy_of(self, pid: int) -> DeputyLink | None:
         """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
-        job = self.hierarchy.job_of(pid)
+        job = self.membership.job_of(pid)
         link = self.deputies.get(job) if job else None
         return link if link is not None and link.job.group.holds(pid) else None
 
-    def _adopt(self, worker: Worker, job: Job) -> DeputyLink:
+    def _adopt(self, worker: Worker, job: Job, last_words: LastWords) -> DeputyLink:
         link = DeputyLink(
             worker,
             self._dialer,
@@ -332,6 +375,7 @@ class Launcher:
             job=job,
             registry=self._registry,
             names=self._names,
+            last_words=last_words,
         )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
@@ -344,15 +388,20 @@ class Launcher:
         try:
             await link.run()
             left = link.job.group.pids()
-            if left:
+            lost = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            if left or lost:
                 _log.error(
                     "the deputy of job %s (process %d) died: %d processes at home go on, "
                     "what was away is lost",
                     link.job.id,
                     link.job.pid,
-                    len(left),
+                    len(set(left).difference(lost)),
                 )
+            if lost:
+                whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
+                await link.last_words.say(f"{whose} ended: the job's deputy died")
         finally:
+            link.last_words.close()
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)
             self._discard(link.job)
@@ -392,7 +441,7 @@ class Launcher:
             if not path.name.startswith("mosix-job-") or not path.is_dir():
                 record.unlink()
                 continue
-            self._leftovers[record.name] = JobGroup(path, self.hierarchy)
+            self._leftovers[record.name] = JobGroup(path, self.membership)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
 

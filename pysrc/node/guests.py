@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mosix import failpoints
 from mosix.balancer.eligibility import why_not
 from mosix.errors import KernelError, MosixError, ProtocolError, RefusedError
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
@@ -135,6 +136,7 @@ class Host:
         features: NodeFeatures,
         *,
         own_ip: str,
+        max_guests: int,
         complaints: Complaints,
     ) -> None:
         self._spawner = spawner
@@ -142,6 +144,8 @@ class Host:
         self._registry = registry
         self._features = features
         self._own_ip = own_ip
+        self._max_guests = max_guests
+        self._coming = 0
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
         self._ids = IdPool()
@@ -156,6 +160,9 @@ class Host:
             if name.startswith(_GROUP_PREFIX) and not group.processes():
                 self._later(group.remove())
 
+    def remotes(self) -> list[RemoteLink]:
+        return list(self._remotes.values())
+
     def memory_free(self) -> int:
         """Bytes this node can lend."""
         return self._cgroups.own.available()
@@ -169,13 +176,22 @@ class Host:
         reason = why_not(hello.features, self._features)
         if reason:
             raise RefusedError(reason, "choose another node")
+        here = len(self._remotes) + self._coming
+        if here >= self._max_guests:
+            raise RefusedError(
+                f"it has {here} guests already and takes no more", "choose another node"
+            )
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
+        self._coming += 1
         try:
+            failpoints.hit("mosd.guest", sock)
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
         except BaseException:
             self._later(self._vacate(room))
             raise
+        finally:
+            self._coming -= 1
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
         link = RemoteLink(
             worker,
@@ -190,6 +206,7 @@ class Host:
         self._remotes[token] = link
         self._later(self._live(link))
         try:
+            failpoints.hit("mosd.welcome", sock)
             await Frames[PeerAnswer](sock, PeerAnswer).send(
                 PeerAccept(token=token, features=self._features)
             )
@@ -228,6 +245,7 @@ class Host:
         ):
             self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
             raise RefusedError("that guest is not here any more")
+        failpoints.hit("mosd.attach", sock)
         await Frames[PeerAnswer](sock, PeerAnswer).send(PeerAccept())
         try:
             await link.send(Attach(purpose=hello.purpose), [sock.fileno()])

@@ -89,6 +89,7 @@ class Mosd:
                 registry,
                 features,
                 own_ip=self._config.ip,
+                max_guests=self._config.max_guests,
                 complaints=complaints,
             )
             services = Services(
@@ -125,6 +126,8 @@ class Mosd:
                 self._config.peer_port,
                 len(self._config.nodes),
             )
+            for complaint in self._config.nodes.nowhere():
+                _log.warning("%s", complaint)
             notify("READY=1")
             self._ready()
             await self._until(stop)

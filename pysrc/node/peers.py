@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import MosixError, NodeDownError, ProtocolError, RefusedError, from_code
 from mosix.wire.channel import Frames
@@ -238,6 +239,7 @@ class Dialer:
                 ) from error
             if isinstance(answer, PeerRefuse):
                 raise from_code(answer.code, f"node {ip} refuses: {answer.reason}", answer.hint)
+            failpoints.hit("mosd.dialed", sock)
         except BaseException:
             sock.close()
             raise
@@ -250,6 +252,7 @@ class Dialer:
             # The other side takes the address of the connection for our name.
             sock.bind((self._config.ip, 0))
             tune(sock)
+            failpoints.hit("mosd.dial", sock)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await asyncio.get_running_loop().sock_connect(sock, (ip, self._config.peer_port))
         except TimeoutError as error:

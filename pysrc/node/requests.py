@@ -58,7 +58,13 @@ class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
     pid: int = 0
 
 
-Request = Launch | Migrate | Whois | Status | LocalStatus | Processes
+class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
+    """Root only, of a mosd that was started for it: see `mosix.failpoints`."""
+
+    spec: Annotated[str, msgspec.Meta(max_length=1000)]
+
+
+Request = Launch | Migrate | Whois | Status | LocalStatus | Processes | Failpoints
 
 EXECUTE = 0
 TO_STDOUT = 1
@@ -84,7 +90,7 @@ class Failure(_Tagged, frozen=True, kw_only=True, tag="failure"):
 
 
 class Migrated(_Tagged, frozen=True, kw_only=True, tag="migrated"):
-    """`freeze_ns`, `page_bytes`: only when waited for."""
+    """`freeze_ns`, `page_bytes`: only when waited for; 0 when it was there already."""
 
     freeze_ns: int = 0
     page_bytes: int = 0
@@ -152,4 +158,8 @@ class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
     rows: list[ProcessRow]
 
 
-Answer = Failure | Migrated | NodeName | NodeStatus | NodeDetails | ProcessList
+class Armed(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
+    """This mosd and all of its workers are."""
+
+
+Answer = Failure | Migrated | NodeName | NodeStatus | NodeDetails | ProcessList | Armed

@@ -17,11 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import (
+    KernelError,
     MosixError,
     NodeDownError,
     NoSuchProcessError,
+    PermissionDeniedError,
     ProtocolError,
     RefusedError,
     UnknownNodeError,
@@ -37,6 +40,8 @@ from mosix.node.requests import (
     TO_STDERR,
     TO_STDOUT,
     Answer,
+    Armed,
+    Failpoints,
     Launch,
     LaunchAnswer,
     LocalStatus,
@@ -195,8 +200,20 @@ class Services:
                 return self._details()
             case Processes():
                 return self._processes(request)
+            case Failpoints():
+                return await self._arm(caller, request.spec)
             case Launch():
                 raise ProtocolError("a launch is no ordinary request")
+
+    async def _arm(self, caller: Caller, spec: str) -> Armed:
+        if caller.uid or not failpoints.allowed():
+            raise PermissionDeniedError(
+                "failpoints are for tests", f"start mosd with {failpoints.ENVIRONMENT}"
+            )
+        failpoints.arm(spec)
+        links = [*self._launcher.deputies.values(), *self._host.remotes()]
+        await asyncio.gather(*(link.arm(spec) for link in links))
+        return Armed()
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
         target = None if request.target == HOME else await self._names.resolve(request.target)
@@ -210,7 +227,7 @@ class Services:
             return await self._ask_home(caller, guest, target, request.wait)
         if _has_ended(request.pid):
             raise NoSuchProcessError(f"process {request.pid} has ended", "see mosps")
-        if self._launcher.hierarchy.job_of(request.pid):
+        if self._launcher.membership.job_of(request.pid):
             raise NoSuchProcessError(
                 f"process {request.pid} belongs to a job that this mosd does not know",
                 "mosd was started again since; the job goes on",
@@ -231,6 +248,7 @@ class Services:
             target = None
         if self.stopping and target is not None:
             raise RefusedError("mosd is stopping", "start it again: mosd")
+        failpoints.hit("mosd.move")
         outcome = await link.move(pid, target)
         if not wait:
             return Migrated()
@@ -390,6 +408,8 @@ class PeerService:
                     )
         except ProtocolError:
             raise
+        except OSError as error:
+            await refuse(frames, KernelError(os.strerror(error.errno or 0).lower()))
         except MosixError as error:
             await refuse(frames, error)
 

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from mosix import failpoints
 from mosix.native import listener
 from mosix.node.listeners import Held, Holder
-from mosix.node.privileges import Capabilities, become
+from mosix.node.privileges import Capabilities, become, lift_limits
 from mosix.wire.messages import decode, encode
 
 Run = Callable[[socket.socket], None]
@@ -45,6 +46,7 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     gid: int
     groups: tuple[int, ...] = ()
     capabilities: Capabilities = Capabilities()
+    failpoints: str = ""
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -106,6 +108,8 @@ class _Worker:
         _close_all_but(self._sock.fileno())
         _default_signals()
         Path("/proc/self/oom_score_adj").write_text("0")
+        if order.kind == "remote":
+            lift_limits()
         # The kernel makes the process undumpable here: its own user cannot trace it or read
         # its memory, and so not take over its connections.
         become(order.uid, order.gid, order.groups, order.capabilities)
@@ -205,6 +209,8 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             try:
+                failpoints.arm(order.failpoints)
+                failpoints.hit("spawner.fork")
                 pid = os.fork()
             except OSError as error:
                 theirs.close()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mosix import failpoints
 from mosix.errors import KernelError
 from mosix.node.listeners import Held, Holder
 from mosix.node.privileges import Capabilities
@@ -24,6 +25,7 @@ _log = logging.getLogger("mosd.spawner")
 
 SPAWN_TIMEOUT_S = 10.0
 _RESTART_PAUSE_S = 0.5
+_NO_PROCESS = "pids.max of mosd's cgroup, or its RLIMIT_NPROC, is used up"
 _PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "MOSIX_CONFIG_DIR", "MOSIX_RUN_DIR")
 
 
@@ -107,6 +109,7 @@ class SpawnerClient:
         while True:
             await self._receive_reports()
             self._reap()
+            failpoints.spent("spawner.")
             _log.error("the spawner died, starting it again")
             await asyncio.sleep(_RESTART_PAUSE_S)
             self.start()
@@ -133,7 +136,7 @@ class SpawnerClient:
         future = self._pending.pop(report.request, None)
         if report.error or len(fds) != 2:
             if future and not future.done():
-                future.set_exception(KernelError(f"no process for it: {report.error}"))
+                future.set_exception(KernelError(f"no process for it: {report.error}", _NO_PROCESS))
             return
         worker = Worker(report.pid, fds[1], socket.socket(fileno=fds[0]))
         if future is None or future.done():
@@ -203,6 +206,7 @@ class SpawnerClient:
             gid=gid,
             groups=groups,
             capabilities=capabilities,
+            failpoints=failpoints.armed(),
         )
         assert self._packets is not None
         taken = False

@@ -14,11 +14,13 @@ import socket
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from mosix.errors import MosixError, ProtocolError
+from mosix.errors import KernelError, MosixError, ProtocolError
 from mosix.node.peers import Dialer
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
 from mosix.wire.messages import (
+    Arm,
+    Armed,
     Dial,
     Dialed,
     NodeFeatures,
@@ -49,6 +51,17 @@ class WorkerLink:
         self._dials = asyncio.Semaphore(_MAX_DIALS)
         self._tasks: set[asyncio.Task[None]] = set()
         self.gone = asyncio.Event()
+        self._armed = asyncio.Event()
+
+    async def arm(self, spec: str) -> None:
+        """Tests only; returns when the worker has done it or is gone."""
+        self._armed.clear()
+        with contextlib.suppress(OSError):
+            await self.send(Arm(spec=spec))
+        waiting = [asyncio.create_task(event.wait()) for event in (self._armed, self.gone)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
 
     async def send(self, message: NodeToWorker, fds: Sequence[int] = ()) -> None:
         """OSError when the worker is gone."""
@@ -64,7 +77,10 @@ class WorkerLink:
                 message, fds = await self._packets.receive()
                 for fd in fds:
                     os.close(fd)  # no worker's message carries any
-                await self.handle(message)
+                if isinstance(message, Armed):
+                    self._armed.set()
+                else:
+                    await self.handle(message)
         except (EOFError, OSError):
             pass
         except ProtocolError as error:
@@ -107,6 +123,10 @@ class WorkerLink:
                     code=error.code,
                     hint=error.hint[:2000],
                 )
+                _close_all(sockets)
+            except OSError as error:
+                short = KernelError(f"no connection: {os.strerror(error.errno or 0).lower()}")
+                answer = Dialed(request=order.request, error=short.message, code=short.code)
                 _close_all(sockets)
             except asyncio.CancelledError:
                 _close_all(sockets)

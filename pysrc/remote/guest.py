@@ -17,6 +17,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
+from mosix import failpoints
 from mosix.errors import KernelError, MosixError, MoveFailedError
 from mosix.image import capture, pending, restore, stream
 from mosix.image.capture import ProcFiles
@@ -287,6 +288,7 @@ class Guest:
         Only the process itself may queue siginfo of the kernel's own kinds."""
         stays = self._halted and not self._owing
         await self.halt(for_signal=True)
+        failpoints.hit("remote.halted")
         if self._pending is not None and self._pending.code:
             pending.enter(self.tracee, self._pending, self.clock_ns())
             self._pending = None
@@ -345,6 +347,7 @@ class Guest:
         """Writes the image and its pages; called in a thread."""
         fd = bulk.fileno()
         stream.write_image(fd, image)
+        failpoints.hit("remote.sending", bulk)
         capture.send_pages(self.tracee.pid, fd, image.runs, self._files.mem)
         stream.write_end(fd, image)
 

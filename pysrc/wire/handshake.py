@@ -29,7 +29,7 @@ from mosix.wire.messages import PROTOCOL_VERSION, PeerHello, PeerRefuse, decode,
 
 #: Must equal MX_ABI_VERSION of native/abi.h (checked by a test): the redirector of one node
 #: speaks it with the agent of another.
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 #: Whole handshake, seconds.
 DEADLINE_S = 10.0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from jobs import Job
+from mosix import failpoints
 from mosix.lab import cgroups, drive
 from mosix.lab.drive import Cluster
 
@@ -24,6 +25,7 @@ def lab() -> Iterator[Cluster]:
     """Three nodes; n1 is home in all tests."""
     name = f"t{os.getpid()}-lab"
     cluster = None
+    os.environ[failpoints.ENVIRONMENT] = ""  # they may be armed, and are not
     try:
         cluster = Cluster.up(name, 3)
         for node in cluster.nodes:
@@ -34,6 +36,7 @@ def lab() -> Iterator[Cluster]:
                 job.move(target)
         yield cluster
     finally:
+        del os.environ[failpoints.ENVIRONMENT]
         if cluster is not None:
             cluster.down()
         drive.down(name)

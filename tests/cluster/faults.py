@@ -102,14 +102,15 @@ class Ledger:
             60,
         )
 
-    def finish(self) -> str:
-        """Ends it and checks all that it did. "done", or the line with which mosix ended it."""
+    def finish(self, signals: int = 0) -> str:
+        """Ends it and checks all that it did. "done", or the line with which mosix ended it.
+        `signals`: SIGUSR1 that it was sent."""
         self.home.path(self.flag).touch()
         _, complaint = self.job.process.communicate(timeout=60)
         status = self.job.process.returncode
         counted = check_counting(self.output.read_text())
         kept = check_counting(self.home.path(self.file).read_text())
-        if status == STATUS:
+        if status == STATUS + signals:
             assert complaint == ""
             assert self.output.read_text().endswith(f"{counted}\nend\n")
             assert kept == counted

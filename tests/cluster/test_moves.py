@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from jobs import PROGRAMS, PYTHON, Job, act
+from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
 
@@ -148,6 +152,66 @@ def test_stopped_stays_stopped_and_goes_on(start: Callable[..., Job]) -> None:
     assert job.finish() == (0, "end, 0 signals\n", "")
 
 
+def states(kind: str) -> list[str]:
+    if kind == "python":
+        return [PYTHON, str(PROGRAMS / "states.py")]
+    return [str(built(PROGRAMS / "states.c", *(["-static"] if kind == "static" else [])))]
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "python"])
+def test_every_kind_of_body_moves_in_every_state(kind: str, start: Callable[..., Job]) -> None:
+    """Blocked in a forwarded call, stopped, computing, asleep: from home and from either node."""
+    job = start(states(kind))
+    assert job.line() == "ready"
+    for target, other in (("2", "3"), ("3", "home"), ("home", "2")):
+        job.move(target)
+        job.write("a")
+        assert job.line() == "read a"
+        job.kill(signal.SIGSTOP)
+        job.write("b")
+        job.move(other)
+        assert not job.has_output()
+        job.kill(signal.SIGCONT)
+        assert job.line() == "read b"
+        job.write("c")
+        assert job.line() == "computing"
+        job.move(target)
+        job.kill(signal.SIGUSR1)
+        assert job.line() == "computed right"
+        job.write("s")
+        assert job.line() == "sleeping"
+        job.move(other)
+        assert job.line() == "slept"
+    assert job.finish() == (0, "end, 3 signals\n", "")
+
+
+def test_xz_moves_while_it_waits_to_read_and_to_write(start: Callable[..., Job]) -> None:
+    job = start(["xz", "-1", "-T1", "-c"])
+    for target in ROUND_TRIP:
+        job.move(target)
+    data = random.Random(5).randbytes(3 << 20)
+    writer = threading.Thread(target=feed, args=(job.process, data))
+    writer.start()  # it waits, too, when xz has no room for its output
+    drive.wait_for("output", job.has_output)
+    for target in ROUND_TRIP:
+        job.move(target)
+        job.kill(signal.SIGSTOP)
+        job.move("2" if target == "3" else "3")
+        job.kill(signal.SIGCONT)
+    packed = job.stdout_bytes()
+    writer.join()
+    assert lzma.decompress(packed) == data
+    assert job.process.wait(30) == 0
+
+
+def feed(process: subprocess.Popen[str], data: bytes) -> None:
+    assert process.stdin is not None
+    while data:
+        data = data[os.write(process.stdin.fileno(), data) :]
+    process.stdin.close()
+    process.stdin = None
+
+
 def test_monotonic_time_never_runs_back(start: Callable[..., Job]) -> None:
     """Nodes' clocks differ by hours; the program reads its clocks all the time."""
     code = (
@@ -181,11 +245,15 @@ def test_guest_can_be_sent_home_from_the_node_where_it_is(
     assert job.finish() == (0, "", "")
 
 
-def test_moving_where_it_is_already_changes_nothing(start: Callable[..., Job]) -> None:
+def test_moving_where_it_is_already_changes_nothing_and_says_so(start: Callable[..., Job]) -> None:
     job = start(["cat"])
-    job.home.migrate(job.pid, "home")
-    job.move("2")
-    job.home.migrate(job.pid, "2")
+    nothing = {"freeze_ns": 0, "page_bytes": 0}
+    assert job.home.migrate(job.pid, "home") == nothing
+    assert job.move("2") != nothing
+    for _ in range(2):
+        assert job.home.migrate(job.pid, "2") == nothing
+    said = job.home.check(["migrate", "--wait", str(job.pid), "2"])
+    assert said == "it is there already\n"
     assert job.row()["nmigs"] == 1
     job.write("still\n")
     assert job.line() == "still"

@@ -464,6 +464,66 @@ def test_holes_are_found_between_mappings() -> None:
     assert all(vma.end <= hole or vma.start >= hole + (1 << 20) for vma in vmas)
 
 
+IN_SECTION = r"""
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/rseq.h>
+#include <unistd.h>
+static volatile long aborts;
+static volatile sig_atomic_t asked;
+static void ask(int s) { asked = s; }
+__attribute__((noipa)) static void spin(struct rseq *rs)
+{
+    __asm__ volatile(
+        ".pushsection __rseq_cs, \"aw\"\n\t.balign 32\n"
+        "3:\t.long 0, 0\n\t.quad 1f, 2f - 1f, 4f\n\t.popsection\n\t"
+        "leaq 3b(%%rip), %%rax\n\tmovq %%rax, %0\n"
+        "1:\tpause\n\tjmp 1b\n"
+        "2:\tud2\n\t"
+        ".long 0x53053053\n" /* the kernel wants its signature before the handler */
+        "4:\tincq %1\n"
+        : "=m"(rs->rseq_cs), "+m"(aborts) : : "rax", "memory", "cc");
+}
+int main(void)
+{
+    struct rseq *rs = (void *)((char *)__builtin_thread_pointer() + __rseq_offset);
+    signal(SIGUSR1, ask);
+    if (!__rseq_size) return 77;
+    write(1, "ready\n", 6);
+    while (!asked) spin(rs);
+    printf("left %d\n", aborts > 0);
+    return 0;
+}
+"""
+
+
+def test_inside_a_restartable_sequence_it_goes_on_at_its_abort_handler() -> None:
+    """The kernel would do so after a preemption; elsewhere it knows nothing of the sequence."""
+    with running([build(IN_SECTION, "-w")]) as process:
+        for _ in range(20):
+            tracee = Tracee.seize(process.pid)
+            tracee.stop()
+            registers = tracee.get_registers()
+            inside = tracee.read(registers.rip, 2) in (b"\xf3\x90", b"\xeb\xfc")  # pause, jmp
+            image = describe(tracee, 1)
+            described = Registers.unpack(image.threads[0].registers)
+            if inside:
+                assert described.rip != registers.rip
+                signature = tracee.read(described.rip - 4, 4)
+                assert signature == (0x53053053).to_bytes(4, "little")
+            keep_in_place(tracee, image.threads[0], clocks(process.pid)[0])
+            tracee.detach()
+            if inside:
+                break
+        assert inside
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"left 1\n"
+        assert process.wait() == 0
+
+
 def test_no_descriptor_leaks() -> None:
     with self_check("spin") as target:
         before = len(os.listdir("/proc/self/fd"))

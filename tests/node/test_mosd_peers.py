@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import socket
@@ -14,7 +15,8 @@ from mosd_nodes import HERE, NOBODY, Cluster, Node, end, eventually
 from mosix.config import Paths, load
 from mosix.errors import RefusedError
 from mosix.node.peers import Dialer
-from mosix.wire.handshake import MAX_HALF_OPEN
+from mosix.wire.handshake import ABI_VERSION, MAX_HALF_OPEN
+from mosix.wire.messages import PROTOCOL_VERSION
 
 
 def moved_away(node: Node, other: Node, job_pid: int) -> dict[str, object]:
@@ -109,7 +111,35 @@ def test_a_node_of_another_version_is_refused_with_both_named(cluster: Cluster) 
     cluster.node(2, program=[str(HERE / "mosd_of_version_9.py")])
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
-    assert "speaks protocol 9.2, this node 1.2" in done.err
+    ours, theirs = f"{PROTOCOL_VERSION}.{ABI_VERSION}", f"9.{ABI_VERSION}"
+    assert f"speaks protocol {theirs}, this node {ours}" in done.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cpu_features": ["sse2"]}, "its CPU lacks "),
+        ({"xsave_size": 11008}, "its CPU saves 11008 bytes of extended state, home's "),
+        ({"vdso": "00" * 32, "kernel": "6.1.0"}, "its kernel 6.1.0 has another vdso than home's "),
+        ({"cpus": 1024}, "it numbers 1024 CPUs, home only "),
+        ({"page_size": 65536}, "pages have 4096 bytes at home and 65536 there"),
+    ],
+)
+def test_a_machine_that_cannot_run_the_program_refuses_before_it_makes_a_guest(
+    changes: dict[str, object], reason: str, cluster: Cluster
+) -> None:
+    one = cluster.node(1)
+    other = [str(HERE / "mosd_of_another_machine.py"), json.dumps(changes)]
+    two = cluster.node(2, program=other)
+    job = one.job()
+    done = one.mosix("migrate", job.pid, 2, "--wait")
+    assert done.status == 8, done
+    assert reason in done.err and "(choose another node)" in done.err, done
+    assert len(done.err.splitlines()) == 1
+    row = one.row(job.pid)
+    assert (row["where"], row["nmigs"]) == ("home", 0)
+    assert two.rows() == []
+    assert end(job) == 0
 
 
 def test_a_node_that_is_not_in_the_map_is_refused(cluster: Cluster) -> None:
@@ -118,6 +148,23 @@ def test_a_node_that_is_not_in_the_map_is_refused(cluster: Cluster) -> None:
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
     assert "127.0.0.2 is not in its mosix.map" in done.err
+
+
+def test_a_node_takes_no_more_guests_than_its_owner_allows(cluster: Cluster) -> None:
+    one, two = cluster.node(1), cluster.node(2, start=False)
+    two.write_files()
+    (two.directory / "maxguests").write_text("2\n")
+    two.start()
+    first, second, third = (one.job() for _ in range(3))
+    for job in (first, second):
+        moved_away(one, two, job.pid)
+    refused = one.mosix("migrate", third.pid, 2, "--wait")
+    assert refused.status == RefusedError.code
+    assert "has 2 guests already and takes no more" in refused.err
+    assert one.mosix("migrate", first.pid, "home", "--wait").status == 0
+    eventually(lambda: len(two.rows()) == 1)
+    moved_away(one, two, third.pid)
+    assert [end(job) for job in (first, second, third)] == [0, 0, 0]
 
 
 def test_unknown_and_dead_nodes_are_different_errors(cluster: Cluster) -> None:

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * ledger FILE STOP STATUS [PAUSE]: counts up, writing every number to FILE (appended) and to standard
- * output, every PAUSE us (500) until STOP exists; then says how far it came and exits with STATUS.  A number missing,
- * doubled or out of order in either shows a call that was lost or made twice.
+ * output, every PAUSE us (500) until STOP exists; then says how far it came and exits with STATUS plus the number of
+ * SIGUSR1 that it was sent.  A number missing, doubled or out of order in either shows a call that was lost or made
+ * twice.
  */
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -21,8 +23,17 @@ static void put(int fd, const char *line, int size)
 	}
 }
 
+static volatile sig_atomic_t signals;
+
+static void count(int number)
+{
+	(void)number;
+	signals++;
+}
+
 int main(int argc, char **argv)
 {
+	struct sigaction action = { .sa_handler = count, .sa_flags = SA_RESTART };
 	volatile unsigned int work = 0;
 	unsigned int number = 0, pause;
 	char line[32];
@@ -30,6 +41,7 @@ int main(int argc, char **argv)
 
 	if (argc != 4 && argc != 5)
 		return 99;
+	sigaction(SIGUSR1, &action, NULL);
 	pause = argc > 4 ? atoi(argv[4]) : 500;
 	fd = open(argv[1], O_WRONLY | O_CREAT | O_APPEND, 0644);
 	if (fd < 0)
@@ -44,5 +56,5 @@ int main(int argc, char **argv)
 		usleep(pause);
 	}
 	put(1, "end\n", 4);
-	return atoi(argv[3]);
+	return atoi(argv[3]) + signals;
 }
