@@ -166,9 +166,12 @@ class Spawner:
         return None
 
     def _obey(self) -> _Worker | None:
-        data, ancillary, _, _ = self._sock.recvmsg(
-            MAX_ORDER_BYTES, socket.CMSG_SPACE(4 * _MAX_FDS), socket.MSG_CMSG_CLOEXEC
-        )
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(
+                MAX_ORDER_BYTES, socket.CMSG_SPACE(4 * _MAX_FDS), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            data = b""  # mosd died before it read our last report
         if not data:
             self._alone = True
             self._selector.unregister(self._sock)
