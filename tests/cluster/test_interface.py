@@ -197,6 +197,19 @@ def test_a_nested_mosrun_starts_where_it_is_told(start: Callable[..., Job]) -> N
     assert job.finish() == (0, "", "")
 
 
+def test_moves_and_signals_neither_repeat_nor_lose_a_question(job: Job) -> None:
+    """A write that is answered but whose answer is lost would find itself made."""
+    count = 1500
+    job.write(f"c {count}\n")
+    for target in ("2", "3", "home", "3", "home", "2"):
+        for _ in range(5):
+            job.kill(signal.SIGUSR1)
+        job.move(target)
+    assert job.line() == str(count + 1)
+    assert int(asker(job)("s")) > 0
+    assert job.finish() == (0, "", "")
+
+
 def test_a_locked_process_is_moved_by_people_and_by_itself(start: Callable[..., Job]) -> None:
     job = start(asks(), options=("-L",))
     ask = asker(job)

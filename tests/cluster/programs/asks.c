@@ -4,6 +4,7 @@
  *   r NAME | w NAME VALUE | x NAME VALUE   read, write, exchange: result, or -1 and errno's name
  *   f LINE   a child obeys LINE
  *   o PATH   opens and reads a file with the flags that are notified
+ *   c NUMBER counts so far in needmem by exchanges, each of which must find what the one before left
  *   s        how many signals of SIGUSR1 came
  */
 #include <errno.h>
@@ -45,6 +46,12 @@ static void obey(const char *line)
 		break;
 	case 's':
 		result = signals;
+		break;
+	case 'c':
+		value = strtoll(line + 2, NULL, 0);
+		for (result = 1; result <= value; result++)
+			if (mosix_exchange("/proc/self/needmem", result) != result - 1 || mosix_read("/proc/self/lock"))
+				break;
 		break;
 	case 'o': {
 		int fd = syscall(SYS_open, line + 2, 0L, 0L);
