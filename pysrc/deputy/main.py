@@ -17,12 +17,12 @@ import os
 import select
 import socket
 from collections.abc import Coroutine
-from pathlib import Path
 
 from mosix import failpoints
 from mosix.deputy import moves
 from mosix.deputy.interface import MIGRATE, birth, migrate, process_of, value_of
 from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.rest import members, pidfd_of_any, rest
 from mosix.errors import (
     LAUNCH_FAILED,
     CannotMoveError,
@@ -59,6 +59,7 @@ from mosix.wire.messages import (
     Token,
     Told,
     WorkerToNode,
+    decode,
 )
 
 log = logging.getLogger("mosix.deputy")
@@ -73,38 +74,56 @@ _STDERR_PATIENCE_S = 5
 
 
 def warm_up() -> None:
-    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    """Computes once, in the spawner, what a launch or a move would otherwise have to wait for."""
     load_blob()
     cpu_features()
+    with contextlib.suppress(ProtocolError):
+        decode(b"", NodeToWorker)
 
 
 def run(sock: socket.socket) -> None:
     """Entry of the forked process; `sock` leads to mosd. Returns when the job is over."""
-    asyncio.run(Deputy(sock).main())
+    node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+    select.select([sock], [], [])
+    launch, fds = node.receive_now()
+    if not isinstance(launch, Launch) or len(fds) not in (2, 4):
+        raise ProtocolError("the first message to a deputy must be Launch")
+    pidfd, stderr, *listening = fds
+    listener = Listener(*listening) if listening else None
+    filters = eligibility.filters_of(launch.pid)
+    if launch.node is None:
+        failpoints.hit("deputy.launch")
+        node.send_now(Started())
+        calls = (sock.fileno(), listener.event) if listener else (sock.fileno(),)
+        pidfd = rest(calls, pidfd, launch.cgroup)
+    if pidfd >= 0:
+        asyncio.run(Deputy(node, launch, stderr, listener, filters).main(pidfd))
 
 
 class Deputy:
     """The job, its processes and the way to mosd (`mosix.deputy.process.Home`)."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+    def __init__(
+        self,
+        node: Packets[NodeToWorker],
+        launch: Launch,
+        stderr: int,
+        listener: Listener | None,
+        filters: int,
+    ) -> None:
+        self._node = node
+        self.launch = launch
         self._processes: dict[int, JobProcess] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
-        self._launch: Launch | None = None
-        self._stderr = -1
-        self._listener: Listener | None = None
+        self._stderr = stderr
+        self._listener = listener
         self._names: dict[int, asyncio.Future[Named]] = {}
         self._name_numbers = itertools.count(1)
         self._mosd_gone = False
-        self.filters = 0
-
-    @property
-    def launch(self) -> Launch:
-        assert self._launch is not None
-        return self._launch
+        self.filters = filters
 
     @property
     def here(self) -> str:
@@ -118,22 +137,17 @@ class Deputy:
     def interface(self) -> bool:
         return self._listener is not None
 
-    async def main(self) -> None:
-        message, fds = await self._node.receive()
-        if not isinstance(message, Launch) or len(fds) not in (2, 4):
-            raise ProtocolError("the first message to a deputy must be Launch")
-        self._launch = message
-        pidfd, self._stderr, *listening = fds
-        if listening:
-            self._listener = Listener(*listening)
-            self._listener.start(self._asked)
-        self.filters = eligibility.filters_of(message.pid)
+    async def main(self, pidfd: int) -> None:
+        """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()
-        root = self._process(message.pid)
-        await self._begin(root, message.node, fallback=message.fallback)
-        failpoints.hit("deputy.launch")
-        await self._node.send(Started())
-        root.report()
+        if self._listener is not None:
+            self._listener.listen(self._asked)
+        if self.launch.node is not None:
+            await self._stop_at_exec(
+                self._process(self.launch.pid), self.launch.node, fallback=self.launch.fallback
+            )
+            failpoints.hit("deputy.launch")
+            await self._node.send(Started())
         workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         try:
             await self._until_job_ends(pidfd)
@@ -148,6 +162,20 @@ class Deputy:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             self._node.close()
+
+    async def _stop_at_exec(self, process: JobProcess, node: str, *, fallback: bool) -> None:
+        """A mosrun is about to execute its program, which leaves then for `node`."""
+        process.order(node)
+        # No other move before this one: until then the process is traced, and not a program.
+        await process.moves.acquire()
+        try:
+            tracee = Tracee.seize(process.pid, _PTRACE_O_TRACEEXEC)
+        except MosixError:
+            process.moves.release()
+            raise
+        self.watch.add(
+            tracee, lambda stop: self._before_exec(process, tracee, stop, node, fallback=fallback)
+        )
 
     # ---- mosd ----
 
@@ -284,7 +312,7 @@ class Deputy:
                 return known
             known.end()  # somebody else has its number now
         attributes, nmigs = self.launch.attributes, 0
-        if pid != self.launch.pid and parent in self._members():
+        if pid != self.launch.pid and parent in members(self.launch.cgroup):
             ancestor = self._process(parent)
             attributes, nmigs = ancestor.attributes, ancestor.nmigs
         process = JobProcess(self, pid, attributes, nmigs=nmigs, started=started)
@@ -292,7 +320,7 @@ class Deputy:
         return process
 
     def settle(self) -> None:
-        for pid in self._members():
+        for pid in members(self.launch.cgroup):
             self._process(pid)
 
     # ---- nested mosrun ----
@@ -304,7 +332,7 @@ class Deputy:
             self.settle()
             process.attributes = changed(process.attributes, order.changes)
             if order.node is not None and process.place is Place.HOME:
-                await self._begin(process, order.node, fallback=order.fallback)
+                await self._stop_at_exec(process, order.node, fallback=order.fallback)
             process.report()
         except MosixError as error:
             joined = Joined(
@@ -315,29 +343,13 @@ class Deputy:
             )
         self._outbox.put_nowait(joined)
 
-    async def _begin(self, process: JobProcess, node: str | None, *, fallback: bool) -> None:
-        """A mosrun is about to execute its program, which leaves then for `node`."""
-        if node is None:
-            return
-        process.order(node)
-        # No other move before this one: until then the process is traced, and not a program.
-        await process.moves.acquire()
-        try:
-            tracee = Tracee.seize(process.pid, _PTRACE_O_TRACEEXEC)
-        except MosixError:
-            process.moves.release()
-            raise
-        self.watch.add(
-            tracee, lambda stop: self._before_exec(process, tracee, stop, node, fallback=fallback)
-        )
-
     # ---- what the programs say: /proc/self/{special} ----
 
     def _asked(self, asked: Asked) -> None:
         """From a process at home."""
         assert self._listener is not None
         pid = process_of(asked.tid)
-        if pid in self._members():
+        if pid in members(self.launch.cgroup):
             self._spawn(self._answer_at_home(self._process(pid), asked))
         else:  # a job of another user inside this one
             self._listener.let(asked)
@@ -379,31 +391,16 @@ class Deputy:
         return named.ip, named.number
 
     def _member(self, pid: int) -> JobProcess:
-        if pid not in self._members():
+        if pid not in members(self.launch.cgroup):
             raise NoSuchProcessError(f"process {pid} is not part of this job, or has ended")
         return self._process(pid)
 
-    def _members(self) -> set[int]:
-        try:
-            text = (Path(self.launch.cgroup) / "cgroup.procs").read_text(encoding="ascii")
-        except OSError:
-            return set()
-        return {int(line) for line in text.split()}
-
     async def _until_job_ends(self, pidfd: int) -> None:
         """Waits for the launching process, then for whatever it left behind."""
-        while True:
+        while pidfd >= 0:
             await _ended(pidfd)
             os.close(pidfd)
-            members = self._members()
-            if not members:
-                return
-            for pid in members:
-                with contextlib.suppress(ProcessLookupError):
-                    pidfd = os.pidfd_open(pid)
-                    break
-            else:
-                return
+            pidfd = pidfd_of_any(self.launch.cgroup)
 
     def _before_exec(
         self, root: JobProcess, tracee: Tracee, stop: Stop, node: str, *, fallback: bool

@@ -310,7 +310,7 @@ async def come_home(process: JobProcess) -> None:
         _, (bulk,) = await process.home.dial(link.ip, ("home",), process.pid, epoch, link.token)
     with contextlib.closing(bulk):
         _check_alive(process)
-        process.place = Place.MOVING
+        process.place, process.guest_halts = Place.MOVING, False
         begin = time.monotonic_ns()
         done = _Done()
         try:
@@ -413,7 +413,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         done = _Done()
         try:
             _check_alive(process)
-            process.place = Place.MOVING
+            process.place, process.guest_halts = Place.MOVING, False
             await _prepare(process, new, epoch, process.needs)
             _check_alive(process)
             failpoints.hit("deputy.next_prepared", *new.sockets, call)

@@ -131,6 +131,8 @@ class JobProcess:
         self.agent: Agent | None = None
         #: in group stop: the guest, or the body once it is home, must not run
         self.held = False
+        #: since a move began, its guest has been heard to stand still
+        self.guest_halts = False
         self.moves = asyncio.Lock()
         self.page_bytes = 0
         #: what the body took of its node when it last left home
@@ -208,19 +210,26 @@ class JobProcess:
             tracee.cont(self.take_signal(stop))
         elif stop.kind == "group":
             self.held = True
-            if self.place is Place.AWAY and self.link is not None:
+            if self.link is not None and self._guest_runs():
                 self.link.post(Hold(held=True))
                 tracee.listen()
             else:
-                tracee.cont()  # the agent obeys a move; the stop is kept by the kernel
+                tracee.cont()  # the agent has to move on; the stop is kept by the kernel
         elif stop.kind == "event":
             # Only the end of a group stop comes here: moves wait for their own interrupts.
-            if self.held and self.place is Place.AWAY and self.link is not None:
+            if self.held and self.link is not None and self._guest_runs():
                 self.link.post(Hold(held=False))
             self.held = False
             tracee.cont()
         else:
             tracee.cont()
+
+    def _guest_runs(self) -> bool:
+        """Also when a move has begun, until its guest has met the freeze."""
+        agent = self.agent
+        serves = agent is not None and not agent.paused and not agent.obeying
+        moves = self.place is Place.MOVING and serves and not self.guest_halts
+        return self.place is Place.AWAY or moves
 
     def take_signal(self, stop: Stop) -> int:
         """The ghost is about to take `stop.signal`: what it is given instead (0: nothing)."""
@@ -303,6 +312,7 @@ class JobProcess:
             return
         if agent.paused or agent.obeying:
             return  # the guest is halted: what it waited for is over
+        self.guest_halts = self.place is Place.MOVING
         stop = tracee.stop(on_signal=self.take_signal)
         if stop.ended:
             self.end()

@@ -10,9 +10,9 @@
  *
  * Request: a 4-byte length, then msgpack {"t": "launch", "argv": [bin...], "columns": n};
  * standard error rides along.  Answer: a 4-byte length, then msgpack
- * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).  When `what` is INSTALL,
- * another answer follows behind one byte of ours, with which rides the listener of the filter
- * that tells of opens of /proc/self/{special}; without it the job has no such files.
+ * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).  An answer PREPARE, which asks
+ * us into the cgroup of the job and to install a filter that tells of opens of
+ * /proc/self/{special}, may come before the one that tells what to do.
  */
 #include "interface.h"
 
@@ -50,7 +50,7 @@
 /* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: a signal does not end an open that was received. */
 #define FILTER_WAIT_KILLABLE (1u << 5)
 
-enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, INSTALL = 3 };
+enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, PREPARE = 3 };
 
 struct buffer {
 	unsigned char *data;
@@ -256,19 +256,36 @@ static void send_with(int fd, const void *data, size_t size, int with)
 	}
 }
 
-static void receive(int fd, void *data, size_t size)
+/* Fills `data`; a descriptor that comes with its first byte goes to *passed. */
+static void receive(int fd, void *data, size_t size, int *passed)
 {
-	size_t got = 0;
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { 0 };
+	struct iovec iov = { data, size };
+	struct msghdr message = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control.space),
+	};
+	ssize_t n;
 
-	while (got < size) {
-		ssize_t n = recv(fd, (char *)data + got, size - got, 0);
+	do {
+		n = recvmsg(fd, &message, MSG_WAITALL | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n > 0 && message.msg_controllen && control.header.cmsg_type == SCM_RIGHTS)
+		memcpy(passed, CMSG_DATA(&control.header), sizeof(int));
+	while (n > 0 && (size_t)n < size) {
+		ssize_t more = recv(fd, (char *)data + n, size - n, MSG_WAITALL);
 
-		if (n < 0 && errno == EINTR)
+		if (more < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
-			fail("mosd closed the connection", n < 0 ? strerror(errno) : "", "see mosd's log");
-		got += n;
+		n = more > 0 ? n + more : more;
 	}
+	if (n <= 0)
+		fail("mosd closed the connection", n < 0 ? strerror(errno) : "", "see mosd's log");
 }
 
 /* Big-endian number of `size` bytes at *at. */
@@ -315,21 +332,37 @@ static void parse_answer(struct answer *a, const unsigned char *at, const unsign
 	a->text = (const char *)at;
 }
 
-static struct answer receive_answer(int fd)
+static void receive_answer(int fd, struct answer *answer, int *passed)
 {
-	struct answer answer;
 	unsigned char *data;
 	uint32_t size;
 
-	receive(fd, &size, sizeof(size));
+	receive(fd, &size, sizeof(size), passed);
 	if (!size || size > MAX_ANSWER)
 		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
 	data = malloc(size);
 	if (!data)
 		fail("out of memory", "", "");
-	receive(fd, data, size);
-	parse_answer(&answer, data, data + size);
-	return answer;
+	receive(fd, data, size, passed);
+	parse_answer(answer, data, data + size);
+}
+
+/*
+ * Makes us a member of the cgroup.  A thread that moves itself need not wait for an RCU grace
+ * period as everybody else must who moves a process.  mosd looks whether it has worked, and does it
+ * itself if not.
+ */
+static void join(int directory)
+{
+	int tasks = openat(directory, "tasks", O_WRONLY | O_CLOEXEC);
+
+	if (tasks >= 0) {
+		ssize_t ignored = write(tasks, "0", 1);
+
+		(void)ignored;
+		close(tasks);
+	}
+	close(directory);
 }
 
 /* Notifies of opens with the flags of interface.h and of nothing else.  The new descriptor, or
@@ -358,7 +391,6 @@ static int install_filter(int *unprivileged)
 	long fd;
 
 	_Static_assert(sizeof(code) / sizeof(code[0]) == 13, "the jumps are counted");
-	*unprivileged = 0;
 	for (;;) {
 		fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
 		if (fd >= 0)
@@ -396,12 +428,30 @@ static void warn_of_setuid(const char *name)
 	}
 }
 
+static void prepare(int fd, int directory, int interface, int *unprivileged)
+{
+	int listener = -1;
+
+	if (directory >= 0)
+		join(directory);
+	if (interface)
+		listener = install_filter(unprivileged);
+	send_with(fd, "", 1, listener);
+	if (listener >= 0)
+		close(listener);
+	else if (interface)
+		complain("no files /proc/self/{special}",
+			 listener == -EBUSY ? "another program serves such files here" : strerror(-listener),
+			 "--no-interface leaves them out");
+}
+
 int main(int argc, char **argv)
 {
 	const char *run_dir = getenv("MOSIX_RUN_DIR");
 	struct buffer request = { 0 };
 	struct answer answer;
 	char path[4096];
+	int directory = -1;
 	int fd, error, unprivileged = 0;
 	char **program;
 
@@ -417,20 +467,11 @@ int main(int argc, char **argv)
 	build_request(&request, argc, argv);
 	fd = connect_mosd(path, argc, argv);
 	send_with(fd, request.data, request.size, 2);
-	answer = receive_answer(fd);
-	if (answer.what == INSTALL) {
-		int listener = install_filter(&unprivileged);
-
-		send_with(fd, "f", 1, listener);
-		if (listener >= 0)
-			close(listener);
-		else
-			complain("no files /proc/self/{special}",
-				 listener == -EBUSY ? "another program serves such files here" : strerror(-listener),
-				 "--no-interface leaves them out");
-		answer = receive_answer(fd);
+	receive_answer(fd, &answer, &directory);
+	if (answer.what == PREPARE) {
+		prepare(fd, directory, answer.number, &unprivileged);
+		receive_answer(fd, &answer, &directory);
 	}
-
 	if (answer.what != EXECUTE) {
 		FILE *out = answer.what == TO_STDOUT ? stdout : stderr;
 

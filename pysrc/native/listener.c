@@ -7,6 +7,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -21,6 +22,7 @@
 
 #define MAX_ASKED 256
 #define PAGE 4096ul
+#define STACK_BYTES (64u << 10)
 
 /* Shared with the survivor, who trusts nothing in it but that these may be ids. */
 struct memory {
@@ -140,8 +142,9 @@ static int keep(struct mx_listener *l, const struct mx_asked *asked)
 	return 0;
 }
 
-int mx_listener_run(struct mx_listener *l)
+static void *serve(void *listener)
 {
+	struct mx_listener *l = listener;
 	struct seccomp_notif *n = &l->memory->received;
 	struct mx_asked asked;
 
@@ -149,7 +152,7 @@ int mx_listener_run(struct mx_listener *l)
 		int got = receive(l->fd, n);
 
 		if (got < 0)
-			return got == -ENOENT ? 0 : got;
+			return NULL;
 		if (!got)
 			continue;
 		if (is_question(n, &asked))
@@ -229,9 +232,13 @@ static struct memory *map_locked(int memory)
 	return mmap(NULL, MX_LISTENER_MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
 }
 
-struct mx_listener *mx_listener_new(int listener, int memory, int event)
+struct mx_listener *mx_listener_start(int listener, int memory, int event)
 {
 	struct mx_listener *l = calloc(1, sizeof(*l));
+	sigset_t all, before;
+	pthread_attr_t small;
+	pthread_t thread;
+	int error;
 
 	if (!l)
 		return NULL;
@@ -245,13 +252,22 @@ struct mx_listener *mx_listener_new(int listener, int memory, int event)
 	pthread_mutex_init(&l->lock, NULL);
 	/* The flags are the argument itself, not behind a pointer.  Linux 6.6; else slower. */
 	ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SYNC_WAKE_UP);
+	/* Signals are for the thread that handles them; there may be thousands of deputies. */
+	sigfillset(&all);
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, STACK_BYTES);
+	pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&thread, &small, serve, l);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_attr_destroy(&small);
+	if (error) {
+		munmap(l->memory, MX_LISTENER_MEMORY);
+		free(l);
+		errno = error;
+		return NULL;
+	}
 	return l;
-}
-
-void mx_listener_free(struct mx_listener *l)
-{
-	munmap(l->memory, MX_LISTENER_MEMORY);
-	free(l);
 }
 
 int mx_listener_survive(int listener, int memory)

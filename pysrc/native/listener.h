@@ -2,9 +2,8 @@
 /*
  * Serves the seccomp listener of a job at home: the opens that its filter notifies (interface.h).
  *
- * Called by mosix.native.listener.  In a deputy one thread, the listener's, is inside
- * mx_listener_run() and lets ordinary opens go on; those of special files wait in a table until
- * another thread answers them.  It never needs that other thread for an ordinary open, so that
+ * Called by mosix.native.listener.  In a deputy one thread, the listener's, lets ordinary opens go
+ * on; those of special files wait in a table until another thread answers them.  It never needs that other thread for an ordinary open, so that
  * the ghosts and processes which the other one stops and injects calls into never wait for it.
  *
  * A notification that was received by a process which then died is offered to nobody else, and
@@ -30,11 +29,10 @@ struct mx_asked {
 	char name[16];
 };
 
-/* `memory`: a descriptor of MX_LISTENER_MEMORY bytes, sealed against shrinking.  `event`: an
- * eventfd, written when something was asked.  NULL with errno. */
-struct mx_listener *mx_listener_new(int listener, int memory, int event);
-/* Serves until no process has the filter any more; 0, or -errno when the listener is none. */
-int mx_listener_run(struct mx_listener *l);
+/* Starts the thread, which serves until no process has the filter any more.  `memory`: a
+ * descriptor of MX_LISTENER_MEMORY bytes, sealed against shrinking.  `event`: an eventfd, written
+ * when something was asked.  NULL with errno.  It lives as long as this process. */
+struct mx_listener *mx_listener_start(int listener, int memory, int event);
 /* The next question that nobody took; 0: there is none. */
 int mx_listener_take(struct mx_listener *l, struct mx_asked *asked);
 /* Ends a question: the call returns `result`, or fails with -result.  0 or -errno (-ENOENT: its
@@ -45,11 +43,8 @@ int mx_listener_go_on(struct mx_listener *l, uint64_t id);
 /* From now on, until tid is 0: what `tid` asks or has asked is ended by "make this call again".
  * Right only when a ptrace stop of `tid` is pending, which otherwise would wait for the answer. */
 void mx_listener_restart(struct mx_listener *l, int tid);
-/* Only when nobody is inside run.  Closes no descriptor. */
-void mx_listener_free(struct mx_listener *l);
-
 /* The survivor's loop: lets go on whatever a dead process has received and not answered, then
- * everything else, as mx_listener_run does.  It begins when no other process serves: `memory`
+ * everything else.  It begins when no other process serves: `memory`
  * is locked (fcntl) by whoever does, and a lock ends with its process.  0 or -errno. */
 int mx_listener_survive(int listener, int memory);
 /* cffi: end */

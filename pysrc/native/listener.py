@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,23 +32,20 @@ class Asked:
 
 
 class Listener:
-    """Serves until no process of the job is left. Owns both descriptors."""
+    """Serves at once, until no process of the job is left. Both descriptors become its own; it
+    lives as long as this process."""
 
     def __init__(self, listener: int, memory: int) -> None:
-        self._descriptors = [listener, memory]
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._c = lib.mx_listener_new(listener, memory, self._event)
+        #: readable when something was asked
+        self.event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._c = lib.mx_listener_start(listener, memory, self.event)
         if self._c == ffi.NULL:
             raise OSError(ffi.errno, "the job's listener")
-        self._thread = threading.Thread(
-            target=lib.mx_listener_run, args=(self._c,), name="listener", daemon=True
-        )
 
-    def start(self, on_asked: Callable[[Asked], None]) -> None:
+    def listen(self, on_asked: Callable[[Asked], None]) -> None:
         """`on_asked` is called in the running loop for each question; it or somebody later must
         `answer` or `let`."""
-        asyncio.get_running_loop().add_reader(self._event, self._take, on_asked)
-        self._thread.start()
+        asyncio.get_running_loop().add_reader(self.event, self._take, on_asked)
 
     def answer(self, asked: Asked, result: int) -> bool:
         """The open returns `result`, or fails with -result. False: its caller is dead, or was
@@ -67,7 +63,7 @@ class Listener:
 
     def _take(self, on_asked: Callable[[Asked], None]) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._event)
+            os.eventfd_read(self.event)
         asked = ffi.new("struct mx_asked *")
         while lib.mx_listener_take(self._c, asked):
             name = ffi.string(asked.name).decode("ascii")

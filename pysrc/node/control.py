@@ -1,7 +1,8 @@
 """The control socket: requests of mosrun, migrate, mosctl and mosps.
 
 Anybody may connect; who it is says the kernel, and what he may do is decided by the functions
-that `Handlers` holds. A connection carries one request and one answer. Whatever a client sends
+that `Handlers` holds. A connection carries one request and one answer; a launch may be asked to
+join its job's cgroup in between. Whatever a client sends
 or leaves out costs it its connection and never more.
 """
 
@@ -21,9 +22,9 @@ import msgspec
 from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError
 from mosix.node.peers import Complaints
 from mosix.node.requests import (
-    INSTALL,
     MAX_ANSWER,
     MAX_REQUEST,
+    PREPARE,
     TO_STDERR,
     Answer,
     Failure,
@@ -44,54 +45,52 @@ MAX_PER_USER = 512
 MAX_CONNECTIONS = 4096
 _MAX_FDS = 4
 _ACCEPT_PAUSE_S = 0.2
-#: From the order to install the filter to its listener.
-_INSTALL_S = 10.0
 
 
-class Front:
-    """mosrun's front while its launch is under way. `stderr`: its own, which stays the server's
-    (-1: none)."""
+class Client:
+    """Who waits for the answer to its request, and may be gone before."""
 
     def __init__(self, sock: socket.socket, stderr: int) -> None:
         self._sock = sock
-        self._installed: asyncio.Future[int] | None = None
+        #: mosrun's, which stays the server's; -1: none
         self.stderr = stderr
+        self._prepared: asyncio.Future[int] | None = None
 
-    async def listener(self) -> int:
-        """Has it install the filter; the caller owns the listener. -1: it could not."""
-        self._installed = asyncio.get_running_loop().create_future()
-        data = frame(encode(LaunchAnswer(INSTALL, 0)), MAX_ANSWER)
-        await asyncio.get_running_loop().sock_sendall(self._sock, data)
-        try:
-            async with asyncio.timeout(_INSTALL_S):
-                return await self._installed
-        except TimeoutError as error:
-            raise ProtocolError("mosrun does not install the filter") from error
-
-    async def until_closed(self) -> None:
-        """It has nothing to say but the listener, once: whatever else becomes readable ends it."""
+    async def until_gone(self) -> None:
+        """Returns when it has closed or says what nobody has asked for."""
         while True:
             await _readable(self._sock)
-            waiting, self._installed = self._installed, None
-            if waiting is None or waiting.done():
-                return
+            prepared = self._prepared
             try:
-                data, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
+                said, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
             except BlockingIOError:
-                self._installed = waiting
                 continue
-            if not data:
+            except OSError:
                 return
             for fd in fds:
-                os.set_inheritable(fd, False)
-            waiting.set_result(fds[0] if fds else -1)
+                os.set_inheritable(fd, False)  # as in `_receive`
+            if not said or prepared is None or prepared.done():
+                for fd in fds:
+                    os.close(fd)
+                return
+            prepared.set_result(fds[0] if fds else -1)
+
+    async def prepare(self, directory: int, *, interface: bool) -> int:
+        """Has it try to join the cgroup that `directory` is open on (-1: none) and, with
+        `interface`, install its filter; the listener of that, which is the caller's, or -1.
+        OSError when it is gone; who waits here is cancelled with the request when it goes."""
+        self._prepared = asyncio.get_running_loop().create_future()
+        order = frame(encode(LaunchAnswer(PREPARE, int(interface))), MAX_ANSWER)
+        with_it = [directory] if directory >= 0 else []
+        socket.send_fds(self._sock, [order], with_it, socket.MSG_NOSIGNAL)
+        return await self._prepared
 
 
 @dataclass(frozen=True)
 class Handlers:
     """What mosd does."""
 
-    launch: Callable[[Caller, Launch, Front], Awaitable[LaunchAnswer]]
+    launch: Callable[[Caller, Launch, Client], Awaitable[LaunchAnswer]]
     request: Callable[[Caller, Request], Awaitable[Answer]]
 
 
@@ -147,8 +146,8 @@ class ControlServer:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 request: Request = decode(await _receive(sock, fds), Request)
-            front = Front(sock, fds[0] if fds else -1)
-            answer = await self._unless_gone(front, self._answer(caller, request, front))
+            client = Client(sock, fds[0] if fds else -1)
+            answer = await _unless_gone(client, self._answer(caller, request, client))
             if answer is not None:
                 data = frame(encode(answer), MAX_ANSWER)
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -168,11 +167,11 @@ class ControlServer:
                 os.close(fd)
 
     async def _answer(
-        self, caller: Caller, request: Request, front: Front
+        self, caller: Caller, request: Request, client: Client
     ) -> Answer | LaunchAnswer:
         if isinstance(request, Launch):
             try:
-                return await self._handlers.launch(caller, request, front)
+                return await self._handlers.launch(caller, request, client)
             except MosixError as error:
                 return LaunchAnswer(TO_STDERR, LAUNCH_FAILED, 0, f"mosrun: {error.line()}\n")
         try:
@@ -183,22 +182,6 @@ class ControlServer:
         except MosixError as error:
             return Failure(code=error.code, message=error.message, hint=error.hint)
 
-    async def _unless_gone(
-        self, front: Front, work: Awaitable[msgspec.Struct]
-    ) -> msgspec.Struct | None:
-        """The result of `work`, or None, and `work` cancelled, when the client closes first."""
-        working = asyncio.ensure_future(work)
-        watching = asyncio.create_task(front.until_closed())
-        try:
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
-            return None
-        finally:
-            for task in (working, watching):
-                task.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
-
     async def close(self) -> None:
         """No new connections; those under way are cut."""
         if self._listener is not None:
@@ -207,6 +190,21 @@ class ControlServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _unless_gone(client: Client, work: Awaitable[msgspec.Struct]) -> msgspec.Struct | None:
+    """The result of `work`, or None, and `work` cancelled, when the client goes first."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(client.until_gone())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        return None
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _receive(sock: socket.socket, fds: list[int]) -> bytes:

@@ -28,7 +28,6 @@ from mosix.errors import (
     from_code,
 )
 from mosix.native.listener import is_listener, new_memory
-from mosix.node.control import Front
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
 from mosix.node.peers import Dialer
@@ -83,6 +82,15 @@ class NodeNames(Protocol):
     async def resolve(self, name: str) -> str: ...
 
     def number_of(self, ip: str) -> int | None: ...
+
+
+class Client(Protocol):
+    """The mosrun that waits for its launch (`mosix.node.control.Client`)."""
+
+    #: -1: it has none
+    stderr: int
+
+    async def prepare(self, directory: int, *, interface: bool) -> int: ...
 
 
 class LastWords:
@@ -221,6 +229,7 @@ class DeputyLink(WorkerLink):
 
     async def _order(self, request: int, order: Move | ComeHome) -> asyncio.Future[Moved]:
         future: asyncio.Future[Moved] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self.started)
         if self.gone.is_set():
             raise NoSuchProcessError("the job has ended")
         self._moves[request] = future
@@ -272,7 +281,7 @@ class Launcher:
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def launch(self, caller: Caller, options: LaunchOptions, front: Front) -> DeputyLink:
+    async def launch(self, caller: Caller, options: LaunchOptions, client: Client) -> DeputyLink:
         """A job whose first process is `caller`, ready for its exec; in a job of the same user
         the process stays a part of that. The caller must wait for the answer: that keeps its PID
         true."""
@@ -288,37 +297,41 @@ class Launcher:
         with contextlib.ExitStack() as descriptors:
             pidfd, who = _identify(caller)
             descriptors.callback(os.close, pidfd)
-            if front.stderr < 0:
+            if client.stderr < 0:
                 stderr = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
                 descriptors.callback(os.close, stderr)
             else:
-                stderr = front.stderr
-            return await self._launch(caller, who, options, front, [pidfd, stderr])
+                stderr = client.stderr
+            return await self._launch(caller, who, options, client, [pidfd, stderr])
 
     async def _launch(
         self,
         caller: Caller,
         who: Credentials,
         options: LaunchOptions,
-        front: Front,
+        client: Client,
         descriptors: list[int],
     ) -> DeputyLink:
         job_id = secrets.token_hex(8)
         attributes = changed(JobAttributes(), options.changes)
-        group = JobGroup.create(self.membership, job_id, caller.pid)
-        job = Job(job_id, caller.pid, caller.uid, who.gids[0], group)
+        group = JobGroup.create(self.membership, job_id, caller.pid, caller.uid)
+        job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, attributes)
         link: DeputyLink | None = None
-        # The filter is installed while the deputy is made.
-        installing = asyncio.create_task(_listener(front, wanted=options.interface))
-        held: list[int] | None = None
+        preparing: asyncio.Task[tuple[bool, int]] | None = None
+        held: list[int] = []
         try:
             self._record(job)
+            preparing = asyncio.create_task(self._prepare(job, client, options))
             failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
             link = self._adopt(worker, job, LastWords(descriptors[1], who))
-            group.add(caller.pid)
+            joined, listener = await preparing
+            preparing = None
+            held = await self._hold(job, worker, listener)
+            if not joined:
+                await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
                 job=job_id,
                 pid=caller.pid,
@@ -332,7 +345,6 @@ class Launcher:
                 features=self._features,
             )
             async with asyncio.timeout(START_TIMEOUT_S):
-                held = await self._hold(job, worker, await installing)
                 await link.send(message, [*descriptors, *held])
                 await asyncio.shield(link.started)
                 failpoints.hit("mosd.launched")
@@ -341,15 +353,33 @@ class Launcher:
                 self._discard(job)
             else:
                 link.worker.kill()
-            if held is None:
-                await _forget(installing)
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
         finally:
-            for fd in held or ():
+            if preparing is not None:
+                await _forget(preparing)
+            for fd in held:
                 os.close(fd)
         return link
+
+    async def _prepare(self, job: Job, client: Client, options: LaunchOptions) -> tuple[bool, int]:
+        """Whether the launching process has made itself a member, where it can, and the listener
+        of its filter (-1: it has none)."""
+        directory = -1
+        if job.group.membership.own:
+            directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        elif not options.interface:
+            return False, -1
+        try:
+            listener = await client.prepare(directory, interface=options.interface)
+        finally:
+            if directory >= 0:
+                os.close(directory)
+        if listener >= 0 and not is_listener(listener):
+            os.close(listener)
+            raise PermissionDeniedError("mosrun sent something else than a listener")
+        return directory >= 0 and job.group.holds(job.pid), listener
 
     async def _hold(self, job: Job, worker: Worker, listener: int) -> list[int]:
         """The listener (< 0: there is none) is held for the case that the deputy dies; returns
@@ -467,21 +497,12 @@ class Launcher:
         self._remove_empty()
 
 
-async def _listener(front: Front, *, wanted: bool) -> int:
-    """The listener of the filter that mosrun has installed; -1: it has none."""
-    fd = await front.listener() if wanted else -1
-    if fd >= 0 and not is_listener(fd):
-        os.close(fd)
-        raise PermissionDeniedError("mosrun sent something else than a listener")
-    return fd
-
-
-async def _forget(installing: asyncio.Task[int]) -> None:
+async def _forget(preparing: asyncio.Task[tuple[bool, int]]) -> None:
     """After a failure: the listener of a process that will execute nothing."""
-    installing.cancel()
-    (outcome,) = await asyncio.gather(installing, return_exceptions=True)
-    if isinstance(outcome, int) and outcome >= 0:
-        os.close(outcome)
+    preparing.cancel()
+    (outcome,) = await asyncio.gather(preparing, return_exceptions=True)
+    if not isinstance(outcome, BaseException) and outcome[1] >= 0:
+        os.close(outcome[1])
 
 
 def _identify(caller: Caller) -> tuple[int, Credentials]:

@@ -24,6 +24,7 @@ from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
 from mosix.node.guests import Host
+from mosix.node.jobgroup import mount_own
 from mosix.node.peers import Complaints, Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
@@ -70,6 +71,7 @@ class Mosd:
             stack.callback(spawner.stop)
             secret = load_secret(paths)
             features = probe()
+            mount_own()
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)

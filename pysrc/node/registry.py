@@ -41,6 +41,8 @@ class Job:
     uid: int
     gid: int
     group: JobGroup
+    #: of its first process when it began
+    attributes: JobAttributes = field(default_factory=JobAttributes)
     started: float = field(default_factory=time.time)
     processes: dict[int, Process] = field(default_factory=dict)
 
@@ -93,4 +95,4 @@ class Registry:
     def processes_of(self, job: Job) -> Iterator[Process]:
         """Reported ones and those only the cgroup knows: these are at home."""
         for pid in sorted({*job.processes, *job.group.pids()}):
-            yield job.processes.get(pid) or Process(pid)
+            yield job.processes.get(pid) or Process(pid, attributes=job.attributes)

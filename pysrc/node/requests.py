@@ -1,7 +1,8 @@
 """What commands and mosd say to each other on the control socket (msgpack in frames).
 
-One request per connection, one answer. mosrun's front is C and decodes `LaunchAnswer` by hand:
-it is an array and must stay so. Used by `control.py`, `client.py` and native/front.c.
+One request per connection, one answer; before that of a launch may come PREPARE. mosrun's front is
+C and decodes `LaunchAnswer` by hand: it is an array and must stay so. Used by `control.py`,
+`client.py` and native/front.c.
 """
 
 from __future__ import annotations
@@ -69,13 +70,14 @@ Request = Launch | Migrate | Whois | Status | LocalStatus | Processes | Failpoin
 EXECUTE = 0
 TO_STDOUT = 1
 TO_STDERR = 2
-INSTALL = 3
+PREPARE = 3
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """`what` EXECUTE: execute argv[number], `deputy` may trace it. INSTALL: install the filter,
-    send one byte with its listener, if there is one, and read the next answer. Else print `text`
-    to where `what` says and exit with `number`."""
+    """`what` EXECUTE: execute argv[number], `deputy` may trace it. TO_STDOUT, TO_STDERR: print
+    `text` there and exit with `number`. PREPARE: try to join the cgroup whose directory rides
+    along, if one does; install the filter of the interface, if `number` is 1; say so with one
+    byte, with which rides the filter's listener, and wait for the next answer."""
 
     what: int
     number: int

@@ -30,8 +30,7 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
-from mosix.node.control import Front
-from mosix.node.deputies import DeputyLink, Launcher, LaunchOptions, check_moved
+from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.guests import Host
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
 from mosix.node.registry import Guest, Job, Process, Registry
@@ -167,7 +166,7 @@ class Services:
 
     # ---- mosrun ----
 
-    async def launch(self, caller: Caller, request: Launch, front: Front) -> LaunchAnswer:
+    async def launch(self, caller: Caller, request: Launch, client: Client) -> LaunchAnswer:
         """Parses mosrun's options and makes the job."""
         parsed = self._parse_launch(request.argv, min(max(request.columns, 40), 200))
         if parsed.text is not None:
@@ -177,7 +176,7 @@ class Services:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
         options = LaunchOptions(node, parsed.fallback, parsed.changes, parsed.interface)
-        link = await self._launcher.launch(caller, options, front)
+        link = await self._launcher.launch(caller, options, client)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
     async def _start_node(self, parsed: ParsedLaunch) -> str | None:

@@ -20,14 +20,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 from mosix import failpoints
 from mosix.native import listener
 from mosix.node.listeners import Held, Holder
-from mosix.node.privileges import Capabilities, become, lift_limits
+from mosix.node.privileges import Capabilities, become, lift_limits, own_bounding
 from mosix.wire.messages import decode, encode
 
 Run = Callable[[socket.socket], None]
@@ -86,7 +85,7 @@ class _Survivor:
         held = self._held
         os.setsid()
         _close_all_but(held.listener, held.memory)
-        _default_signals()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         become(held.uid, held.gid, (), Capabilities())
         listener.survive(held.listener, held.memory)
 
@@ -106,8 +105,10 @@ class _Worker:
         os.umask(0o077)
         # Nothing of mosd's or the spawner's may be open in a process of the user.
         _close_all_but(self._sock.fileno())
-        _default_signals()
-        Path("/proc/self/oom_score_adj").write_text("0")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(score, b"0")
+        os.close(score)
         if order.kind == "remote":
             lift_limits()
         # The kernel makes the process undumpable here: its own user cannot trace it or read
@@ -126,11 +127,11 @@ def _close_all_but(*kept: int) -> None:
 
 
 def _default_signals() -> None:
+    """All but SIGINT, whose default would end the spawner with mosd's terminal."""
     # SIGPIPE stays ignored, as Python's socket code expects.
-    fixed = {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
+    fixed = {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGINT}
     for number in signal.valid_signals() - fixed:
-        if signal.getsignal(number) != signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -275,13 +276,16 @@ def main() -> None:
     sock.setblocking(True)
     # mosd's terminal is not ours: it alone decides when we end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _default_signals()
     workers: dict[WorkerKind, Run] = {"deputy": load_worker(deputy), "remote": load_worker(remote)}
+    own_bounding()
     gc.collect()
     gc.freeze()  # a collection in a worker must not copy all of these pages
     worker = Spawner(sock, workers).serve()
     if worker is not None:
         worker.run()
+        # Not through the interpreter's own end, which touches, and so copies, all that is shared.
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class _Deputy:
         pidfd, stderr, *listening = fds
         os.fstat(stderr)
         if listening:
-            Listener(*listening).start(lambda _: None)
+            self.listener = Listener(*listening)
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(pidfd, ended.set)
