@@ -232,3 +232,45 @@ def test_python_programs_use_mosix_job(start: Callable[..., Job]) -> None:
     package = PROGRAMS.parents[2] / "build" / "typed"
     job = start(["env", f"PYTHONPATH={package}", PYTHON, "-c", code])
     assert job.finish() == (0, "True 0\n2 1\n1\nOSError 22\n0\n", "")
+
+
+@pytest.mark.parametrize("option", ["-u", "-e", "-w"])
+def test_where_the_way_home_is_missing_unsupportok_decides(
+    option: str, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    """A fork is done at home, and the image does not get there."""
+    job = start(asks(), options=(option,))
+    ask = asker(job)
+    job.move("2")
+    lab[2].ask("failpoints", "remote.sending=ENOMEM")
+    try:
+        job.write("f r lock\n")
+        if option == "-u":
+            status, output, complaints = job.finish()
+            assert (status, output) == (-signal.SIGKILL, "")
+            assert "it could not come home" in complaints
+            assert len(complaints.splitlines()) == 1
+            return
+        assert job.line() == "-1 ENOSYS"
+        assert ask("r whereami") == "2"
+        assert ask("f r unsupportok") == ("1" if option == "-e" else "2")  # this time it is
+    finally:
+        lab[2].ask("failpoints", "")
+    status, output, complaints = job.finish()
+    assert (status, output) == (0, "")
+    assert len(complaints.splitlines()) == (0 if option == "-e" else 1)
+    if option == "-w":
+        assert "not supported on node" in complaints
+
+
+def test_a_program_may_choose_between_them_itself(lab: Cluster, job: Job) -> None:
+    ask = asker(job)
+    assert ask("w unsupportok 1") == "0"
+    assert ask("w migrate 2") == "0"
+    lab[2].ask("failpoints", "remote.sending=ENOMEM")
+    try:
+        assert ask("f r lock") == "-1 ENOSYS"
+    finally:
+        lab[2].ask("failpoints", "")
+    assert ask("f r lock") == "0"
+    assert job.finish() == (0, "", "")

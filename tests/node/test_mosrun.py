@@ -149,14 +149,14 @@ def test_a_job_is_in_its_cgroup_and_its_children_too(node: Node) -> None:
 
 _FRONT_THAT_CANNOT_JOIN = """
 import socket, sys
-from mosix.node.requests import JOIN, Launch, LaunchAnswer
+from mosix.node.requests import PREPARE, Launch, LaunchAnswer
 from mosix.wire.frames import frame
 from mosix.wire.messages import decode, encode
 sock = socket.socket(socket.AF_UNIX)
 sock.connect(sys.argv[1])
 sock.sendall(frame(encode(Launch(argv=[b"true"])), 1 << 16))
 data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
-if decode(data[4:], LaunchAnswer).what == JOIN:
+if decode(data[4:], LaunchAnswer).what == PREPARE:
     sock.sendall(b"x")
     data = sock.recv(1 << 16)
 print(decode(data[4:], LaunchAnswer).what, open("/proc/self/cgroup").read())

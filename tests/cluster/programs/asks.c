@@ -70,6 +70,10 @@ static void obey(const char *line)
 	case 'f': {
 		pid_t child = fork();
 
+		if (child < 0) {
+			result = -1;
+			break;
+		}
 		if (!child) {
 			obey(line + 2);
 			fflush(stdout);
