@@ -152,6 +152,7 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     job: str
     origin_pid: int = 0
+    job_class: int = 0
     command: str
     stats: dict[str, int] = {}
 

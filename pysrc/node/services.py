@@ -361,6 +361,7 @@ class Services:
             nmigs=process.nmigs,
             why=process.why,
             job=job.id,
+            job_class=process.attributes.job_class,
             command=_command(process.pid),
             stats=process.stats,
         )
