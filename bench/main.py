@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import accounting  # noqa: F401 - registers its benchmarks
 import click
 import jobs  # noqa: F401 - registers its benchmarks
 import moving

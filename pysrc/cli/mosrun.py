@@ -42,12 +42,10 @@ LATER = {
     "Q": "the queue",
     "R": "checkpoints",
     "S": "command files",
-    "T": "the clock of a chosen node",
     "X": "private temporary files",
     "b": "choosing the best node",
     "i": "batch jobs",
     "q": "the queue",
-    "t": "the clock of a chosen node",
     "z": "argument lists with a name of their own",
 }
 _MAX_NUMBER = 65535
@@ -92,7 +90,8 @@ class _Command(click.Command):
         formatter.write_usage(
             "mosrun",
             "[-h | -r{host} | -{node} | -{a.b.c.d} | -j{n1-n2[,n3-n4]...}] [-F] [-L | -l] "
-            "[-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-e | -u | -w] program [args]...",
+            "[-t | -T] [-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-e | -u | -w] "
+            "program [args]...",
         )
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -128,6 +127,8 @@ class _Command(click.Command):
 @click.option("-F", "fallback", is_flag=True, help="Run at home if that node is not available.")
 @click.option("-L", "lock", is_flag=True, help="Only you move it, never the system.")
 @click.option("-l", "unlock", is_flag=True, help="The system may move it (the default).")
+@click.option("-t", "localtime", is_flag=True, help="Date and time are those of where it runs.")
+@click.option("-T", "home_time", is_flag=True, help="They are those of its home (the default).")
 @click.option(
     "--class",
     "job_class",
@@ -169,6 +170,8 @@ def command(
     fallback: bool,
     lock: bool,
     unlock: bool,
+    localtime: bool,
+    home_time: bool,
     job_class: int | None,
     needmem: int | None,
     decayrate: int | None,
@@ -184,6 +187,8 @@ def command(
         node = _any_of(ranges)
     if lock and unlock:
         raise click.UsageError("only one of -L and -l can be given")
+    if localtime and home_time:
+        raise click.UsageError("only one of -t and -T can be given")
     if cpujob and no_cpujob:
         raise click.UsageError("only one of -c and -n can be given")
     changes = {
@@ -192,6 +197,7 @@ def command(
         "needmem": needmem,
         "decayrate": decayrate,
         "cpujob": 1 if cpujob else 0 if no_cpujob else None,
+        "localtime": 1 if localtime else 0 if home_time else None,
         "unsupportok": None if unsupported is None else _UNSUPPORTED[unsupported],
     }
     if not program:

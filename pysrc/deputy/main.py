@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from mosix import failpoints
 from mosix.deputy import moves
 from mosix.deputy.interface import MIGRATE, birth, migrate, process_of, value_of
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
 from mosix.deputy.rest import members, pidfd_of_any, rest
 from mosix.errors import (
     LAUNCH_FAILED,
@@ -137,6 +137,10 @@ class Deputy:
     def interface(self) -> bool:
         return self._listener is not None
 
+    @property
+    def date_ahead_ns(self) -> int:
+        return self.launch.date_ahead_ns
+
     async def main(self, pidfd: int) -> None:
         """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()
@@ -165,7 +169,7 @@ class Deputy:
 
     async def _stop_at_exec(self, process: JobProcess, node: str, *, fallback: bool) -> None:
         """A mosrun is about to execute its program, which leaves then for `node`."""
-        process.order(node)
+        process.order(node, LAUNCH_RETURN)
         # No other move before this one: until then the process is traced, and not a program.
         await process.moves.acquire()
         try:

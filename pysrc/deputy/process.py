@@ -22,7 +22,7 @@ from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.tracee import StillAsleepError, Stop, Tracee
 from mosix.wire.attributes import ENOSYS_WITH_MESSAGE, KILL, JobAttributes
 from mosix.wire.messages import (
     Ask,
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 #: How long a process stays at home before it goes back to the last ordered node, in seconds.
 FIRST_RETURN = 1.0
+#: The same for a program that was launched at another node: first of all its dynamic loader maps
+#: the libraries, which is over in a moment.
+LAUNCH_RETURN = 0.05
 LAST_RETURN = 60.0
 
 
@@ -56,6 +59,8 @@ def next_return(after: float) -> float:
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
 _ERESTARTNOINTR = -513
 _CANCEL_RETRY = 0.001
+#: How long all processes of the job wait for one to stop, in seconds.
+PATIENCE = 0.05
 
 
 class Place(enum.Enum):
@@ -93,6 +98,9 @@ class Home(Protocol):
         ...
 
     async def answer(self, process: JobProcess, ask: Ask) -> None: ...
+
+    @property
+    def date_ahead_ns(self) -> int: ...
 
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
@@ -147,7 +155,8 @@ class JobProcess:
         self._signals = 0
         #: why the body must come home, until it has
         self._needs: NeedHome | None = None
-        self._early: list[tuple[RemoteLink, Unasked]] = []
+        #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
+        self._cancelling: int | None = None
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
         self.at_home: list[bytes] = []
@@ -206,6 +215,13 @@ class JobProcess:
             self.end()
         elif tracee is None:
             return
+        elif self._cancelling is not None and not stop.ended:
+            # A signal's stop has swallowed the interrupt, so it is asked again; the agent's own
+            # answer must not come before the deputy has looked at the call.
+            identity, self._cancelling = self._cancelling, None
+            if stop.kind != "event":
+                self.on_stop(stop)
+            self.cancel(identity)
         elif stop.kind == "signal":
             tracee.cont(self.take_signal(stop))
         elif stop.kind == "group":
@@ -313,7 +329,11 @@ class JobProcess:
         if agent.paused or agent.obeying:
             return  # the guest is halted: what it waited for is over
         self.guest_halts = self.place is Place.MOVING
-        stop = tracee.stop(on_signal=self.take_signal)
+        try:
+            stop = tracee.stop(on_signal=self.take_signal, patience_s=PATIENCE)
+        except StillAsleepError:
+            self._cancelling = identity  # `on_stop` goes on, and others are served meanwhile
+            return
         if stop.ended:
             self.end()
             return
@@ -330,9 +350,6 @@ class JobProcess:
     # ---- what a remote says unasked ----
 
     def on_unasked(self, link: RemoteLink, message: Unasked) -> None:
-        if link is not self.link and self.place is Place.MOVING:
-            self._early.append((link, message))  # a guest begins before we have heard that it has
-            return
         if link is not self.link or self.place is Place.ENDED:
             return
         if isinstance(message, Cancel):
@@ -346,12 +363,6 @@ class JobProcess:
                 self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
             self._guest_died(message.status)
-
-    def hear_early(self) -> None:
-        """What the guest that runs since the last move has said already."""
-        early, self._early = self._early, []
-        for link, message in early:
-            self.on_unasked(link, message)
 
     def on_lost(self, link: RemoteLink) -> None:
         """The connection ended. While a move is under way the move finds out by itself."""
@@ -483,10 +494,10 @@ class JobProcess:
             self.why = f"{stays}: {error.line()}"
             self.report()
 
-    def order(self, ip: str | None) -> None:
+    def order(self, ip: str | None, first_return: float = FIRST_RETURN) -> None:
         """Remembers where a person or the balancer wants it; None: home."""
         self.ordered = ip
-        self._return_after = FIRST_RETURN
+        self._return_after = first_return
         if self._returning is not None:
             self._returning.cancel()
             self._returning = None

@@ -43,7 +43,9 @@
 /* One request moves at most this many bytes of a read or write; longer ones are
  * sums.  Neither side then needs more memory than this for one call. */
 #define CHUNK (4u << 20)
-#define EARLY (32u << 10) /* so much of a reply that is not whole yet is worth a system call */
+/* So much is received at once, and written into the guest, from the caches, while more comes. */
+#define STEP (64u << 10)
+#define EARLY (STEP / 2) /* so much of a reply that is not whole yet is worth a system call */
 #define KEEP_BUFFER (1u << 20)
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
@@ -115,6 +117,7 @@ struct internal {
 	/* the sleep */
 	clockid_t clock;
 	struct timespec until;
+	int64_t date; /* it ends at this date at home; 0: `until` is enough */
 	int forever;
 	uint64_t rem;
 
@@ -295,6 +298,12 @@ static int64_t now_ns(clockid_t clock)
 static int64_t guest_now(const struct mx_redirect *r)
 {
 	return now_ns(CLOCK_MONOTONIC) + r->monotonic_offset_ns;
+}
+
+/* Dates are this node's, not home's. */
+static int date_is_nodes(const struct mx_redirect *r)
+{
+	return !r->clock || r->clock->direct & 1u << CLOCK_REALTIME;
 }
 
 static struct timespec timespec_of(int64_t ns)
@@ -1797,7 +1806,7 @@ static int call_agent(struct mx_redirect *r)
 		if (!in->received)
 			most = sizeof(*reply) / 2;
 	}
-	n = step(r, SYS_recvfrom, in->reply + in->received, most - in->received);
+	n = step(r, SYS_recvfrom, in->reply + in->received, min64(most - in->received, STEP));
 	if (n == -EINTR)
 		return cancel_wanted(in);
 	if (n < 0)
@@ -1831,6 +1840,14 @@ static int sleep_on(struct mx_redirect *r)
 
 	if (in->forever)
 		until = long_time;
+	if (in->date) {
+		int64_t left = in->date - mx_clock_date(r->clock, r->monotonic_offset_ns);
+
+		if (left <= 0)
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		/* Not in one piece: home's clock may be set, or our estimate of it be bettered. */
+		until = timespec_of(now_ns(CLOCK_MONOTONIC) + (left < NS ? left : NS));
+	}
 	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock, in->forever ? 0 : TIMER_ABSTIME, (long)&until,
 			     0);
 	if (n == -EINTR) {
@@ -1842,7 +1859,7 @@ static int sleep_on(struct mx_redirect *r)
 		r->deadline_ns = in->deadline;
 		return hold(r, HELD_SLEEPING, MX_EV_SLEEPING);
 	}
-	if (in->forever)
+	if (in->forever || in->date)
 		return 0;
 	send_answer(r, n, CONTINUE_NO);
 	return 0;
@@ -1858,6 +1875,7 @@ static int begin_sleep(struct mx_redirect *r)
 	in->state = WAITING;
 	in->forever = in->call->special == MX_SPECIAL_PAUSE;
 	in->clock = CLOCK_MONOTONIC;
+	in->date = 0;
 	if (in->forever)
 		return 0;
 	in->rem = r->args[1];
@@ -1889,12 +1907,52 @@ static int begin_sleep(struct mx_redirect *r)
 
 		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns : r->boottime_offset_ns;
 		t = timespec_of(when > 0 ? when : 0);
+	} else if (!date_is_nodes(r)) {
+		in->date = t.tv_sec * NS + t.tv_nsec;
+		in->date += !in->date;
+		in->clock = CLOCK_MONOTONIC;
 	}
 	in->until = t;
 	return 0;
 }
 
 /* ---- answered here ---- */
+
+static int begin_call(struct mx_redirect *r);
+
+/* time(2), gettimeofday(2), or clock_gettime(2) of a clock with a date. */
+static int answer_date(struct mx_redirect *r)
+{
+	struct timespec t;
+	struct timeval tv;
+	time_t seconds;
+
+	if (date_is_nodes(r))
+		return send_answer(r, 0, CONTINUE_YES), 0;
+	/* How far TAI is ahead only home's kernel knows. */
+	if (r->nr == SYS_clock_gettime && (int32_t)r->args[0] == CLOCK_TAI)
+		return begin_call(r);
+	t = timespec_of(mx_clock_date(r->clock, r->monotonic_offset_ns));
+	if (r->nr == SYS_clock_gettime)
+		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
+	if (r->nr == SYS_gettimeofday) {
+		tv.tv_sec = t.tv_sec;
+		tv.tv_usec = t.tv_nsec / 1000;
+		if (!r->args[0])
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		return send_answer(r, poke(r, r->args[0], &tv, sizeof(tv)), CONTINUE_NO), 0;
+	}
+	seconds = t.tv_sec;
+	if (r->args[0] && poke(r, r->args[0], &seconds, sizeof(seconds)))
+		return send_answer(r, -EFAULT, CONTINUE_NO), 0;
+	return send_answer(r, seconds, CONTINUE_NO), 0;
+}
+
+static int has_date(int32_t clock)
+{
+	return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE || clock == CLOCK_REALTIME_ALARM ||
+	       clock == CLOCK_TAI;
+}
 
 static int answer_here(struct mx_redirect *r)
 {
@@ -1904,6 +1962,9 @@ static int answer_here(struct mx_redirect *r)
 	uint64_t user, system, faults[2];
 	int64_t ns;
 
+	if (in->call->special == MX_SPECIAL_DATE ||
+	    (in->call->special == MX_SPECIAL_CPU_CLOCK && has_date((int32_t)r->args[0])))
+		return answer_date(r);
 	if (in->call->special == MX_SPECIAL_CPU_CLOCK) {
 		if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
 			return send_answer(r, -errno, CONTINUE_NO), 0;

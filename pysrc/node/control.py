@@ -69,21 +69,24 @@ class Client:
                 return
             for fd in fds:
                 os.set_inheritable(fd, False)  # as in `_receive`
-            if not said or prepared is None or prepared.done():
-                for fd in fds:
-                    os.close(fd)
+            self._prepared = None
+            if said and prepared is not None and not prepared.done():
+                prepared.set_result(fds[0] if fds else -1)
+                continue
+            for fd in fds:
+                os.close(fd)
+            if not said or prepared is None:
                 return
-            prepared.set_result(fds[0] if fds else -1)
 
     async def prepare(self, directory: int, *, interface: bool) -> int:
         """Has it try to join the cgroup that `directory` is open on (-1: none) and, with
         `interface`, install its filter; the listener of that, which is the caller's, or -1.
         OSError when it is gone; who waits here is cancelled with the request when it goes."""
-        self._prepared = asyncio.get_running_loop().create_future()
+        prepared = self._prepared = asyncio.get_running_loop().create_future()
         order = frame(encode(LaunchAnswer(PREPARE, int(interface))), MAX_ANSWER)
         with_it = [directory] if directory >= 0 else []
         socket.send_fds(self._sock, [order], with_it, socket.MSG_NOSIGNAL)
-        return await self._prepared
+        return await prepared
 
 
 @dataclass(frozen=True)

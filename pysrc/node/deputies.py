@@ -267,6 +267,7 @@ class Launcher:
         own_ip: str,
         records: Path,
         names: NodeNames,
+        date_ahead_ns: int = 0,
     ) -> None:
         self._spawner = spawner
         self._dialer = dialer
@@ -276,6 +277,7 @@ class Launcher:
         self._own_ip = own_ip
         self._names = names
         self._records = records
+        self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
@@ -340,6 +342,7 @@ class Launcher:
                 node=options.node,
                 fallback=options.fallback,
                 attributes=attributes,
+                date_ahead_ns=self._date_ahead_ns,
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
@@ -372,7 +375,13 @@ class Launcher:
         elif not options.interface:
             return False, -1
         try:
-            listener = await client.prepare(directory, interface=options.interface)
+            if options.interface:  # it cannot begin without: if it is stopped we wait
+                listener = await client.prepare(directory, interface=True)
+            else:
+                listener = -1
+                with contextlib.suppress(TimeoutError):  # it is stopped, it may be: we do it
+                    async with asyncio.timeout(START_TIMEOUT_S):
+                        await client.prepare(directory, interface=False)
         finally:
             if directory >= 0:
                 os.close(directory)
@@ -474,6 +483,10 @@ class Launcher:
             self._leftovers[record.name] = JobGroup(path, self.membership)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
+
+    def workers(self) -> list[int]:
+        """PIDs of the deputies."""
+        return [link.worker.pid for link in self.deputies.values()]
 
     async def all_home(self) -> None:
         """Orders every process home and waits until all are; errors are logged."""

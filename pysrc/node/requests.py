@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+from mosix.wire.messages import NodeLoad
 
 #: Largest request and answer, bytes.
 MAX_REQUEST = 256 << 10
@@ -105,7 +106,8 @@ class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
-    """`counters`: connections refused, malformed requests and the like; only of this node."""
+    """`counters`: connections refused, malformed requests and the like; only of this node.
+    `load`: None in mosd's first second."""
 
     ip: str
     number: int | None
@@ -116,7 +118,10 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     memory_free: int
     jobs: int
     guests: int
+    #: how far a guest's date may be from that of its home
+    date_bound_ns: int | None = None
     counters: dict[str, int] = {}
+    load: NodeLoad | None = None
 
 
 class NodeDetails(_Tagged, frozen=True, kw_only=True, tag="localstatus"):

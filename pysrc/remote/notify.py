@@ -18,6 +18,7 @@ from enum import Enum
 from mosix.failpoints import Fault
 from mosix.image.model import PendingCall
 from mosix.native._native import ffi, lib
+from mosix.remote.clock import ClockPage
 from mosix.remote.redirector import (
     Args,
     Asks,
@@ -68,8 +69,9 @@ class _Order(Enum):
 
 class NotifyRedirector(Redirector):
     """`pid`: the guest as seen from here; `home_pid`: its number at home. The offsets are the
-    guest's clocks minus ours, the carried times what its body used on other nodes (ns);
-    `interface`: it has the files /proc/self/{special}."""
+    guest's clocks minus ours, the carried times what its body used on other nodes (ns).
+    `interface`: it has the files /proc/self/{special}. `clock`: makes its dates; None: they are
+    this node's."""
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class NotifyRedirector(Redirector):
         boottime_offset_ns: int = 0,
         carried_ns: tuple[int, int] = (0, 0),
         interface: bool = False,
+        clock: ClockPage | None = None,
     ) -> None:
         table = packed()
         self._c = lib.mx_redirect_new(listener, call_fd, pid, home_pid, table, len(table))
@@ -90,6 +93,8 @@ class NotifyRedirector(Redirector):
         self._c.monotonic_offset_ns = monotonic_offset_ns
         self._c.boottime_offset_ns = boottime_offset_ns
         self._c.interface = interface
+        self._clock = clock  # kept as long as we read it
+        self._c.clock = clock.c if clock is not None else ffi.NULL
         self._c.carried_user_ns, self._c.carried_system_ns = carried_ns
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()

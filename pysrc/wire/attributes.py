@@ -29,6 +29,8 @@ class JobAttributes(msgspec.Struct, frozen=True, kw_only=True):
     #: 1: system calls and I/O do not count for the balancer
     cpujob: int = 0
     decayrate: int = DECAY_RATE
+    #: 1: dates are those of the node where it runs, since its last move; else home's
+    localtime: int = 0
     #: signal to be sent after each move; 0: none
     sigmig: int = 0
 
@@ -41,6 +43,7 @@ HIGHEST = {
     "unsupportok": ENOSYS_WITH_MESSAGE,
     "cpujob": 1,
     "decayrate": 10000,
+    "localtime": 1,
     "sigmig": 64,
 }
 
