@@ -82,7 +82,8 @@ class Client:
         """Has it try to join the cgroup that `directory` is open on (-1: none) and, with
         `interface`, install its filter; the listener of that, which is the caller's, or -1.
         OSError when it is gone; who waits here is cancelled with the request when it goes."""
-        prepared = self._prepared = asyncio.get_running_loop().create_future()
+        prepared: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._prepared = prepared
         order = frame(encode(LaunchAnswer(PREPARE, int(interface))), MAX_ANSWER)
         with_it = [directory] if directory >= 0 else []
         socket.send_fds(self._sock, [order], with_it, socket.MSG_NOSIGNAL)

@@ -107,9 +107,9 @@ def test_a_program_moves_itself(job: Job) -> None:
     ask = asker(job)
     assert ask("r whereami") == "0"
     assert ask("w migrate 2") == "0"
-    assert job.where() == job._ip("2")
+    assert job.where() == job.ip("2")
     assert ask("r whereami") == "2"
-    third = int(ipaddress.IPv4Address(job._ip("3")))
+    third = int(ipaddress.IPv4Address(job.ip("3")))
     assert ask(f"w migrate {third}") == "0"
     assert ask("r whereami") == "3"
     assert ask("r nmigs") == "2"
@@ -134,7 +134,7 @@ def test_nodes_without_a_number_are_told_by_their_ip(start: Callable[..., Job]) 
     """In 32 bits that are never a negative number."""
     job = start(asks())
     ask = asker(job)
-    ip = job._ip("2")
+    ip = job.ip("2")
     assert ask(f"w migrate {int(ipaddress.IPv4Address(ip))}") == "0"
     assert ask("r whereami") in ("2", str(int(ipaddress.IPv4Address(ip))))
 

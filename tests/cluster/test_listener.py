@@ -29,7 +29,8 @@ def home(lab: Cluster) -> Iterator[NodeHandle]:
     yield lab[1]
     if not faults.mosd(lab[1]):
         lab[1].mosd("start")
-    drive.wait_for("a spawner", lambda: bool(faults.spawners(lab[1])))
+    # A spawner that was killed takes a moment to be there again.
+    drive.wait_for("launches", lambda: lab[1].run(["mosrun", "true"]).returncode == 0, 60)
 
 
 ORDERS = [
