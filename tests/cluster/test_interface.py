@@ -197,6 +197,20 @@ def test_a_nested_mosrun_starts_where_it_is_told(start: Callable[..., Job]) -> N
     assert job.finish() == (0, "", "")
 
 
+def test_a_job_of_another_user_inside_a_job_has_no_files(start: Callable[..., Job]) -> None:
+    """A filter may have one listener: that of the job around it, which is not his."""
+    become = ["setpriv", "--reuid=games", "--regid=games", "--clear-groups"]
+    job = start([*become, "mosrun", *asks()])
+    ask = asker(job)
+    assert [ask("r lock"), ask("o /node/name")] == ["-1 ENOENT", "n1"]
+    assert job.finish() == (
+        0,
+        "",
+        "mosrun: no files /proc/self/{special}: another program serves such files here "
+        "(--no-interface leaves them out)\n",
+    )
+
+
 def test_moves_and_signals_neither_repeat_nor_lose_a_question(job: Job) -> None:
     """A write that is answered but whose answer is lost would find itself made."""
     count = 1500
