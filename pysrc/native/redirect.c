@@ -2,6 +2,7 @@
 /* The redirector's loop; what it promises and its states are described in redirect.h. */
 #include "redirect.h"
 #include "failpoint.h"
+#include "interface.h"
 #include "own_proc.h"
 
 #include <errno.h>
@@ -511,6 +512,20 @@ static int names_own_body(const struct mx_redirect *r, const char *path)
 	return mx_is_own_proc(q, strcspn(q, "/"));
 }
 
+/* Is the open that is being made the program's word to mosix?  Then r->asked is its name. */
+static int asks(struct mx_redirect *r, int nr, const uint64_t *args, const char *path)
+{
+	const char *name;
+
+	if (!r->interface || (nr != SYS_open && nr != SYS_openat) ||
+	    !mx_interface_flags(args[nr == SYS_openat ? 2 : 1]))
+		return 0;
+	name = mx_interface_name(path);
+	if (name)
+		strcpy(r->asked, name);
+	return !!name;
+}
+
 static uint64_t length_of(const struct mx_shape *shape, const uint64_t *args)
 {
 	uint64_t n;
@@ -720,6 +735,8 @@ static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const str
 			return at;
 		if (shape->kind == MX_ARG_OPEN_PATH && names_own_body(r, area(in, at)))
 			return MX_EV_HOME;
+		if (shape->kind == MX_ARG_OPEN_PATH && asks(r, nr, original, area(in, at)))
+			return MX_EV_ASKS;
 		error = relocate_arg(in, i, at);
 		if (error)
 			return error;
@@ -2059,6 +2076,8 @@ static int begin_call(struct mx_redirect *r)
 		r->reason = in->call->proc_reason;
 		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
+	if (error == MX_EV_ASKS)
+		return hold(r, HELD_HOME, MX_EV_ASKS);
 	if (error) {
 		/* An unreadable byte behind readable ones ends a write, as natively. */
 		return answered(r, in->done ? (int64_t)in->done : error);

@@ -22,7 +22,7 @@
  *             again waits on.  Over                          -> answered, IDLE
  *   HELD      the notification is Python's to answer, by mx_redirect_finish() or
  *             mx_redirect_answer(); both lead to IDLE.  Entered with the events
- *             HOME, CANCELLED and SLEEPING; run() in HELD is a sleep's continuation
+ *             HOME, ASKS, CANCELLED and SLEEPING; run() in HELD is a sleep's continuation
  *             or an error.
  *
  * run() blocks without polling.  stop sets a flag and sends MX_WAKE_SIGNAL to the
@@ -154,6 +154,7 @@ struct mx_table {
 #define MX_EV_LINK 6
 #define MX_EV_GONE 7
 #define MX_EV_MISUSE 8
+#define MX_EV_ASKS 9
 #define MX_WAKE_SIGNAL 44
 #define MX_REASON_UNKNOWN 0
 #define MX_REASON_DESCRIPTORS 1
@@ -187,6 +188,8 @@ struct mx_redirect {
 	int completed;	     /* CANCELLED: the call is over, a signal came meanwhile */
 	int error;	     /* LINK, GONE: errno */
 	int synchronous;     /* SYNC_WAKE_UP is on */
+	int interface;	     /* opens of /proc/self/{special} are asked about: ASKS */
+	char asked[16];	     /* ASKS: the name of the file */
 	uint64_t signals;    /* given to the guest so far: mx_agent_state.signals in abi.h */
 	uint64_t owed;	     /* CANCELLED: as many it must have been given before it goes on */
 	uint64_t total_calls;
