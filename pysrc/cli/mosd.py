@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import click
 from mosix import failpoints
@@ -16,6 +17,7 @@ from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
+from mosix.node.accounting import Choice
 from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
 
@@ -50,6 +52,13 @@ from mosix.node.spawning import Programs
     metavar="SECONDS",
     help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
 )
+@click.option(
+    "--accounting",
+    type=click.Choice(get_args(Choice)),
+    default="auto",
+    show_default=True,
+    help="How the work of jobs at home is counted: auto takes eBPF where it can, proc never does.",
+)
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
@@ -63,6 +72,7 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
+    accounting: Choice,
     deputy: str,
     remote: str,
     foreign_vdso: bool,
@@ -88,6 +98,7 @@ def main(
         programs,
         mosrun.parse,
         stop_s=stop_s,
+        accounting=accounting,
         foreign_vdso=foreign_vdso,
         date_ahead_ns=int(date_ahead_s * 1e9),
     )

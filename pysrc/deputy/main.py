@@ -15,11 +15,11 @@ import os
 import select
 import socket
 from collections.abc import Coroutine
-from pathlib import Path
 
 from mosix import failpoints
 from mosix.deputy import moves
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
+from mosix.deputy.rest import members, pidfd_of_any, rest
 from mosix.errors import (
     LAUNCH_FAILED,
     MosixError,
@@ -46,6 +46,7 @@ from mosix.wire.messages import (
     Started,
     Token,
     WorkerToNode,
+    decode,
 )
 
 log = logging.getLogger("mosix.deputy")
@@ -60,33 +61,41 @@ _STDERR_PATIENCE_S = 5
 
 
 def warm_up() -> None:
-    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    """Computes once, in the spawner, what a launch or a move would otherwise have to wait for."""
     load_blob()
     cpu_features()
+    with contextlib.suppress(ProtocolError):
+        decode(b"", NodeToWorker)
 
 
 def run(sock: socket.socket) -> None:
     """Entry of the forked process; `sock` leads to mosd. Returns when the job is over."""
-    asyncio.run(Deputy(sock).main())
+    node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+    select.select([sock], [], [])
+    launch, fds = node.receive_now()
+    if not isinstance(launch, Launch) or len(fds) != 2:
+        raise ProtocolError("the first message to a deputy must be Launch")
+    pidfd, stderr = fds
+    if launch.node is None:
+        failpoints.hit("deputy.launch")
+        node.send_now(Started())
+        pidfd = rest(sock.fileno(), pidfd, launch.cgroup)
+    if pidfd >= 0:
+        asyncio.run(Deputy(node, launch, stderr).main(pidfd))
 
 
 class Deputy:
     """The job, its processes and the way to mosd (`mosix.deputy.process.Home`)."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+    def __init__(self, node: Packets[NodeToWorker], launch: Launch, stderr: int) -> None:
+        self._node = node
+        self.launch = launch
         self._processes: dict[int, JobProcess] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
-        self._launch: Launch | None = None
-        self._stderr = -1
-
-    @property
-    def launch(self) -> Launch:
-        assert self._launch is not None
-        return self._launch
+        self._stderr = stderr
 
     @property
     def here(self) -> str:
@@ -105,23 +114,13 @@ class Deputy:
     def date_ahead_ns(self) -> int:
         return self.launch.date_ahead_ns
 
-    async def main(self) -> None:
-        message, fds = await self._node.receive()
-        if not isinstance(message, Launch) or len(fds) != 2:
-            raise ProtocolError("the first message to a deputy must be Launch")
-        self._launch = message
-        pidfd, self._stderr = fds
+    async def main(self, pidfd: int) -> None:
+        """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()
-        root = self._process(message.pid)
-        if message.node is not None:
-            root.order(message.node)
-            # No other move before this one: until then the process is traced, and not a program.
-            await root.moves.acquire()
-            tracee = Tracee.seize(message.pid, _PTRACE_O_TRACEEXEC)
-            self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
-        failpoints.hit("deputy.launch")
-        await self._node.send(Started())
-        root.report()
+        if self.launch.node is not None:
+            await self._stop_at_exec(self.launch.pid, self.launch.node)
+            failpoints.hit("deputy.launch")
+            await self._node.send(Started())
         workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         try:
             await self._until_job_ends(pidfd)
@@ -136,6 +135,14 @@ class Deputy:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             self._node.close()
+
+    async def _stop_at_exec(self, pid: int, node: str) -> None:
+        root = self._process(pid)
+        root.order(node, LAUNCH_RETURN)
+        # No other move before this one: until then the process is traced, and not a program.
+        await root.moves.acquire()
+        tracee = Tracee.seize(pid, _PTRACE_O_TRACEEXEC)
+        self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
 
     # ---- mosd ----
 
@@ -256,31 +263,16 @@ class Deputy:
         return process
 
     def _member(self, pid: int) -> JobProcess:
-        if pid not in self._members():
+        if pid not in members(self.launch.cgroup):
             raise NoSuchProcessError(f"process {pid} is not part of this job, or has ended")
         return self._process(pid)
 
-    def _members(self) -> set[int]:
-        try:
-            text = (Path(self.launch.cgroup) / "cgroup.procs").read_text(encoding="ascii")
-        except OSError:
-            return set()
-        return {int(line) for line in text.split()}
-
     async def _until_job_ends(self, pidfd: int) -> None:
         """Waits for the launching process, then for whatever it left behind."""
-        while True:
+        while pidfd >= 0:
             await _ended(pidfd)
             os.close(pidfd)
-            members = self._members()
-            if not members:
-                return
-            for pid in members:
-                with contextlib.suppress(ProcessLookupError):
-                    pidfd = os.pidfd_open(pid)
-                    break
-            else:
-                return
+            pidfd = pidfd_of_any(self.launch.cgroup)
 
     def _before_exec(self, root: JobProcess, tracee: Tracee, stop: Stop) -> None:
         """Launch with -{node}: the program leaves at its first instruction."""

@@ -24,7 +24,7 @@ import msgspec
 from mosix import failpoints
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.needs import needs_of
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import PATIENCE, JobProcess, Place
 from mosix.errors import (
     CannotMoveError,
     MosixError,
@@ -37,7 +37,7 @@ from mosix.image.model import Image, PageRun
 from mosix.native import vdso
 from mosix.native.agent import Agent, NoDescriptorError
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Drop,
@@ -73,6 +73,8 @@ _CLOCK_WAS_SET = 1_000_000_000
 _SIGNAL = struct.Struct("<i")
 #: A process that is sent signals without end leaves all the same.
 _MAX_SIGNALS = 64
+#: How often a process that does not stop is looked at, in seconds.
+_LOOK_AGAIN = 0.2
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
@@ -144,7 +146,7 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = await _leave_vdso(tracee, tracee.stop())
+            stop = await _leave_vdso(tracee, await _stand_still(tracee))
             stop = _begin_handlers(tracee, stop)
             if stop.ended:
                 process.end()
@@ -197,8 +199,20 @@ async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
             break
         tracee.cont()
         await asyncio.sleep(vdso.pause_s(attempt))
-        stop = tracee.stop()
+        stop = await _stand_still(tracee)
     return stop
+
+
+async def _stand_still(tracee: Tracee) -> Stop:
+    """Its stop. StillAsleepError: it slept through all of `STALL` seconds, and will stop."""
+    end = time.monotonic() + STALL
+    while True:
+        try:
+            return tracee.stop(patience_s=PATIENCE)
+        except StillAsleepError:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
@@ -297,6 +311,9 @@ def _resume_at_home(
     if process.place is Place.ENDED:
         return
     process.place = Place.HOME
+    if agent is None and tracee.current is None:
+        _let_go_later(process, tracee)  # it never stopped
+        return
     try:
         if agent is not None:
             agent.abandon()
@@ -314,6 +331,19 @@ def _resume_at_home(
             log.error("process %d cannot be let go: %s", process.pid, error)
 
 
+def _let_go_later(process: JobProcess, tracee: Tracee) -> None:
+    """It cannot be let go before it has stopped, which it will when it wakes up."""
+
+    def stopped(stop: Stop) -> None:
+        if stop.ended:
+            process.end()
+            return
+        process.home.watch.remove(tracee)
+        tracee.detach(stop.signal if stop.kind == "signal" else 0)
+
+    process.home.watch.add(tracee, stopped)
+
+
 @_move
 async def come_home(process: JobProcess) -> None:
     """node → home. On failure the guest runs on where it is (MoveFailedError, NodeDownError)."""
@@ -325,7 +355,7 @@ async def come_home(process: JobProcess) -> None:
         _, (bulk,) = await process.home.dial(link.ip, ("home",), process.pid, epoch, link.token)
     with contextlib.closing(bulk):
         _check_alive(process)
-        process.place = Place.MOVING
+        process.place, process.guest_halts = Place.MOVING, False
         begin = time.monotonic_ns()
         done = _Done()
         try:
@@ -431,7 +461,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         done = _Done()
         try:
             _check_alive(process)
-            process.place = Place.MOVING
+            process.place, process.guest_halts = Place.MOVING, False
             await _prepare(process, new, epoch, process.needs)
             _check_alive(process)
             failpoints.hit("deputy.next_prepared", *new.sockets, call)

@@ -13,7 +13,7 @@ import re
 import struct
 
 from mosix.errors import KernelError
-from mosix.native._native import ffi
+from mosix.native._native import ffi, lib
 
 _AT_SYSINFO_EHDR = 33
 
@@ -76,3 +76,8 @@ def own_vdso() -> bytes:
 def vdso_digest() -> str:
     """SHA-256 of our own vdso: equal digests mean that a body can use ours as its own."""
     return hashlib.sha256(own_vdso()).hexdigest()
+
+
+def spin_ns(rounds: int) -> int:
+    """CPU time in ns of that many rounds of a fixed chain of dependent instructions."""
+    return int(lib.mx_spin(rounds))

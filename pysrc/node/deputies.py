@@ -13,7 +13,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mosix import failpoints
 from mosix.errors import (
@@ -66,6 +66,15 @@ class LaunchOptions:
     fallback: bool = False
     lock: bool = False
     localtime: bool = False
+
+
+class Client(Protocol):
+    """The mosrun that waits for its launch (`mosix.node.control.Client`)."""
+
+    #: -1: it has none
+    stderr: int
+
+    async def join(self, directory: int) -> None: ...
 
 
 class LastWords:
@@ -161,6 +170,7 @@ class DeputyLink(WorkerLink):
 
     async def _order(self, request: int, order: Move | ComeHome) -> asyncio.Future[Moved]:
         future: asyncio.Future[Moved] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self.started)
         if self.gone.is_set():
             raise NoSuchProcessError("the job has ended")
         self._moves[request] = future
@@ -212,34 +222,38 @@ class Launcher:
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def launch(self, caller: Caller, options: LaunchOptions, stderr: int) -> DeputyLink:
+    async def launch(self, caller: Caller, options: LaunchOptions, client: Client) -> DeputyLink:
         """A job whose first process is `caller`, ready for its exec. The caller must wait for
-        the answer: that keeps its PID true. `stderr` < 0: it has none."""
+        the answer: that keeps its PID true."""
         mine = sum(job.uid == caller.uid for job in self._registry.jobs.values())
         if caller.uid and mine >= MAX_JOBS_PER_USER:
             raise RefusedError(f"uid {caller.uid} has {mine} jobs already", "wait for some to end")
         pidfd, who = _identify(caller)
         try:
-            return await self._launch(caller, who, options, pidfd, stderr)
+            return await self._launch(caller, who, options, pidfd, client)
         finally:
             os.close(pidfd)
 
     async def _launch(
-        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, stderr: int
+        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, client: Client
     ) -> DeputyLink:
+        stderr = client.stderr
         job_id = secrets.token_hex(8)
-        group = JobGroup.create(self.membership, job_id, caller.pid)
+        group = JobGroup.create(self.membership, job_id, caller.pid, caller.uid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
         link: DeputyLink | None = None
+        joining: asyncio.Task[bool] | None = None
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
         try:
             self._record(job)
+            joining = asyncio.create_task(self._has_joined(job, client))
             failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
             link = self._adopt(worker, job, LastWords(null if stderr < 0 else stderr, who))
-            group.add(caller.pid)
+            if not await joining:
+                await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
                 job=job_id,
                 pid=caller.pid,
@@ -267,9 +281,23 @@ class Launcher:
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
         finally:
+            if joining is not None:
+                joining.cancel()
+                await asyncio.gather(joining, return_exceptions=True)
             if null >= 0:
                 os.close(null)
         return link
+
+    async def _has_joined(self, job: Job, client: Client) -> bool:
+        """Whether the launching process has made itself a member, where it can."""
+        if not job.group.membership.own:
+            return False
+        directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            await client.join(directory)
+        finally:
+            os.close(directory)
+        return job.group.holds(job.pid)
 
     def _adopt(self, worker: Worker, job: Job, last_words: LastWords) -> DeputyLink:
         link = DeputyLink(
@@ -342,6 +370,10 @@ class Launcher:
             self._leftovers[record.name] = JobGroup(path, self.membership)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
+
+    def workers(self) -> list[int]:
+        """PIDs of the deputies."""
+        return [link.worker.pid for link in self.deputies.values()]
 
     async def all_home(self) -> None:
         """Orders every process home and waits until all are; errors are logged."""

@@ -20,10 +20,13 @@ from typing import Any
 
 from mosix.config import NodeConfig, load_secret
 from mosix.errors import ConfigError, KernelError, MosixError
+from mosix.node.accounting import Accounting, Choice
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
 from mosix.node.guests import Host
+from mosix.node.jobgroup import mount_own
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import Complaints, Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
@@ -49,6 +52,7 @@ class Mosd:
         *,
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
+        accounting: Choice = "auto",
     ) -> None:
         self._config = config
         self._programs = programs
@@ -57,6 +61,7 @@ class Mosd:
         self._foreign_vdso = foreign_vdso
         self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
+        self._accounting = accounting
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -75,6 +80,7 @@ class Mosd:
             stack.callback(spawner.stop)
             secret = load_secret(paths)
             features = probe(foreign_vdso=self._foreign_vdso)
+            mount_own()
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)
@@ -96,6 +102,12 @@ class Mosd:
                 max_guests=self._config.max_guests,
                 complaints=complaints,
             )
+            meter = NodeMeter(
+                self._config,
+                host.own_group,
+                lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
+            )
+            accounting = Accounting(registry.at_home, self._accounting)
             services = Services(
                 Names(self._config),
                 launcher,
@@ -105,6 +117,8 @@ class Mosd:
                 features=features,
                 complaints=complaints,
                 parse_launch=self._parse_launch,
+                meter=meter,
+                accounting=accounting,
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
@@ -122,6 +136,7 @@ class Mosd:
             host.recover()
             control.listen()
             self._start(spawner.keep_running(), control.serve(), peers.serve())
+            self._start(meter.run(), accounting.run())
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,

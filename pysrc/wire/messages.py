@@ -49,6 +49,26 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
     tier: Text = "portable"
 
 
+class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What `mosix.balancer.measure` found in the last second or so.
+
+    `running`: threads that ran or wanted to, on average; `exported`: the same, falling slowly;
+    `cores`: that may be used; `speed`: of one, 10,000 is a 3 GHz Pentium 4; `memory`, `free`:
+    bytes, what may be lent; `psi_*`: part of the time in which some task stood still for it;
+    `accounting`: how the work of processes is counted."""
+
+    running: float
+    exported: float
+    dilation: float
+    cores: float
+    speed: int
+    memory: Size
+    free: Size
+    psi_memory: float = 0.0
+    psi_io: float = 0.0
+    accounting: Text = ""
+
+
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """What a body takes of the node it runs on; compared by `mosix.remote.room.why_not`.
 
@@ -438,6 +458,7 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
     memory_free: Size
     version: Text
     date_bound_ns: Ns | None = None
+    load: NodeLoad | None = None  # mosd has only just been started
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from mosix.errors import CannotMoveError
 from mosix.image import stream
-from mosix.image.capture import clocks, describe, page_runs, send_pages, until_null
+from mosix.image.capture import clocks, describe, page_runs, send_pages
 from mosix.image.maps import find_hole, read_mappings
 from mosix.image.model import Image, PageRun
 from mosix.image.pending import keep_in_place, restore_context
@@ -50,21 +50,6 @@ def test_described_and_resumed_it_never_notices(kind: str, way: object) -> None:
             time.sleep(random.uniform(0, 0.008))
         target.wait_laps()
         assert target.errors == 0
-
-
-def test_auxv_can_be_had_from_the_process_itself() -> None:
-    """A guest's owner may not read /proc/PID/auxv; prctl(PR_GET_AUXV) asks the guest."""
-    with self_check("spin") as target:
-        tracee = Tracee.seize(target.pid)
-        tracee.stop()
-        with tracee.scratch(4096) as page:
-            size = tracee.inject(157, 0x41555856, page, 1024)
-            if size == -22:
-                pytest.skip("this kernel has no PR_GET_AUXV")
-            assert (
-                until_null(tracee.read(page, size)) == Path(f"/proc/{target.pid}/auxv").read_bytes()
-            )
-        tracee.detach()
 
 
 def test_a_static_program_never_notices() -> None:
