@@ -280,6 +280,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     process.report()
     process.arm_agent()
     failpoints.hit("deputy.away", *link.sockets)
+    link.adopt()
     if link.lost:
         process.on_lost(link)
 
@@ -515,6 +516,7 @@ async def _serve_another(
         process.report()
         process.arm_agent()
         failpoints.hit("deputy.served", *new.sockets)
+        new.adopt()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error

@@ -42,7 +42,9 @@
 /* One request moves at most this many bytes of a read or write; longer ones are
  * sums.  Neither side then needs more memory than this for one call. */
 #define CHUNK (4u << 20)
-#define EARLY (32u << 10) /* so much of a reply that is not whole yet is worth a system call */
+/* So much is received at once, and written into the guest, from the caches, while more comes. */
+#define STEP (64u << 10)
+#define EARLY (STEP / 2) /* so much of a reply that is not whole yet is worth a system call */
 #define KEEP_BUFFER (1u << 20)
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
@@ -1803,7 +1805,7 @@ static int call_agent(struct mx_redirect *r)
 		if (!in->received)
 			most = sizeof(*reply) / 2;
 	}
-	n = step(r, SYS_recvfrom, in->reply + in->received, most - in->received);
+	n = step(r, SYS_recvfrom, in->reply + in->received, min64(most - in->received, STEP));
 	if (n == -EINTR)
 		return cancel_wanted(in);
 	if (n < 0)

@@ -7,6 +7,7 @@ disappearing mosrun leaves nothing: no deputy, no cgroup, no entry.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -294,7 +295,9 @@ class Launcher:
             return False
         directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            await client.join(directory)
+            with contextlib.suppress(TimeoutError):  # it is stopped, it may be: we do it
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await client.join(directory)
         finally:
             os.close(directory)
         return job.group.holds(job.pid)

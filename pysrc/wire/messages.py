@@ -24,6 +24,7 @@ Ns = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
@@ -57,15 +58,15 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
     bytes, what may be lent; `psi_*`: part of the time in which some task stood still for it;
     `accounting`: how the work of processes is counted."""
 
-    running: float
-    exported: float
-    dilation: float
-    cores: float
-    speed: int
+    running: Amount
+    exported: Amount
+    dilation: Amount
+    cores: Amount
+    speed: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
     memory: Size
     free: Size
-    psi_memory: float = 0.0
-    psi_io: float = 0.0
+    psi_memory: Amount = 0.0
+    psi_io: Amount = 0.0
     accounting: Text = ""
 
 

@@ -36,7 +36,7 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: PLR0911, PLR0
             low, high = kind.ge if kind.ge is not None else -_INT, kind.le
             return st.integers(low, high if high is not None else _INT - 1)
         case inspect.FloatType():
-            return st.floats(allow_nan=False)
+            return st.floats(kind.ge, kind.le, allow_nan=False, allow_infinity=False)
         case inspect.StrType() if kind.pattern:
             return st.from_regex(kind.pattern.replace(r"\d", "[0-9]").removesuffix("$") + r"\Z")
         case inspect.StrType():
