@@ -167,6 +167,10 @@ class Host:
         """Bytes this node can lend."""
         return self._cgroups.own.available()
 
+    def memory_total(self) -> int:
+        """Bytes of memory that this node has."""
+        return self._cgroups.own.memory_total()
+
     async def accept(self, hello: PeerHello, sock: socket.socket) -> None:
         """A new guest. RefusedError, KernelError: nothing is left of it."""
         if self.closed:

@@ -23,6 +23,7 @@ from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
+from mosix.node.gossip import GossipService, Load
 from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
 from mosix.node.peers import Complaints, Dialer, PeerServer
@@ -92,6 +93,9 @@ class Mosd:
                 max_guests=self._config.max_guests,
                 complaints=complaints,
             )
+            load = Load(self._config, lambda: (host.memory_total(), host.memory_free()))
+            gossip = GossipService(self._config, secret, lambda: load.row(len(registry.guests)))
+            stack.callback(gossip.close)
             services = Services(
                 Names(self._config),
                 launcher,
@@ -101,6 +105,7 @@ class Mosd:
                 features=features,
                 complaints=complaints,
                 parse_launch=self._parse_launch,
+                gossip=gossip,
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
@@ -108,6 +113,7 @@ class Mosd:
             peers = PeerServer(self._config, secret, PeerService(services, host).handle, complaints)
             try:
                 peers.listen()
+                gossip.open()
             except OSError as error:
                 raise ConfigError(
                     f"cannot listen on {self._config.ip}, port {self._config.peer_port}: "
@@ -117,7 +123,7 @@ class Mosd:
             launcher.recover()
             host.recover()
             control.listen()
-            self._start(spawner.keep_running(), control.serve(), peers.serve())
+            self._start(spawner.keep_running(), control.serve(), peers.serve(), gossip.run())
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,
@@ -131,6 +137,7 @@ class Mosd:
             await self._until(stop)
             notify("STOPPING=1")
             await self._stop(services, launcher, host)
+            gossip.leave()
             await control.close()
             await peers.close()
             await host.close()

@@ -132,6 +132,15 @@ class Cgroup:
         limits = [_limit(hierarchy, level) for level in hierarchy.levels(directory)]
         return min((limit for limit in limits if limit is not None), default=None)
 
+    def memory_total(self) -> int:
+        """The most that could be in use in it: its limit, else the machine's memory."""
+        total = _meminfo("MemTotal")
+        try:
+            limit = self.memory_limit()
+        except KernelError:
+            return total
+        return total if limit is None else min(total, limit)
+
     def available(self) -> int:
         """What a process in it could still take without swapping or being killed.
 
