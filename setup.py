@@ -16,6 +16,7 @@ PARTS = (
     "config",
     "deputy",
     "image",
+    "kernel",
     "lab",
     "native",
     "node",

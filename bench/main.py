@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+import accounting  # noqa: F401 - registers its benchmarks
 import balancing  # noqa: F401 - registers its benchmarks
 import click
 import jobs  # noqa: F401 - registers its benchmarks

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import click
 from mosix import failpoints
@@ -14,6 +17,7 @@ from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
+from mosix.node.accounting import Choice
 from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
 
@@ -48,9 +52,19 @@ from mosix.node.spawning import Programs
     metavar="SECONDS",
     help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
 )
+@click.option(
+    "--accounting",
+    type=click.Choice(get_args(Choice)),
+    default="auto",
+    show_default=True,
+    help="How the work of jobs at home is counted: auto takes eBPF where it can, proc never does.",
+)
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
+# for tests: see node.features, and Launch in wire.messages
+@click.option("--foreign-vdso", is_flag=True, hidden=True)
+@click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
 def main(
     *,
     config_dir: str | None,
@@ -58,8 +72,11 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
+    accounting: Choice,
     deputy: str,
     remote: str,
+    foreign_vdso: bool,
+    date_ahead_s: float,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
@@ -75,11 +92,21 @@ def main(
     config = load(paths, port)
     failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
+    daemon = functools.partial(
+        Mosd,
+        config,
+        programs,
+        mosrun.parse,
+        stop_s=stop_s,
+        accounting=accounting,
+        foreign_vdso=foreign_vdso,
+        date_ahead_ns=int(date_ahead_s * 1e9),
+    )
     if detach:
-        _detached(config, programs, stop_s)
+        _detached(config, daemon)
         return
     _logging()
-    asyncio.run(Mosd(config, programs, mosrun.parse, stop_s=stop_s).run())
+    asyncio.run(daemon().run())
 
 
 def _logging() -> None:
@@ -90,7 +117,7 @@ def _logging() -> None:
     )
 
 
-def _detached(config: NodeConfig, programs: Programs, stop_s: float) -> None:
+def _detached(config: NodeConfig, daemon: Callable[..., Mosd]) -> None:
     """Ends when the daemon is ready; MosixError with its complaint when it is not."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -117,7 +144,7 @@ def _detached(config: NodeConfig, programs: Programs, stop_s: float) -> None:
         config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         _redirect(config.paths.log)
         _logging()
-        asyncio.run(Mosd(config, programs, mosrun.parse, ready, stop_s).run())
+        asyncio.run(daemon(ready=ready).run())
     except MosixError as error:
         logging.getLogger("mosd").error("%s", error.line())
         os.write(writer, error.line().encode())

@@ -35,7 +35,6 @@ LATER = {
     "Q": "the queue",
     "R": "checkpoints",
     "S": "command files",
-    "T": "the clock of a chosen node",
     "X": "private temporary files",
     "b": "choosing the best node",
     "c": "automatic balancing",
@@ -45,7 +44,6 @@ LATER = {
     "m": "automatic balancing",
     "n": "automatic balancing",
     "q": "the queue",
-    "t": "the clock of a chosen node",
     "u": "a choice about unsupported calls (for now the process always comes home for them)",
     "w": "a choice about unsupported calls (for now the process always comes home for them)",
     "z": "argument lists with a name of their own",
@@ -64,6 +62,7 @@ class Parsed:
     node: str | None = None
     fallback: bool = False
     lock: bool = False
+    localtime: bool = False
     interface: bool = True
 
 
@@ -84,7 +83,7 @@ class _Command(click.Command):
         formatter.write_usage(
             "mosrun",
             "[-h | -r{host} | -{node} | -{a.b.c.d} | -j{n1-n2[,n3-n4]...}] [-F] [-L | -l] "
-            "program [args]...",
+            "[-t | -T] program [args]...",
         )
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -120,6 +119,8 @@ class _Command(click.Command):
 @click.option("-F", "fallback", is_flag=True, help="Run at home if that node is not available.")
 @click.option("-L", "lock", is_flag=True, help="Only you move it, never the system.")
 @click.option("-l", "unlock", is_flag=True, help="The system may move it (the default).")
+@click.option("-t", "localtime", is_flag=True, help="Date and time are those of where it runs.")
+@click.option("-T", "home_time", is_flag=True, help="They are those of its home (the default).")
 @click.option(
     "--no-interface",
     is_flag=True,
@@ -135,6 +136,8 @@ def command(
     fallback: bool,
     lock: bool,
     unlock: bool,
+    localtime: bool,
+    home_time: bool,
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
@@ -144,6 +147,8 @@ def command(
         node = _any_of(ranges)
     if lock and unlock:
         raise click.UsageError("only one of -L and -l can be given")
+    if localtime and home_time:
+        raise click.UsageError("only one of -t and -T can be given")
     if not program:
         raise click.UsageError("which program? Nothing to run was given")
     return Parsed(
@@ -151,6 +156,7 @@ def command(
         node=host if host is not None else node,
         fallback=fallback,
         lock=lock,
+        localtime=localtime,
         interface=not no_interface,
     )
 
@@ -196,6 +202,7 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
         node=parsed.node,
         fallback=parsed.fallback,
         lock=parsed.lock,
+        localtime=parsed.localtime,
         interface=parsed.interface,
     )
 

@@ -79,6 +79,11 @@ class Paths:
         return self.run_dir / "mosd.log"
 
     @property
+    def measured_speed(self) -> Path:
+        """What mosd has measured, kept until the machine is started again."""
+        return self.run_dir / "speed"
+
+    @property
     def jobs(self) -> Path:
         """One file per job: the cgroup that has to be removed when it is empty."""
         return self.run_dir / "jobs"

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import TypeVar
 
 import msgspec
@@ -19,7 +19,9 @@ from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolErr
 from mosix.wire.channel import Frames
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
+    AskDate,
     Cancel,
+    Date,
     Failed,
     GuestDied,
     NeedHome,
@@ -33,6 +35,8 @@ from mosix.wire.messages import (
 
 #: How often a remote that is waited for is asked whether it lives, in seconds.
 _ASK = 5.0
+#: Messages that wait for somebody to want them.
+_MAX_KEPT = 16
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -53,6 +57,8 @@ class RemoteLink:
         self.ip = ip
         self.token = token
         self.lost = False
+        #: see `Launch`
+        self.date_ahead_ns = 0
         #: the connection over which the guest's image will go home, made beforehand: one of
         #: the two mosds may be dead by then. None: used up
         self.way_home: socket.socket | None = None
@@ -62,8 +68,14 @@ class RemoteLink:
         self._on_lost = on_lost
         self._waiting: list[tuple[type[msgspec.Struct], int | None, asyncio.Future[ToDeputy]]] = []
         self._arrived: list[ToDeputy] = []
+        #: said unasked before `adopt`; None since then
+        self._early: list[Unasked] | None = []
         self._outbox: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+
+    def date_ns(self) -> int:
+        """Home's CLOCK_REALTIME, as guests are to see it."""
+        return time.time_ns() + self.date_ahead_ns
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -73,6 +85,14 @@ class RemoteLink:
     def post(self, message: ToRemote) -> None:
         """Sends in order, later; a lost connection is told by `expect` and `on_lost`."""
         self._outbox.put_nowait(message)
+
+    def adopt(self) -> None:
+        """The guest there has the body and its owner is ready to serve it: from now on what it
+        says unasked is told, first what it has said already. A guest may need home with its
+        first instruction, before anybody has taken note that it runs."""
+        early, self._early = self._early or [], None
+        for message in early:
+            self._on_unasked(self, message)
 
     async def expect(
         self, kind: type[M], epoch: int | None = None, timeout: float | None = STALL
@@ -170,8 +190,15 @@ class RemoteLink:
             self._lose()
 
     def _dispatch(self, message: ToDeputy) -> None:
+        if isinstance(message, AskDate):
+            self.post(Date(asked_ns=message.asked_ns, date_ns=self.date_ns()))
+            return
         if isinstance(message, (Cancel, NeedHome, GuestDied)):
-            self._on_unasked(self, message)
+            if self._early is None:
+                self._on_unasked(self, message)
+                return
+            self._early.append(message)
+            self._limit(self._early)
             return
         for kind, epoch, future in self._waiting:
             if not future.done() and self._matches(message, kind, epoch):
@@ -180,7 +207,10 @@ class RemoteLink:
         if isinstance(message, Pong):
             return  # of a `while_alive` that is over
         self._arrived.append(message)
-        if len(self._arrived) > 16:
+        self._limit(self._arrived)
+
+    def _limit(self, kept: Sized) -> None:
+        if len(kept) > _MAX_KEPT:
             raise ProtocolError(f"node {self.ip} sends what nobody asked for")
 
     def _lose(self) -> None:

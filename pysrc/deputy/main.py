@@ -18,7 +18,7 @@ from collections.abc import Coroutine
 
 from mosix import failpoints
 from mosix.deputy import moves
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
 from mosix.deputy.rest import members, pidfd_of_any, rest
 from mosix.errors import (
     LAUNCH_FAILED,
@@ -105,6 +105,15 @@ class Deputy:
     def features(self) -> NodeFeatures:
         return self.launch.features
 
+    @property
+    def localtime(self) -> bool:
+        """Dates are those of the node where a process runs, else home's."""
+        return self.launch.localtime
+
+    @property
+    def date_ahead_ns(self) -> int:
+        return self.launch.date_ahead_ns
+
     async def main(self, pidfd: int) -> None:
         """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()
@@ -129,7 +138,7 @@ class Deputy:
 
     async def _stop_at_exec(self, pid: int, node: str) -> None:
         root = self._process(pid)
-        root.order(node)
+        root.order(node, LAUNCH_RETURN)
         # No other move before this one: until then the process is traced, and not a program.
         await root.moves.acquire()
         tracee = Tracee.seize(pid, _PTRACE_O_TRACEEXEC)

@@ -24,7 +24,7 @@ import msgspec
 from mosix import failpoints
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.needs import needs_of
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import PATIENCE, JobProcess, Place
 from mosix.errors import (
     CannotMoveError,
     MosixError,
@@ -34,8 +34,10 @@ from mosix.errors import (
 )
 from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
+from mosix.native import vdso
 from mosix.native.agent import Agent, NoDescriptorError
-from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.cpu import own_vdso
+from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Drop,
@@ -66,9 +68,13 @@ _RESTORE = 60
 _PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
+#: When home's clock is behind what the guest read by so many ns, it was set meanwhile.
+_CLOCK_WAS_SET = 1_000_000_000
 _SIGNAL = struct.Struct("<i")
 #: A process that is sent signals without end leaves all the same.
 _MAX_SIGNALS = 64
+#: How often a process that does not stop is looked at, in seconds.
+_LOOK_AGAIN = 0.2
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
@@ -107,6 +113,7 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
         ip, ("guest", "call", "bulk", "home"), process.pid, epoch, None
     )
     link = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    link.date_ahead_ns = process.home.date_ahead_ns
     link.way_home = way_home
     with contextlib.ExitStack() as sockets:
         sockets.callback(call.close)
@@ -139,7 +146,8 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = _begin_handlers(tracee, tracee.stop())
+            stop = await _leave_vdso(tracee, await _stand_still(tracee))
+            stop = _begin_handlers(tracee, stop)
             if stop.ended:
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
@@ -181,6 +189,30 @@ async def _leave_prepared(
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
+
+
+async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
+    """Lets the stopped process run until it is not in the middle of a function of its kernel's
+    vdso, whose data will not be there where it goes, nor in a handler that interrupted one."""
+    for attempt in range(vdso.ATTEMPTS):
+        if stop.ended or stop.kind == "group" or not vdso.is_used(tracee, own_vdso()):
+            break
+        tracee.cont()
+        await asyncio.sleep(vdso.pause_s(attempt))
+        stop = await _stand_still(tracee)
+    return stop
+
+
+async def _stand_still(tracee: Tracee) -> Stop:
+    """Its stop. StillAsleepError: it slept through all of `STALL` seconds, and will stop."""
+    end = time.monotonic() + STALL
+    while True:
+        try:
+            return tracee.stop(patience_s=PATIENCE)
+        except StillAsleepError:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
@@ -246,6 +278,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     process.report()
     process.arm_agent()
     failpoints.hit("deputy.away", *link.sockets)
+    link.adopt()
     if link.lost:
         process.on_lost(link)
 
@@ -279,6 +312,9 @@ def _resume_at_home(
     if process.place is Place.ENDED:
         return
     process.place = Place.HOME
+    if agent is None and tracee.current is None:
+        _let_go_later(process, tracee)  # it never stopped
+        return
     try:
         if agent is not None:
             agent.abandon()
@@ -296,6 +332,19 @@ def _resume_at_home(
             log.error("process %d cannot be let go: %s", process.pid, error)
 
 
+def _let_go_later(process: JobProcess, tracee: Tracee) -> None:
+    """It cannot be let go before it has stopped, which it will when it wakes up."""
+
+    def stopped(stop: Stop) -> None:
+        if stop.ended:
+            process.end()
+            return
+        process.home.watch.remove(tracee)
+        tracee.detach(stop.signal if stop.kind == "signal" else 0)
+
+    process.home.watch.add(tracee, stopped)
+
+
 @_move
 async def come_home(process: JobProcess) -> None:
     """node → home. On failure the guest runs on where it is (MoveFailedError, NodeDownError)."""
@@ -307,7 +356,7 @@ async def come_home(process: JobProcess) -> None:
         _, (bulk,) = await process.home.dial(link.ip, ("home",), process.pid, epoch, link.token)
     with contextlib.closing(bulk):
         _check_alive(process)
-        process.place = Place.MOVING
+        process.place, process.guest_halts = Place.MOVING, False
         begin = time.monotonic_ns()
         done = _Done()
         try:
@@ -382,7 +431,9 @@ async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: 
     """The ghost, filled with its body, goes on by itself: no agent, no tracer."""
     process.calls_before = process.calls_before + agent.calls_served()
     process.home.watch.remove(tracee)
-    await _until_clock(body.header.monotonic_ns)
+    await _until_clock(time.CLOCK_MONOTONIC, body.header.monotonic_ns)
+    if not process.home.localtime:
+        await _until_clock(time.CLOCK_REALTIME, body.header.date_ns)
     agent.leave(*restore.final_state(tracee, body))
     for siginfo in (*process.postponed, *process.at_home):
         _queue(tracee, process.pid, siginfo)
@@ -405,12 +456,13 @@ async def move_on(process: JobProcess, ip: str) -> None:
         ip, ("guest", "call", "home"), process.pid, epoch, None
     )
     new = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    new.date_ahead_ns = process.home.date_ahead_ns
     new.way_home = way_home
     with contextlib.closing(call):
         done = _Done()
         try:
             _check_alive(process)
-            process.place = Place.MOVING
+            process.place, process.guest_halts = Place.MOVING, False
             await _prepare(process, new, epoch, process.needs)
             _check_alive(process)
             failpoints.hit("deputy.next_prepared", *new.sockets, call)
@@ -461,6 +513,7 @@ async def _serve_another(
         process.report()
         process.arm_agent()
         failpoints.hit("deputy.served", *new.sockets)
+        new.adopt()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
@@ -547,6 +600,8 @@ async def _prepare(
             pinged_ns=pinged_ns,
             monotonic_ns=pinged_ns + round_trip,
             boottime_ns=pinged_ns + round_trip + asleep_ns,
+            date_ns=link.date_ns() - (time.monotonic_ns() - pinged_ns),
+            localtime=process.home.localtime,
             features=process.home.features,
         )
     )
@@ -610,10 +665,10 @@ def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
     return asyncio.get_running_loop().run_in_executor(None, run)
 
 
-async def _until_clock(monotonic_ns: int) -> None:
+async def _until_clock(clock: int, reading_ns: int) -> None:
     """Waits (a round trip at the most) until home's clock has passed the body's last reading."""
-    behind = monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    if behind > 0:
+    behind = reading_ns - time.clock_gettime_ns(clock)
+    if 0 < behind < _CLOCK_WAS_SET:
         await asyncio.sleep(behind / 1e9)
 
 

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from mosix.errors import CannotMoveError
@@ -27,14 +28,16 @@ from mosix.image.model import (
     Image,
     MemoryMap,
     PageRun,
+    PendingCall,
     Process,
     Rseq,
     Thread,
     Vma,
 )
 from mosix.image.pending import resolve
+from mosix.native import vdso
 from mosix.native._native import ffi, lib
-from mosix.native.cpu import cpu_features
+from mosix.native.cpu import cpu_features, own_vdso
 from mosix.native.tracee import Registers, Tracee, TraceError
 
 SYS_MMAP, SYS_MUNMAP, SYS_BRK, SYS_RT_SIGACTION = 9, 11, 12, 13
@@ -67,13 +70,32 @@ class ProcFiles:
                 os.close(fd)
 
 
+@dataclass(frozen=True, slots=True)
+class GuestVdso:
+    """Of a guest: the VMAs of kind vdso and vvar that it has at home, and its functions here."""
+
+    vmas: Sequence[Vma]
+    place: vdso.Place
+
+    @classmethod
+    def of(cls, image: Image, node: tuple[int, int]) -> GuestVdso:
+        """Of a guest that `image` was restored in; `node`: where the node's own vdso lies there."""
+        vmas = [vma for vma in image.vmas if vma.kind in ("vdso", "vvar")]
+        start = next(vma.start for vma in vmas if vma.kind == "vdso")
+        return cls(vmas, vdso.Place(start, image.process.vdso, node))
+
+
 def describe(
     tracee: Tracee,
     epoch: int,
     mappings: list[Mapping] | None = None,
+    *,
     files: ProcFiles | None = None,
+    guest: GuestVdso | None = None,
+    call: PendingCall | None = None,
 ) -> Image:
     """All of a single-threaded process but its pages. `mappings`: if they are known already.
+    Of a guest: its vdso, and what is left of a call that was made for it.
 
     CannotMoveError: it changed into something that cannot move; TraceError: it ended."""
     pid = tracee.pid
@@ -92,10 +114,16 @@ def describe(
     mask = tracee.signal_mask
     flags = _first_handler_flags(pending, mask, asked.sigactions)
     offset = time_offsets(str(pid))[0] - time_offsets("self")[0]
-    registers, call = resolve(tracee, offset, flags)
+    registers, interrupted = resolve(tracee, offset, flags)
     rseq = tracee.rseq()
-    if rseq is not None and call is None:
+    if rseq is not None and interrupted is None:
         registers = _leave_rseq_section(tracee, registers, rseq)
+    call = call or interrupted
+    if guest is not None:
+        vmas = _as_at_home(vmas, guest.vmas)
+        if vdso.begin_again(guest.place, registers, partial(vdso.read_up, tracee)):
+            call = None  # what such a function asks for is asked again
+        vdso.begin_frames_again(tracee, guest.place)
     registers.orig_rax = -1
     for signal in range(1, 65):
         if ignored >> signal - 1 & 1:
@@ -115,6 +143,7 @@ def describe(
             epoch=epoch,
             monotonic_ns=now,
             boottime_ns=boottime,
+            date_ns=time.time_ns(),
         ),
         process=Process(
             pid=pid,
@@ -130,6 +159,7 @@ def describe(
             stopped=tracee.current is not None and tracee.current.kind == "group",
             rlimits=_rlimits(pid),
             ignored=ignored | (_IGNORED_BY_DEFAULT & ~caught),
+            vdso=guest.place.image if guest is not None else own_vdso(),
         ),
         threads=[
             Thread(
@@ -149,6 +179,25 @@ def describe(
         vmas=vmas,
         runs=runs,
     )
+
+
+def _as_at_home(vmas: list[Vma], kernels: Sequence[Vma]) -> list[Vma]:
+    """`vmas` of a guest without the node's own vdso, and with `kernels` in the places of what
+    stands for them, which the kernel may have made one mapping with its neighbours."""
+    vmas = [vma for vma in vmas if vma.kind not in ("vdso", "vvar")]
+    for kernel in kernels:
+        rest = []
+        for vma in vmas:
+            if vma.end <= kernel.start or kernel.end <= vma.start:
+                rest.append(vma)
+                continue
+            if vma.start < kernel.start:
+                rest.append(msgspec.structs.replace(vma, end=kernel.start))
+            if kernel.end < vma.end:
+                offset = vma.offset + kernel.end - vma.start if vma.offset else 0
+                rest.append(msgspec.structs.replace(vma, start=kernel.end, offset=offset))
+        vmas = sorted([*rest, kernel], key=lambda vma: vma.start)
+    return vmas
 
 
 # ---- what only the process itself can tell ----

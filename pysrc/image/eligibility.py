@@ -19,6 +19,8 @@ import stat
 
 from mosix.errors import NoSuchProcessError
 from mosix.image.maps import Mapping, read_mappings
+from mosix.native import vdso
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import Tracee, TraceError
 
 _SYS_KCMP = 312
@@ -87,6 +89,15 @@ def why_not_stopped(
         tracee.in_stub(registers)
     except TraceError as error:
         return error.message
+    return _by_vdso(tracee)
+
+
+def _by_vdso(tracee: Tracee) -> str | None:
+    """Elsewhere the functions of the vdso are others, so it must not be inside one."""
+    if vdso.stands_inside(tracee, own_vdso()):
+        return "it is reading the clock in this very moment"
+    if vdso.handler_interrupted(tracee, own_vdso()):
+        return "it runs a signal handler that interrupted it while it read the clock"
     return None
 
 

@@ -14,7 +14,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 UNITS = tuple(
     name
-    for name in ("tracee", "inject", "pages", "redirect", "decide")
+    for name in ("tracee", "inject", "pages", "clock", "redirect", "decide", "spin")
     if (HERE / f"{name}.c").exists()
 )
 

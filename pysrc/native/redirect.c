@@ -42,6 +42,9 @@
 /* One request moves at most this many bytes of a read or write; longer ones are
  * sums.  Neither side then needs more memory than this for one call. */
 #define CHUNK (4u << 20)
+/* So much is received at once, and written into the guest, from the caches, while more comes. */
+#define STEP (64u << 10)
+#define EARLY (STEP / 2) /* so much of a reply that is not whole yet is worth a system call */
 #define KEEP_BUFFER (1u << 20)
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
@@ -113,6 +116,7 @@ struct internal {
 	/* the sleep */
 	clockid_t clock;
 	struct timespec until;
+	int64_t date; /* it ends at this date at home; 0: `until` is enough */
 	int forever;
 	uint64_t rem;
 
@@ -139,6 +143,7 @@ struct internal {
 	/* reply */
 	char *reply;
 	size_t reply_room, received;
+	size_t written; /* of the variable bytes, those that are in the guest already */
 };
 
 /* ---- waking the thread ---- */
@@ -292,6 +297,12 @@ static int64_t now_ns(clockid_t clock)
 static int64_t guest_now(const struct mx_redirect *r)
 {
 	return now_ns(CLOCK_MONOTONIC) + r->monotonic_offset_ns;
+}
+
+/* Dates are this node's, not home's. */
+static int date_is_nodes(const struct mx_redirect *r)
+{
+	return !r->clock || r->clock->direct & 1u << CLOCK_REALTIME;
 }
 
 static struct timespec timespec_of(int64_t ns)
@@ -560,6 +571,7 @@ static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t ou
 	in->request = q;
 	in->sent = 0;
 	in->received = 0;
+	in->written = 0;
 	in->to_send = head + in->data_size;
 	return 0;
 }
@@ -1463,14 +1475,33 @@ static int write_back(struct mx_redirect *r, const struct mx_reply *reply)
 			if (error)
 				return error;
 		} else {
-			here[n] = (struct iovec){ (void *)from, size };
-			there[n++] = (struct iovec){ (void *)in->var.address, size };
+			size -= in->written;
+			here[n] = (struct iovec){ (void *)(from + in->written), size };
+			there[n++] = (struct iovec){ (void *)(in->var.address + in->written), size };
 			total += size;
 		}
 	}
 	if (!total)
 		return 0;
 	return process_vm_writev(r->pid, here, n, there, n, 0) == (ssize_t)total ? 0 : -EFAULT;
+}
+
+/* Puts what has come of a long read into the guest while the rest is on its way: a kernel fills the
+ * buffer of a read little by little too.  What fails here fails again in write_back(). */
+static void write_early(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	const struct mx_reply *reply = (const struct mx_reply *)in->reply;
+	size_t begin, size;
+
+	if (in->purpose != FOR_GUEST || !in->has_var || in->var.parts || reply->result <= 0 || reply->flags)
+		return;
+	begin = sizeof(*reply) + in->var.offset - in->out_offset + in->written;
+	if (in->received < begin + EARLY)
+		return;
+	size = in->received - begin;
+	if (!poke(r, in->var.address + in->written, in->reply + begin, size))
+		in->written += size;
 }
 
 static int hold(struct mx_redirect *r, enum held why, int event)
@@ -1758,7 +1789,7 @@ static int call_agent(struct mx_redirect *r)
 		if (!in->received)
 			most = sizeof(*reply) / 2;
 	}
-	n = step(r, SYS_recvfrom, in->reply + in->received, most - in->received);
+	n = step(r, SYS_recvfrom, in->reply + in->received, min64(most - in->received, STEP));
 	if (n == -EINTR)
 		return cancel_wanted(in);
 	if (n < 0)
@@ -1772,8 +1803,10 @@ static int call_agent(struct mx_redirect *r)
 	if (reply->id != in->request->id || in->received > wanted ||
 	    reply->size != expected_size(in->request, reply->result))
 		return broken(r, EPROTO);
-	if (in->received < wanted)
+	if (in->received < wanted) {
+		write_early(r);
 		return 0;
+	}
 	if (failpoint(MX_FP_REPLY, r->call_fd))
 		return broken(r, ECONNRESET);
 	return take_reply(r);
@@ -1790,6 +1823,14 @@ static int sleep_on(struct mx_redirect *r)
 
 	if (in->forever)
 		until = long_time;
+	if (in->date) {
+		int64_t left = in->date - mx_clock_date(r->clock, r->monotonic_offset_ns);
+
+		if (left <= 0)
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		/* Not in one piece: home's clock may be set, or our estimate of it be bettered. */
+		until = timespec_of(now_ns(CLOCK_MONOTONIC) + (left < NS ? left : NS));
+	}
 	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock, in->forever ? 0 : TIMER_ABSTIME, (long)&until,
 			     0);
 	if (n == -EINTR) {
@@ -1801,7 +1842,7 @@ static int sleep_on(struct mx_redirect *r)
 		r->deadline_ns = in->deadline;
 		return hold(r, HELD_SLEEPING, MX_EV_SLEEPING);
 	}
-	if (in->forever)
+	if (in->forever || in->date)
 		return 0;
 	send_answer(r, n, CONTINUE_NO);
 	return 0;
@@ -1817,6 +1858,7 @@ static int begin_sleep(struct mx_redirect *r)
 	in->state = WAITING;
 	in->forever = in->call->special == MX_SPECIAL_PAUSE;
 	in->clock = CLOCK_MONOTONIC;
+	in->date = 0;
 	if (in->forever)
 		return 0;
 	in->rem = r->args[1];
@@ -1848,12 +1890,52 @@ static int begin_sleep(struct mx_redirect *r)
 
 		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns : r->boottime_offset_ns;
 		t = timespec_of(when > 0 ? when : 0);
+	} else if (!date_is_nodes(r)) {
+		in->date = t.tv_sec * NS + t.tv_nsec;
+		in->date += !in->date;
+		in->clock = CLOCK_MONOTONIC;
 	}
 	in->until = t;
 	return 0;
 }
 
 /* ---- answered here ---- */
+
+static int begin_call(struct mx_redirect *r);
+
+/* time(2), gettimeofday(2), or clock_gettime(2) of a clock with a date. */
+static int answer_date(struct mx_redirect *r)
+{
+	struct timespec t;
+	struct timeval tv;
+	time_t seconds;
+
+	if (date_is_nodes(r))
+		return send_answer(r, 0, CONTINUE_YES), 0;
+	/* How far TAI is ahead only home's kernel knows. */
+	if (r->nr == SYS_clock_gettime && (int32_t)r->args[0] == CLOCK_TAI)
+		return begin_call(r);
+	t = timespec_of(mx_clock_date(r->clock, r->monotonic_offset_ns));
+	if (r->nr == SYS_clock_gettime)
+		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
+	if (r->nr == SYS_gettimeofday) {
+		tv.tv_sec = t.tv_sec;
+		tv.tv_usec = t.tv_nsec / 1000;
+		if (!r->args[0])
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		return send_answer(r, poke(r, r->args[0], &tv, sizeof(tv)), CONTINUE_NO), 0;
+	}
+	seconds = t.tv_sec;
+	if (r->args[0] && poke(r, r->args[0], &seconds, sizeof(seconds)))
+		return send_answer(r, -EFAULT, CONTINUE_NO), 0;
+	return send_answer(r, seconds, CONTINUE_NO), 0;
+}
+
+static int has_date(int32_t clock)
+{
+	return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE || clock == CLOCK_REALTIME_ALARM ||
+	       clock == CLOCK_TAI;
+}
 
 static int answer_here(struct mx_redirect *r)
 {
@@ -1863,6 +1945,9 @@ static int answer_here(struct mx_redirect *r)
 	uint64_t user, system, faults[2];
 	int64_t ns;
 
+	if (in->call->special == MX_SPECIAL_DATE ||
+	    (in->call->special == MX_SPECIAL_CPU_CLOCK && has_date((int32_t)r->args[0])))
+		return answer_date(r);
 	if (in->call->special == MX_SPECIAL_CPU_CLOCK) {
 		if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
 			return send_answer(r, -errno, CONTINUE_NO), 0;

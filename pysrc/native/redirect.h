@@ -43,6 +43,7 @@
 #include <stdint.h>
 
 #include "abi.h"
+#include "clock.h"
 
 /* ---- the packed table: mosix.syscalls.descriptors writes it, numbers are those of shapes.py ---- */
 
@@ -87,6 +88,7 @@ enum mx_special {
 	MX_SPECIAL_RUSAGE,
 	MX_SPECIAL_TIMES,
 	MX_SPECIAL_IOCTL,
+	MX_SPECIAL_DATE,
 };
 
 enum mx_timeout { MX_TIMEOUT_NONE, MX_TIMEOUT_MILLISECONDS, MX_TIMEOUT_TIMESPEC, MX_TIMEOUT_TIMEVAL };
@@ -172,6 +174,7 @@ struct mx_redirect {
 	int64_t boottime_offset_ns;
 	int64_t carried_user_ns; /* CPU time used on other nodes */
 	int64_t carried_system_ns;
+	struct mx_clock *clock; /* what makes dates; NULL: they are this node's */
 
 	int nr;	    /* the call the event is about; -1: none */
 	int reason; /* HOME: index into the reasons of the table */

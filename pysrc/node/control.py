@@ -67,17 +67,19 @@ class Client:
                 continue
             except OSError:
                 return
-            if not said or joined is None or joined.done():
+            if not said or joined is None:
                 return
-            joined.set_result(None)
+            self._joined = None
+            if not joined.done():
+                joined.set_result(None)
 
     async def join(self, directory: int) -> None:
         """Has it try to join the cgroup that `directory` is open on. OSError when it is gone; who
         waits here is cancelled with the request when it goes."""
-        self._joined = asyncio.get_running_loop().create_future()
+        joined = self._joined = asyncio.get_running_loop().create_future()
         order = frame(encode(LaunchAnswer(JOIN, 0)), MAX_ANSWER)
         socket.send_fds(self._sock, [order], [directory], socket.MSG_NOSIGNAL)
-        await self._joined
+        await joined
 
 
 @dataclass(frozen=True)

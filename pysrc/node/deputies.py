@@ -7,6 +7,7 @@ disappearing mosrun leaves nothing: no deputy, no cgroup, no entry.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -65,6 +66,7 @@ class LaunchOptions:
     node: str | None = None
     fallback: bool = False
     lock: bool = False
+    localtime: bool = False
 
 
 class Client(Protocol):
@@ -206,6 +208,7 @@ class Launcher:
         *,
         own_ip: str,
         records: Path,
+        date_ahead_ns: int = 0,
     ) -> None:
         self._spawner = spawner
         self._dialer = dialer
@@ -214,6 +217,7 @@ class Launcher:
         self.membership = Membership.detect()
         self._own_ip = own_ip
         self._records = records
+        self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
@@ -259,6 +263,8 @@ class Launcher:
                 node=options.node,
                 fallback=options.fallback,
                 lock=options.lock,
+                localtime=options.localtime,
+                date_ahead_ns=self._date_ahead_ns,
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
@@ -289,7 +295,9 @@ class Launcher:
             return False
         directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            await client.join(directory)
+            with contextlib.suppress(TimeoutError):  # it is stopped, it may be: we do it
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await client.join(directory)
         finally:
             os.close(directory)
         return job.group.holds(job.pid)
@@ -365,6 +373,10 @@ class Launcher:
             self._leftovers[record.name] = JobGroup(path, self.membership)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
+
+    def workers(self) -> list[int]:
+        """PIDs of the deputies."""
+        return [link.worker.pid for link in self.deputies.values()]
 
     async def all_home(self) -> None:
         """Orders every process home and waits until all are; errors are logged."""

@@ -7,21 +7,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
-from mosix.balancer.policy import STANDARD_SPEED
 from mosix.balancer.vectors import Floats, Status, pack_loads
 from mosix.config import NodeConfig
+from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
+from mosix.wire.messages import NodeLoad
 
 _log = logging.getLogger("mosd.gossip")
 
@@ -43,54 +41,33 @@ def _number(ip: str) -> int:
     return int(ipaddress.IPv4Address(ip))
 
 
-class Load:
-    """What this node says of itself: `row` once a second."""
-
-    def __init__(self, config: NodeConfig, memory: Callable[[], tuple[int, int]]) -> None:
-        """`memory`: bytes in all and free, as guests may have it."""
-        self._config = config
-        self._memory = memory
-        self._exported = 0.0
-
-    def row(self, guests: int) -> Floats:
-        total, free = self._memory()
-        now = float(_runnable())
-        # Rises at once, falls slowly: others shall not all come at a first quiet moment.
-        self._exported = max(now, (7 * self._exported + now) / 8)
-        return pack_loads(
-            running=self._exported,
-            guests=guests,
-            cores=len(os.sched_getaffinity(0)),
-            speed=self._config.speed or STANDARD_SPEED,
-            memory_mb=total / 1e6,
-            free_mb=free / 1e6,
-            dilation=1,
-            guest_limit=self._config.max_guests,
-            priority=0,
-        )
-
-
-def _runnable() -> int:
-    """Processes of this node that run or wait for a core now, without mosd itself."""
-    own, found = str(os.getpid()), 0
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or entry.name == own:
-            continue
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            stat = Path(entry.path, "stat").read_bytes()
-            # proc(5): the name may hold anything, ")" too
-            found += stat[stat.rindex(b")") + 2 :][:1] == b"R"
-    return found
+def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Floats | None:
+    """What this node says of itself; None as long as nothing is measured."""
+    if load is None:
+        return None
+    return pack_loads(
+        running=load.exported,
+        guests=len(registry.guests),
+        cores=load.cores,
+        speed=load.speed,
+        memory_mb=load.memory / 1e6,
+        free_mb=load.free / 1e6,
+        psi_memory=load.psi_memory,
+        psi_io=load.psi_io,
+        dilation=load.dilation,
+        guest_limit=config.max_guests,
+        priority=0,
+    )
 
 
 class GossipService:
     """`open`, `run` until cancelled, `leave`, `close`."""
 
-    def __init__(self, config: NodeConfig, secret: bytes, own_row: Callable[[], Floats]) -> None:
+    def __init__(self, config: NodeConfig, secret: bytes, own: Callable[[], Floats | None]) -> None:
         nodes = group_of(config.nodes.ips(), config.ip)
-        self._own, self._port = config.ip, config.peer_port
+        self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
-        self._own_row = own_row
+        self._own = own
         self._gossip = Gossip(
             _number(config.ip),
             nodes,
@@ -104,7 +81,7 @@ class GossipService:
         """OSError when the address or port cannot be had."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            sock.bind((self._own, self._port))
+            sock.bind((self._ip, self._port))
         except OSError:
             sock.close()
             raise
@@ -115,7 +92,9 @@ class GossipService:
         asyncio.get_running_loop().add_reader(self._socket, self._receive)
         while True:
             if self._socket is not None:
-                self._gossip.set_own(self._own_row(), time.monotonic())
+                row = self._own()
+                if row is not None:
+                    self._gossip.set_own(row, time.monotonic())
                 self._send(self._gossip.tick(time.monotonic()))
             await asyncio.sleep(PERIOD_S)
 
@@ -137,7 +116,7 @@ class GossipService:
         found = []
         for index in range(len(table)):
             ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
-            if ip == self._own or not table.version[index]:
+            if ip == self._ip or not table.version[index]:
                 continue
             value = {
                 name: float(table.column(name)[index])

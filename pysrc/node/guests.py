@@ -148,6 +148,8 @@ class Host:
         self._coming = 0
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
+        #: the cgroup that this node was given
+        self.own_group = self._cgroups.own
         self._ids = IdPool()
         self._remotes: dict[bytes, RemoteLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,10 +168,6 @@ class Host:
     def memory_free(self) -> int:
         """Bytes this node can lend."""
         return self._cgroups.own.available()
-
-    def memory_total(self) -> int:
-        """Bytes of memory that this node has."""
-        return self._cgroups.own.memory_total()
 
     async def accept(self, hello: PeerHello, sock: socket.socket) -> None:
         """A new guest. RefusedError, KernelError: nothing is left of it."""
@@ -297,6 +295,10 @@ class Host:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def workers(self) -> list[int]:
+        """PIDs of the remotes."""
+        return [link.worker.pid for link in self._remotes.values()]
 
     async def all_leave(self) -> None:
         """Asks every guest's home to take it, and waits until they are gone."""

@@ -20,12 +20,14 @@ from typing import Any
 
 from mosix.config import NodeConfig, load_secret
 from mosix.errors import ConfigError, KernelError, MosixError
+from mosix.node.accounting import Accounting, Choice
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
-from mosix.node.gossip import GossipService, Load
+from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import Complaints, Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
@@ -48,12 +50,19 @@ class Mosd:
         parse_launch: Callable[[Sequence[bytes], int], Any],
         ready: Callable[[], None] = lambda: None,
         stop_s: float = STOP_S,
+        *,
+        foreign_vdso: bool = False,
+        date_ahead_ns: int = 0,
+        accounting: Choice = "auto",
     ) -> None:
         self._config = config
         self._programs = programs
         self._parse_launch = parse_launch
         self._ready = ready
+        self._foreign_vdso = foreign_vdso
+        self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
+        self._accounting = accounting
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -71,7 +80,7 @@ class Mosd:
             spawner.start()
             stack.callback(spawner.stop)
             secret = load_secret(paths)
-            features = probe()
+            features = probe(foreign_vdso=self._foreign_vdso)
             mount_own()
             registry = Registry()
             complaints = Complaints()
@@ -83,6 +92,7 @@ class Mosd:
                 features,
                 own_ip=self._config.ip,
                 records=paths.jobs,
+                date_ahead_ns=self._date_ahead_ns,
             )
             host = Host(
                 spawner,
@@ -93,8 +103,15 @@ class Mosd:
                 max_guests=self._config.max_guests,
                 complaints=complaints,
             )
-            load = Load(self._config, lambda: (host.memory_total(), host.memory_free()))
-            gossip = GossipService(self._config, secret, lambda: load.row(len(registry.guests)))
+            meter = NodeMeter(
+                self._config,
+                host.own_group,
+                lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
+            )
+            accounting = Accounting(registry.at_home, self._accounting)
+            gossip = GossipService(
+                self._config, secret, lambda: own_row(self._config, meter.load, registry)
+            )
             stack.callback(gossip.close)
             services = Services(
                 Names(self._config),
@@ -105,6 +122,8 @@ class Mosd:
                 features=features,
                 complaints=complaints,
                 parse_launch=self._parse_launch,
+                meter=meter,
+                accounting=accounting,
                 gossip=gossip,
             )
             control = ControlServer(
@@ -123,7 +142,8 @@ class Mosd:
             launcher.recover()
             host.recover()
             control.listen()
-            self._start(spawner.keep_running(), control.serve(), peers.serve(), gossip.run())
+            self._start(spawner.keep_running(), control.serve(), peers.serve())
+            self._start(meter.run(), accounting.run(), gossip.run())
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,

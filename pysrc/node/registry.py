@@ -56,6 +56,8 @@ class Guest:
     epoch: int
     outer_pid: int = 0
     frozen: bool = False
+    #: how far its date may be from home's; None: not known, or not wanted
+    date_bound_ns: int | None = None
 
 
 class Registry:
@@ -79,9 +81,23 @@ class Registry:
     def update_guest(self, guest: Guest, state: GuestState) -> None:
         guest.outer_pid = state.outer_pid
         guest.frozen = state.frozen
+        guest.date_bound_ns = state.date_bound_ns
+
+    def date_bound_ns(self) -> int | None:
+        """How far the date of any guest may be from that of its home; None: no guest has one."""
+        return max((g.date_bound_ns for g in self.guests.values() if g.date_bound_ns), default=None)
 
     def guest_by_outer_pid(self, pid: int) -> Guest | None:
         return next((g for g in self.guests.values() if g.outer_pid == pid), None)
+
+    def at_home(self) -> set[int]:
+        """Of all jobs."""
+        return {
+            process.pid
+            for job in self.jobs.values()
+            for process in self.processes_of(job)
+            if process.where == "home"
+        }
 
     def processes_of(self, job: Job) -> Iterator[Process]:
         """Reported ones and those only the cgroup knows: these are at home."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+from mosix.wire.messages import NodeLoad
 
 #: Largest request and answer, bytes.
 MAX_REQUEST = 256 << 10
@@ -121,7 +122,7 @@ class KnownNode(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     """`counters`: connections refused, malformed requests and the like; `known`: what it knows of
-    the other nodes. Both only of this node."""
+    the other nodes; both only of this node. `load`: None in mosd's first second."""
 
     ip: str
     number: int | None
@@ -132,7 +133,10 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     memory_free: int
     jobs: int
     guests: int
+    #: how far a guest's date may be from that of its home
+    date_bound_ns: int | None = None
     counters: dict[str, int] = {}
+    load: NodeLoad | None = None
     known: list[KnownNode] = []
 
 

@@ -31,9 +31,11 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
+from mosix.node.accounting import Accounting
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.gossip import GossipService
 from mosix.node.guests import Host
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
@@ -62,6 +64,7 @@ from mosix.node.rights import Caller, check_owner
 from mosix.wire.channel import Frames
 from mosix.wire.messages import (
     NodeFeatures,
+    NodeLoad,
     PeerAccept,
     PeerHello,
     PeerMove,
@@ -91,6 +94,8 @@ class ParsedLaunch(Protocol):
     def fallback(self) -> bool: ...
     @property
     def lock(self) -> bool: ...
+    @property
+    def localtime(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -151,6 +156,8 @@ class Services:
         features: NodeFeatures,
         complaints: Complaints,
         parse_launch: ParseLaunch,
+        meter: NodeMeter,
+        accounting: Accounting,
         gossip: GossipService,
     ) -> None:
         self._gossip = gossip
@@ -162,6 +169,8 @@ class Services:
         self._features = features
         self._complaints = complaints
         self._parse_launch = parse_launch
+        self._meter = meter
+        self._accounting = accounting
         self._since = time.time()
         self.stopping = False
 
@@ -176,7 +185,7 @@ class Services:
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.lock)
+        options = LaunchOptions(node, parsed.fallback, parsed.lock, parsed.localtime)
         link = await self._launcher.launch(caller, options, client)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
@@ -331,6 +340,8 @@ class Services:
             memory_free=status.memory_free,
             jobs=status.jobs,
             guests=status.guests,
+            date_bound_ns=status.date_bound_ns,
+            load=status.load,
         )
 
     def peer_status(self) -> PeerStatus:
@@ -340,7 +351,13 @@ class Services:
             jobs=len(self._registry.jobs),
             memory_free=self._host.memory_free(),
             version=metadata.version("mosix"),
+            date_bound_ns=self._registry.date_bound_ns(),
+            load=self._load(),
         )
+
+    def _load(self) -> NodeLoad | None:
+        load = self._meter.load
+        return load and msgspec.structs.replace(load, accounting=self._accounting.how[:2000])
 
     def _processes(self, request: Processes) -> ProcessList:
         rows = [
@@ -373,8 +390,20 @@ class Services:
             why=process.why,
             job=job.id,
             command=_command(process.pid),
-            stats=process.stats,
+            stats={**process.stats, **self._use(process.pid)},
         )
+
+    def _use(self, pid: int) -> dict[str, int]:
+        """What a process at home does, per second."""
+        use = self._accounting.uses.get(pid)
+        if use is None:
+            return {}
+        return {
+            "cpu_ms_per_s": round(1000 * use.cpu),
+            "calls_per_s": round(use.calls),
+            "read_per_s": round(use.read_bytes),
+            "written_per_s": round(use.written_bytes),
+        }
 
     def _guest_row(self, guest: Guest) -> ProcessRow:
         return ProcessRow(

@@ -22,6 +22,7 @@ from typing import Literal
 
 import msgspec
 from mosix import failpoints
+from mosix.native.cpu import own_vdso
 from mosix.node.privileges import Capabilities, become, lift_limits, own_bounding
 from mosix.wire.messages import decode, encode
 
@@ -183,6 +184,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _default_signals()
     workers: dict[WorkerKind, Run] = {"deputy": load_worker(deputy), "remote": load_worker(remote)}
+    own_vdso()  # kept for the workers, who may not look at their own maps any more
     own_bounding()
     gc.collect()
     gc.freeze()  # a collection in a worker must not copy all of these pages

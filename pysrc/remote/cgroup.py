@@ -132,15 +132,6 @@ class Cgroup:
         limits = [_limit(hierarchy, level) for level in hierarchy.levels(directory)]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def memory_total(self) -> int:
-        """The most that could be in use in it: its limit, else the machine's memory."""
-        total = _meminfo("MemTotal")
-        try:
-            limit = self.memory_limit()
-        except KernelError:
-            return total
-        return total if limit is None else min(total, limit)
-
     def available(self) -> int:
         """What a process in it could still take without swapping or being killed.
 
@@ -159,6 +150,23 @@ class Cgroup:
                 cache = _flat(level / "memory.stat").get(key, 0)
                 least = min(least, limit - _usage(hierarchy, level) + cache)
         return max(least, 0)
+
+    def cpu_quota(self) -> float | None:
+        """Cores' worth of time that it and its visible ancestors may use; None without a limit."""
+        try:
+            hierarchy, directory = self._with("cpu")
+        except KernelError:
+            return None
+        quotas = [_quota(hierarchy, level) for level in hierarchy.levels(directory)]
+        return min((quota for quota in quotas if quota is not None), default=None)
+
+    def pressure(self, resource: str) -> Path | None:
+        """Its PSI file of "memory" or "io"; None where it is not told apart from the machine."""
+        for directory, hierarchy in self._parts.items():
+            path = directory / f"{resource}.pressure"
+            if hierarchy.version == 2 and path.exists():
+                return path
+        return None
 
     def cpu_time_ns(self) -> int:
         """User and system time of all that ever ran in it."""
@@ -417,6 +425,19 @@ def _limit(hierarchy: Hierarchy, directory: Path) -> int | None:
     if text in ("", "max") or int(text) >= _UNLIMITED:
         return None
     return int(text)
+
+
+def _quota(hierarchy: Hierarchy, directory: Path) -> float | None:
+    if hierarchy.version == 1:
+        quota = _read_or_empty(directory / "cpu.cfs_quota_us").strip()
+        period = _read_or_empty(directory / "cpu.cfs_period_us").strip()
+        if not quota or not period or int(quota) < 0:
+            return None
+    else:
+        quota, _, period = _read_or_empty(directory / "cpu.max").strip().partition(" ")
+        if quota in ("", "max"):
+            return None
+    return int(quota) / int(period)
 
 
 def _usage(hierarchy: Hierarchy, directory: Path) -> int:

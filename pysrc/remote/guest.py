@@ -16,15 +16,19 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
+import msgspec
 from mosix import failpoints
 from mosix.errors import KernelError, MosixError, MoveFailedError
 from mosix.image import capture, pending, restore, stream
-from mosix.image.capture import ProcFiles
+from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
+from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.native.watch import Watch
+from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
@@ -55,7 +59,8 @@ class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
     `say` sends a message to the deputy. `on_broken`: the connection for system calls has ended;
-    a moment later the process has, too, unless something is wrong."""
+    a moment later the process has, too, unless something is wrong. `foreign_vdso`: home's vdso is
+    not this kernel's; `localtime`: its dates are to be this node's."""
 
     def __init__(
         self,
@@ -63,6 +68,9 @@ class Guest:
         watch: Watch,
         say: Callable[[ToDeputy], None],
         on_broken: Callable[[], None],
+        *,
+        foreign_vdso: bool,
+        localtime: bool,
     ) -> None:
         self.shell = shell
         self._on_broken = on_broken
@@ -78,6 +86,12 @@ class Guest:
         self._prefaulted: list[tuple[int, int]] = []
         #: memory that a body with limits is kept from, for what we do in its process
         self._room: tuple[int, int] | None = None
+        self._foreign_vdso = foreign_vdso
+        theirs, ours = capture.time_offsets(str(shell.pid)), capture.time_offsets("self")
+        #: the guest's boottime minus ours
+        self._boottime_offset_ns = theirs[1] - ours[1]
+        self.clock = ClockPage(theirs[0] - ours[0], localtime=localtime)
+        self._vdso: GuestVdso | None = None
         #: user and system time that the body used before it came here
         self._carried_ns = (0, 0)
         self._redirector: NotifyRedirector | None = None
@@ -135,7 +149,8 @@ class Guest:
                 f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
             )
         number = agent.give_fd(bulk.fileno())
-        self._room = restore.fill_guest(agent, image, number, self._prefaulted)
+        clock = agent.give_fd(self.clock.fd)
+        self._room = restore.fill_guest(agent, image, number, self._prefaulted, clock=clock)
         stream.read_end(bulk.fileno(), image)
         return image
 
@@ -145,16 +160,18 @@ class Guest:
         assert agent is not None
         agent.finish()
         self._watch.remove(tracee)
+        self._vdso = self._find_vdso(image)
         self._descriptors = (_install_filter(agent), call.detach())
         self._carried_ns = image.process.cpu_ns
-        theirs, ours = capture.time_offsets(str(tracee.pid)), capture.time_offsets("self")
+        self.clock.begin(image.header.date_ns)
         self._redirector = NotifyRedirector(
             *self._descriptors,
             tracee.pid,
             self.home_pid,
-            monotonic_offset_ns=theirs[0] - ours[0],
-            boottime_offset_ns=theirs[1] - ours[1],
+            monotonic_offset_ns=self.clock.shift_ns,
+            boottime_offset_ns=self._boottime_offset_ns,
             carried_ns=self._carried_ns,
+            clock=self.clock,
         )
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
@@ -163,6 +180,13 @@ class Guest:
         self._agent = None
         self._pending = image.threads[0].call
         self._watch.add(tracee, self._on_stop)
+
+    def _find_vdso(self, image: Image) -> GuestVdso:
+        """The body's memory is in place: where its vdso is, and the one that it calls."""
+        found = GuestVdso.of(image, self.tracee.vdso)
+        node = None if self._foreign_vdso else found.place.node[0]
+        self.clock.call(vdso.node_functions(found.place.start, own_vdso(), node))
+        return found
 
     def clock_ns(self) -> int:
         """The guest's CLOCK_MONOTONIC."""
@@ -298,14 +322,15 @@ class Guest:
         await self.halt()
         self._owing = False
         with self.redirector.injecting(), self._with_room():
-            image = capture.describe(self.tracee, epoch, files=self._files)
+            image = capture.describe(
+                self.tracee, epoch, files=self._files, guest=self._vdso, call=self._pending
+            )
+        image.header = msgspec.structs.replace(image.header, date_ns=self.clock.date_ns())
         image.process.cpu_ns = (
             image.process.cpu_ns[0] + self._carried_ns[0],
             image.process.cpu_ns[1] + self._carried_ns[1],
         )
         image.process.pid = image.threads[0].tid = self.home_pid
-        if self._pending is not None:
-            image.threads[0].call = self._pending
         image.process.stopped = self.held
         return image
 
@@ -341,6 +366,7 @@ class Guest:
         if self._redirector is not None:
             self._redirector.close()
         self._files.close()
+        self.clock.close()
         for fd in self._descriptors:
             os.close(fd)
         if self._agent is not None:

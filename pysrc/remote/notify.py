@@ -18,6 +18,7 @@ from enum import Enum
 from mosix.failpoints import Fault
 from mosix.image.model import PendingCall
 from mosix.native._native import ffi, lib
+from mosix.remote.clock import ClockPage
 from mosix.remote.redirector import (
     Args,
     Call,
@@ -65,7 +66,8 @@ class _Order(Enum):
 
 class NotifyRedirector(Redirector):
     """`pid`: the guest as seen from here; `home_pid`: its number at home. The offsets are the
-    guest's clocks minus ours, the carried times what its body used on other nodes (ns)."""
+    guest's clocks minus ours, the carried times what its body used on other nodes (ns).
+    `clock`: makes its dates; None: they are this node's."""
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class NotifyRedirector(Redirector):
         monotonic_offset_ns: int = 0,
         boottime_offset_ns: int = 0,
         carried_ns: tuple[int, int] = (0, 0),
+        clock: ClockPage | None = None,
     ) -> None:
         table = packed()
         self._c = lib.mx_redirect_new(listener, call_fd, pid, home_pid, table, len(table))
@@ -84,6 +87,8 @@ class NotifyRedirector(Redirector):
             raise OSError(ffi.errno, "redirector")
         self._c.monotonic_offset_ns = monotonic_offset_ns
         self._c.boottime_offset_ns = boottime_offset_ns
+        self._clock = clock  # kept as long as we read it
+        self._c.clock = clock.c if clock is not None else ffi.NULL
         self._c.carried_user_ns, self._c.carried_system_ns = carried_ns
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()

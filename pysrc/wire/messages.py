@@ -24,6 +24,7 @@ Ns = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
@@ -49,6 +50,26 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
     tier: Text = "portable"
 
 
+class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What `mosix.balancer.measure` found in the last second or so.
+
+    `running`: threads that ran or wanted to, on average; `exported`: the same, falling slowly;
+    `cores`: that may be used; `speed`: of one, 10,000 is a 3 GHz Pentium 4; `memory`, `free`:
+    bytes, what may be lent; `psi_*`: part of the time in which some task stood still for it;
+    `accounting`: how the work of processes is counted."""
+
+    running: Amount
+    exported: Amount
+    dilation: Amount
+    cores: Amount
+    speed: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+    memory: Size
+    free: Size
+    psi_memory: Amount = 0.0
+    psi_io: Amount = 0.0
+    accounting: Text = ""
+
+
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """What a body takes of the node it runs on; compared by `mosix.remote.room.why_not`.
 
@@ -70,7 +91,8 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     """Make an empty guest. `needs`: what the body will take; `prefault`: ranges of
     anonymous memory to populate before the freeze. The guest's clocks must not be behind
     home's, which at the arrival of the `Ping` sent at `pinged_ns` were at most
-    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip)."""
+    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip); its date
+    then was `date_ns`. `localtime`: dates are those of the node where it runs, else home's."""
 
     pid: Pid
     comm: Text
@@ -80,6 +102,8 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
+    date_ns: Ns
+    localtime: bool = False
     features: NodeFeatures
 
 
@@ -134,7 +158,14 @@ class Ping(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
-ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping
+class Date(_Tagged, frozen=True, kw_only=True):
+    """Answer to `AskDate`: home's CLOCK_REALTIME. `asked_ns` as it was asked."""
+
+    asked_ns: Ns
+    date_ns: Ns
+
+
+ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping | Date
 
 
 # ---- remote → deputy ----
@@ -206,6 +237,12 @@ class Pong(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
+class AskDate(_Tagged, frozen=True, kw_only=True):
+    """What is the date at home? `asked_ns`: the remote's own CLOCK_MONOTONIC."""
+
+    asked_ns: Ns
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -218,6 +255,7 @@ ToDeputy = (
     | NeedHome
     | GuestDied
     | Pong
+    | AskDate
 )
 
 
@@ -235,6 +273,9 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     node: Ip | None = None
     fallback: bool = False  # -F
     lock: bool = False  # -L
+    localtime: bool = False  # -t
+    #: for tests: what guests are told of home's date is so much later than it is
+    date_ahead_ns: int = 0
     cgroup: str
     #: this node's own IP, and its features
     home: Ip
@@ -362,6 +403,8 @@ class GuestState(_Tagged, frozen=True, kw_only=True):
     outer_pid: Pid
     pid: Pid
     frozen: bool = False
+    #: how far its date may be from home's; None: it has this node's
+    date_bound_ns: Ns | None = None
 
 
 class Armed(_Tagged, frozen=True, kw_only=True):
@@ -415,6 +458,8 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
     jobs: int
     memory_free: Size
     version: Text
+    date_bound_ns: Ns | None = None
+    load: NodeLoad | None = None  # mosd has only just been started
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus

@@ -6,6 +6,7 @@ of mosix by what they are: all workers have the command line of their spawner.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -54,7 +55,9 @@ def workers(node: NodeHandle) -> list[int]:
 def mosd(node: NodeHandle) -> list[int]:
     """Host's PID of the node's mosd, if it lives."""
     inside = state.read_mosd(node.lab, node.name).pid
-    return [node.host_pid(inside)] if inside else []
+    with contextlib.suppress(ProcessLookupError):  # it dies just now
+        return [node.host_pid(inside)] if inside else []
+    return []
 
 
 def stubs(node: NodeHandle) -> list[int]:

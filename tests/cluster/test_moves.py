@@ -158,10 +158,36 @@ def states(kind: str) -> list[str]:
     return [str(built(PROGRAMS / "states.c", *(["-static"] if kind == "static" else [])))]
 
 
-@pytest.mark.parametrize("kind", ["static", "dynamic", "python"])
-def test_every_kind_of_body_moves_in_every_state(kind: str, start: Callable[..., Job]) -> None:
-    """Blocked in a forwarded call, stopped, computing, asleep: from home and from either node."""
-    job = start(states(kind))
+def test_what_needs_home_at_once_comes_home_each_time(start: Callable[..., Job]) -> None:
+    """Its guest says so before its deputy has taken note that it runs."""
+    job = start(act("signals", "1"))  # in sigsuspend
+    assert job.line() == "ready"
+    for number in range(30):
+        job.home.migrate(job.pid, str(2 + number % 2))
+        job.wait_until_at("home")
+    job.kill(signal.SIGRTMIN)
+    assert job.finish() == (0, "0\n", "")
+
+
+def test_stopped_when_a_move_begins_it_does_nothing_more(start: Callable[..., Job]) -> None:
+    """Natively nothing is done after kill has returned, whatever has come to be read."""
+    job = start(states("dynamic"))
+    assert job.line() == "ready"
+    for _ in range(8):
+        for target, other in (("2", "3"), ("3", "home"), ("home", "2")):
+            job.move(target)
+            job.write("a")
+            assert job.line() == "read a"
+            os.kill(job.outer, signal.SIGSTOP)
+            job.write("b")
+            job.move(other)
+            assert not job.has_output()
+            os.kill(job.outer, signal.SIGCONT)
+            assert job.line() == "read b"
+
+
+def through_every_state(job: Job) -> None:
+    """Moves it while it is blocked in a forwarded call, stopped, computing and asleep."""
     assert job.line() == "ready"
     for target, other in (("2", "3"), ("3", "home"), ("home", "2")):
         job.move(target)
@@ -183,6 +209,11 @@ def test_every_kind_of_body_moves_in_every_state(kind: str, start: Callable[...,
         job.move(other)
         assert job.line() == "slept"
     assert job.finish() == (0, "end, 3 signals\n", "")
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "python"])
+def test_every_kind_of_body_moves_in_every_state(kind: str, start: Callable[..., Job]) -> None:
+    through_every_state(start(states(kind)))
 
 
 def test_xz_moves_while_it_waits_to_read_and_to_write(start: Callable[..., Job]) -> None:

@@ -47,8 +47,11 @@ class Node:
     map_text: str
     secret: str = SECRET
     options: list[str] = field(default_factory=list)
+    accounting: str = "proc"
     program: list[str] = field(default_factory=lambda: ["-m", "mosix.cli.mosd"])
     process: subprocess.Popen[bytes] | None = None
+    #: more environment
+    extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -67,6 +70,7 @@ class Node:
             "MOSIX_CONFIG_DIR": str(self.directory),
             "MOSIX_RUN_DIR": str(self.run_dir),
             "LC_ALL": "C.UTF-8",
+            **self.extra,
         }
 
     def write_files(self) -> None:
@@ -81,6 +85,8 @@ class Node:
 
     def command(self) -> list[str]:
         workers = ["--deputy", "fake_workers:deputy", "--remote", "fake_workers:remote"]
+        # eBPF, begun while a test looks at processes and descriptors, would disturb it.
+        workers += ["--accounting", self.accounting]
         return [sys.executable, *self.program, *workers, *self.options]
 
     def start(self) -> None:
