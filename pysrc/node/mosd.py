@@ -85,6 +85,7 @@ class Mosd:
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)
+            names = Names(self._config)
             launcher = Launcher(
                 spawner,
                 dialer,
@@ -92,6 +93,7 @@ class Mosd:
                 features,
                 own_ip=self._config.ip,
                 records=paths.jobs,
+                names=names,
                 date_ahead_ns=self._date_ahead_ns,
             )
             host = Host(
@@ -114,7 +116,7 @@ class Mosd:
             )
             stack.callback(gossip.close)
             services = Services(
-                Names(self._config),
+                names,
                 launcher,
                 host,
                 registry,
@@ -129,7 +131,9 @@ class Mosd:
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
             )
-            peers = PeerServer(self._config, secret, PeerService(services, host).handle, complaints)
+            peers = PeerServer(
+                self._config, secret, PeerService(services, launcher, host).handle, complaints
+            )
             try:
                 peers.listen()
                 gossip.open()
