@@ -19,6 +19,7 @@ from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolErr
 from mosix.wire.channel import Frames
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
+    Ask,
     AskDate,
     Cancel,
     Date,
@@ -40,7 +41,7 @@ _MAX_KEPT = 16
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
-Unasked = Cancel | NeedHome | GuestDied
+Unasked = Cancel | Ask | NeedHome | GuestDied
 
 
 class RemoteLink:
@@ -193,7 +194,7 @@ class RemoteLink:
         if isinstance(message, AskDate):
             self.post(Date(asked_ns=message.asked_ns, date_ns=self.date_ns()))
             return
-        if isinstance(message, (Cancel, NeedHome, GuestDied)):
+        if isinstance(message, (Cancel, Ask, NeedHome, GuestDied)):
             if self._early is None:
                 self._on_unasked(self, message)
                 return

@@ -50,7 +50,6 @@ from mosix.wire.messages import (
     Prepare,
     Prepared,
     Ready,
-    Resume,
     Run,
     Running,
     Sent,
@@ -105,7 +104,8 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
 
     CannotMoveError, RefusedError, NodeDownError, MoveFailedError: nothing changed, it runs on
     (or, if `seized`, stands where it stood)."""
-    reason = eligibility.why_not(process.pid) if seized is None else None
+    filters = process.home.filters
+    reason = eligibility.why_not(process.pid, filters) if seized is None else None
     if reason:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     epoch = process.epoch + 1
@@ -141,6 +141,8 @@ async def _leave_prepared(
     call, bulk = sockets
     begin = time.monotonic_ns()
     tracee = seized or Tracee.seize(process.pid)
+    # Nobody answers what it asks while this thread waits for its stop.
+    tracee.stopping = functools.partial(process.home.ask_again, process.pid)
     agent: Agent | None = None
     image: Image | None = None
     process.place = Place.MOVING
@@ -185,6 +187,7 @@ async def _leave_prepared(
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
         failpoints.hit("deputy.committed", *link.sockets, call)
+        process.cpu_time.stop()
         _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
@@ -217,11 +220,12 @@ async def _stand_still(tracee: Tracee) -> Stop:
 
 def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
     mappings = maps.read_mappings(process.pid)
-    reason = eligibility.why_not_stopped(tracee, mappings=mappings)
+    reason = eligibility.why_not_stopped(tracee, process.home.filters, mappings)
     if reason:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     image = capture.describe(tracee, epoch, mappings)
     image.process.stopped = process.held
+    image.process.cpu_ns = process.cpu_time.everywhere(image.process.cpu_ns)
     process.needs = needs_of(process.pid, mappings, image.runs)
     # What waits in the ghost's queue stays there: it is the process's only queue.
     image.process.pending, image.threads[0].pending = [], []
@@ -259,7 +263,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     assert link is not None and tracee is not None and agent is not None
     process.page_bytes = image.page_bytes
     process.epoch = image.header.epoch
-    process.nmigs += 1
+    process.count_move()
     agent.finish()
     tracee.set_options(PTRACE_O_EXITKILL)
     agent.obey()
@@ -370,7 +374,7 @@ async def come_home(process: JobProcess) -> None:
         # Committed: home has the body, whatever becomes of the guest now.
         process.link = None
         process.epoch = epoch
-        process.nmigs += 1
+        process.count_move()
         process.page_bytes = body.page_bytes
         try:
             await _become_body(process, tracee, agent, body)
@@ -432,8 +436,9 @@ async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: 
     process.calls_before = process.calls_before + agent.calls_served()
     process.home.watch.remove(tracee)
     await _until_clock(time.CLOCK_MONOTONIC, body.header.monotonic_ns)
-    if not process.home.localtime:
+    if not process.attributes.localtime:
         await _until_clock(time.CLOCK_REALTIME, body.header.date_ns)
+    process.cpu_time.came_home(body.process.cpu_ns)
     agent.leave(*restore.final_state(tracee, body))
     for siginfo in (*process.postponed, *process.at_home):
         _queue(tracee, process.pid, siginfo)
@@ -491,7 +496,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     # Committed.
     process.freeze_ns = time.monotonic_ns() - begin
     process.epoch = epoch
-    process.nmigs += 1
+    process.count_move()
     process.page_bytes = frozen.page_bytes
     process.needs = msgspec.structs.replace(process.needs, memory=frozen.page_bytes)
     await _serve_another(process, new, call_number, given)
@@ -578,7 +583,7 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
         _no_ghost(process, tracee, error)
         return
     process.forward_postponed()  # a handler runs before whatever the guest did next
-    link.post(Resume(epoch=epoch, held=process.held))
+    process.resume_guest(link)
 
 
 async def _prepare(
@@ -601,8 +606,9 @@ async def _prepare(
             monotonic_ns=pinged_ns + round_trip,
             boottime_ns=pinged_ns + round_trip + asleep_ns,
             date_ns=link.date_ns() - (time.monotonic_ns() - pinged_ns),
-            localtime=process.home.localtime,
+            localtime=bool(process.attributes.localtime),
             features=process.home.features,
+            interface=process.home.interface,
         )
     )
     await link.expect(Prepared)

@@ -1,23 +1,27 @@
 """A job at home of which nobody wants anything: all that its deputy does most of the time.
 
 Called by `mosix.deputy.main.run`. The deputy shares the spawner's pages until it touches them, so
-this is a plain loop over two descriptors: an event loop would cost every job two megabytes, and its
-launch milliseconds. Must never take a message: whoever starts the event loop finds it.
+this is a plain loop over a few descriptors: an event loop would cost every job two megabytes, and
+its launch milliseconds. Opens are served meanwhile by the listener's own thread. Must never take a
+message: whoever starts the event loop finds it.
 """
 
 from __future__ import annotations
 
 import os
 import select
+from collections.abc import Sequence
 
 _GONE = select.POLLHUP | select.POLLERR
 
 
-def rest(node: int, pidfd: int, cgroup: str) -> int:
-    """Returns when mosd has sent something (descriptor `node`), with a pidfd of a process of the
-    job, or -1 when the job is over. `pidfd` becomes ours. Without mosd the job goes on."""
+def rest(calls: Sequence[int], pidfd: int, cgroup: str) -> int:
+    """Returns when one of `calls` is readable, mosd has sent something or a program has asked,
+    with a pidfd of a process of the job, or -1 when the job is over. `pidfd` becomes ours.
+    Without mosd the job goes on."""
     waiting = select.poll()
-    waiting.register(node, select.POLLIN)
+    for call in calls:
+        waiting.register(call, select.POLLIN)
     waiting.register(pidfd, select.POLLIN)
     while True:
         for fd, event in waiting.poll():
@@ -29,7 +33,7 @@ def rest(node: int, pidfd: int, cgroup: str) -> int:
                     return -1
                 waiting.register(pidfd, select.POLLIN)
             elif event & _GONE:
-                waiting.unregister(node)
+                waiting.unregister(fd)
             else:
                 return pidfd
 

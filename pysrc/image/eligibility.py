@@ -72,6 +72,12 @@ def why_not(pid: int, own_filters: int | None = None) -> str | None:
     return reason
 
 
+def filters_of(pid: int) -> int:
+    """How many seccomp filters a process has."""
+    status = _status(pid)
+    return int(status.get("Seccomp_filters", status.get("Seccomp") == "2"))
+
+
 def why_not_stopped(
     tracee: Tracee, own_filters: int | None = None, mappings: list[Mapping] | None = None
 ) -> str | None:
@@ -147,8 +153,8 @@ def _by_status(status: dict[str, str], own_filters: int | None, tracer: int) -> 
     if traced_by not in (0, tracer):
         return f"process {traced_by} traces it"
     if own_filters is None:
-        own_filters = int(_status(os.getpid()).get("Seccomp_filters", "0"))
-    filters = int(status.get("Seccomp_filters", "1" if status.get("Seccomp", "0") != "0" else "0"))
+        own_filters = filters_of(os.getpid())
+    filters = int(status.get("Seccomp_filters", status.get("Seccomp") == "2"))
     if status.get("Seccomp") == "1" or filters > own_filters:
         return "it has a seccomp filter of its own"
     return None

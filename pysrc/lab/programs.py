@@ -17,12 +17,16 @@ from mosix.lab.kernels import Kernel
 _TREE = Path(__file__).resolve().parents[2]
 _BUILT = _TREE / "build" / "programs"
 _MODULE = _TREE / "kernel" / "module"
+#: mosix.h
+_INCLUDE = _TREE / "pysrc" / "include"
 
 
 def built(source: Path, *flags: str) -> Path:
     """The program that `source` gives with `flags` (-static, …); MosixError with gcc's words."""
     content = source.read_bytes() + b"".join(
-        header.read_bytes() for header in sorted(source.parent.glob("*.h"))
+        header.read_bytes()
+        for directory in (source.parent, _INCLUDE)
+        for header in sorted(directory.glob("*.h"))
     )
     digest = hashlib.sha256(content + repr(flags).encode()).hexdigest()[:12]
     program = _BUILT / f"{source.stem}-{digest}"
@@ -30,7 +34,7 @@ def built(source: Path, *flags: str) -> Path:
         return program
     _BUILT.mkdir(parents=True, exist_ok=True)
     new = program.with_name(f".{program.name}.{os.getpid()}")
-    strict = ["-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
+    strict = ["-I", str(_INCLUDE), "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
     done = subprocess.run(
         ["gcc", *strict, *flags, "-o", str(new), str(source)],
         capture_output=True,

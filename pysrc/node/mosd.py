@@ -84,6 +84,7 @@ class Mosd:
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)
+            names = Names(self._config)
             launcher = Launcher(
                 spawner,
                 dialer,
@@ -91,6 +92,7 @@ class Mosd:
                 features,
                 own_ip=self._config.ip,
                 records=paths.jobs,
+                names=names,
                 date_ahead_ns=self._date_ahead_ns,
             )
             host = Host(
@@ -109,7 +111,7 @@ class Mosd:
             )
             accounting = Accounting(registry.at_home, self._accounting)
             services = Services(
-                Names(self._config),
+                names,
                 launcher,
                 host,
                 registry,
@@ -123,7 +125,9 @@ class Mosd:
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
             )
-            peers = PeerServer(self._config, secret, PeerService(services, host).handle, complaints)
+            peers = PeerServer(
+                self._config, secret, PeerService(services, launcher, host).handle, complaints
+            )
             try:
                 peers.listen()
             except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -33,6 +34,7 @@ from mosix.remote.confine import GuestShell
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
     ERESTARTSYS,
+    Asks,
     Cancelled,
     CancelWanted,
     Event,
@@ -42,7 +44,7 @@ from mosix.remote.redirector import (
     Stopped,
 )
 from mosix.syscalls import filter as syscall_filter
-from mosix.wire.messages import Cancel, GuestDied, NeedHome, ToDeputy
+from mosix.wire.messages import Ask, Cancel, GuestDied, NeedHome, ToDeputy
 
 _NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
 _SIGTRAP = 5
@@ -52,6 +54,8 @@ _SI_CODE = struct.Struct("<8xi")
 #: futex, futex_waitv, futex_wait: executed here, by the kernel
 _WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
+#: the one file whose open may last, and in which the guest is stopped for what it asks
+_MIGRATE = "migrate"
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 
 
@@ -71,8 +75,10 @@ class Guest:
         *,
         foreign_vdso: bool,
         localtime: bool,
+        interface: bool = False,
     ) -> None:
         self.shell = shell
+        self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
         #: job control has stopped it
@@ -92,8 +98,7 @@ class Guest:
         self._boottime_offset_ns = theirs[1] - ours[1]
         self.clock = ClockPage(theirs[0] - ours[0], localtime=localtime)
         self._vdso: GuestVdso | None = None
-        #: user and system time that the body used before it came here
-        self._carried_ns = (0, 0)
+        self._begun = False
         self._redirector: NotifyRedirector | None = None
         #: the redirector's: listener and call socket
         self._descriptors: tuple[int, ...] = ()
@@ -107,6 +112,12 @@ class Guest:
         self._gone = False
         #: an interrupted call that the next redirector, or home, has to finish
         self._pending: PendingCall | None = None
+        #: an open of /proc/self/{special} that the deputy has been asked about, or was before
+        #: the guest was stopped in it
+        self._asking: Asks | None = None
+        self._asked: Asks | None = None
+        #: the call that only home can do, and that is made again, is answered ENOSYS
+        self._unsupported = False
         #: signals from home: given so far, and so many before it may see its last result
         self._given = 0
         self._owed = 0
@@ -162,7 +173,6 @@ class Guest:
         self._watch.remove(tracee)
         self._vdso = self._find_vdso(image)
         self._descriptors = (_install_filter(agent), call.detach())
-        self._carried_ns = image.process.cpu_ns
         self.clock.begin(image.header.date_ns)
         self._redirector = NotifyRedirector(
             *self._descriptors,
@@ -170,7 +180,8 @@ class Guest:
             self.home_pid,
             monotonic_offset_ns=self.clock.shift_ns,
             boottime_offset_ns=self._boottime_offset_ns,
-            carried_ns=self._carried_ns,
+            carried_ns=image.process.cpu_ns,
+            interface=self._interface,
             clock=self.clock,
         )
         self._redirector.start(still=True)
@@ -194,14 +205,19 @@ class Guest:
 
     # ---- running ----
 
-    def resume(self, *, held: bool) -> None:
-        """Runs (or, `held`, will run when job control says so)."""
+    def resume(self, *, held: bool, unsupported: bool = False) -> None:
+        """Runs (or, `held`, will run when job control says so). `unsupported`: the call that it
+        stands at, and that only home can do, fails with ENOSYS."""
         self.held = held
+        self._unsupported = unsupported
         if not self._halted:
             return
         if self._pending is not None:
             self.redirector.prime(self._pending)
             self._pending = None
+        if not self._begun:
+            self._begun = True
+            self.redirector.body_begins(capture.cpu_clock(self.tracee.pid))
         self._halted = False
         self._still.clear()
         self._event = None
@@ -251,7 +267,7 @@ class Guest:
             registers = self.tracee.get_registers()
             registers.rax, registers.orig_rax = result, -1
             self.tracee.set_registers(registers)
-        elif not isinstance(self._event, (NeedsHome, Cancelled, Sleeping)):
+        elif not isinstance(self._event, (NeedsHome, Asks, Cancelled, Sleeping)):
             self._rewind_unnoticed()
 
     def _rewind_unnoticed(self) -> None:
@@ -276,7 +292,9 @@ class Guest:
         event = self._event
         if isinstance(event, Cancelled):
             self._owed = event.owed
-        if isinstance(event, NeedsHome):
+        if isinstance(event, Asks):
+            self._asking = None
+        if isinstance(event, (NeedsHome, Asks)):
             self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, (Cancelled, Sleeping)):
             if for_signal or (isinstance(event, Cancelled) and event.completed):
@@ -326,10 +344,7 @@ class Guest:
                 self.tracee, epoch, files=self._files, guest=self._vdso, call=self._pending
             )
         image.header = msgspec.structs.replace(image.header, date_ns=self.clock.date_ns())
-        image.process.cpu_ns = (
-            image.process.cpu_ns[0] + self._carried_ns[0],
-            image.process.cpu_ns[1] + self._carried_ns[1],
-        )
+        image.process.cpu_ns = self.redirector.cpu_ns()
         image.process.pid = image.threads[0].tid = self.home_pid
         image.process.stopped = self.held
         return image
@@ -425,17 +440,56 @@ class Guest:
             if isinstance(event, CancelWanted):
                 self._say(Cancel(id=event.id))
                 continue
+            if isinstance(event, Asks) and event.name != _MIGRATE:
+                # Whoever stops the guest waits until it is told, so that nothing is done twice.
+                self._ask(event)
+                continue
             self._event = event
             self._still.set()
             if isinstance(event, LinkBroken):
                 self._on_broken()
             if self._halting or self._halted:
                 continue
-            if isinstance(event, NeedsHome):
+            if isinstance(event, Asks):
+                self._ask(event)
+            elif isinstance(event, NeedsHome) and self._unsupported:
+                self._refuse()
+            elif isinstance(event, NeedsHome):
                 self._spawn_need_home(event.reason, event.call.nr)
             elif isinstance(event, Stopped):  # asked for by a halt that is over
                 self._still.clear()
                 redirector.resume()
+
+    # ---- what the program says to mosix ----
+
+    def _ask(self, event: Asks) -> None:
+        self._asking = event
+        again, self._asked = event == self._asked, event
+        self._say(Ask(name=event.name, flags=event.flags, value=event.value, again=again))
+
+    def told(self, result: int) -> None:
+        """The deputy's answer. To a guest that has been stopped in its call meanwhile it means
+        nothing: it asks again."""
+        event, self._asking = self._asking, None
+        if event is None:
+            return
+        self._asked = None
+        self.redirector.answer(result)
+        if self._halting:
+            self._event = Stopped()
+            self._still.set()
+        else:
+            self._still.clear()
+            self._event = None
+            self.redirector.resume()
+
+    def _refuse(self) -> None:
+        """The call that only home can do is made again, and there is no way home."""
+        self._unsupported = False
+        self.redirector.answer(-errno.ENOSYS)
+        self._still.clear()
+        self._event = None
+        self.redirector.resume()
 
 
 def _install_filter(agent: Agent) -> int:

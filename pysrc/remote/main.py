@@ -63,6 +63,7 @@ from mosix.wire.messages import (
     Sent,
     Signal,
     ToDeputy,
+    Told,
     ToRemote,
     Welcome,
     WorkerToNode,
@@ -218,6 +219,8 @@ class Remote:
                     self._date_told(message.asked_ns, message.date_ns, time.monotonic_ns())
                 case Cancelled():
                     self.guest.cancel_was_early()
+                case Told():
+                    self.guest.told(message.result)
                 case Drop():
                     return
                 case _:
@@ -246,7 +249,7 @@ class Remote:
                 case Freeze():
                     await self._freeze(message)
                 case Resume():
-                    self.guest.resume(held=message.held)
+                    self.guest.resume(held=message.held, unsupported=message.unsupported)
 
     async def _prepare(self, order: Prepare) -> None:
         welcome = self.welcome
@@ -277,6 +280,7 @@ class Remote:
                 self._watch,
                 self._say,
                 self._broken.set,
+                interface=order.interface,
                 foreign_vdso=order.features.vdso != welcome.features.vdso,
                 localtime=order.localtime,
             )

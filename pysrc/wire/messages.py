@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from mosix.errors import ProtocolError
+from mosix.wire.attributes import JobAttributes
 
 #: Peers whose numbers differ refuse each other, naming both.
 PROTOCOL_VERSION = 1
@@ -105,6 +106,8 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     date_ns: Ns
     localtime: bool = False
     features: NodeFeatures
+    #: it has the files /proc/self/{special}
+    interface: bool = False
 
 
 class Run(_Tagged, frozen=True, kw_only=True):
@@ -138,10 +141,12 @@ class Freeze(_Tagged, frozen=True, kw_only=True):
 
 
 class Resume(_Tagged, frozen=True, kw_only=True):
-    """The move failed: the source goes on, as `epoch`."""
+    """The move failed: the source goes on, as `epoch`. `unsupported`: the call for which it
+    needed home fails with ENOSYS."""
 
     epoch: Epoch
     held: bool = False
+    unsupported: bool = False
 
 
 class Drop(_Tagged, frozen=True, kw_only=True):
@@ -158,6 +163,12 @@ class Ping(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
+class Told(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Ask`: what the open returns, or -errno."""
+
+    result: Annotated[int, msgspec.Meta(ge=-4095, le=2**32 - 1)]
+
+
 class Date(_Tagged, frozen=True, kw_only=True):
     """Answer to `AskDate`: home's CLOCK_REALTIME. `asked_ns` as it was asked."""
 
@@ -165,7 +176,7 @@ class Date(_Tagged, frozen=True, kw_only=True):
     date_ns: Ns
 
 
-ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping | Date
+ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping | Date | Told
 
 
 # ---- remote → deputy ----
@@ -220,6 +231,16 @@ class Cancel(_Tagged, frozen=True, kw_only=True):
     id: int
 
 
+class Ask(_Tagged, frozen=True, kw_only=True):
+    """The guest has opened /proc/self/{name} with these flags and third argument, and waits for
+    `Told`. `again`: it did so before, and stopped before it was told."""
+
+    name: Text
+    flags: int
+    value: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+    again: bool = False
+
+
 class NeedHome(_Tagged, frozen=True, kw_only=True):
     """The guest made a call that only home can do; it stands before it, rewound."""
 
@@ -252,6 +273,7 @@ ToDeputy = (
     | Sent
     | Failed
     | Cancel
+    | Ask
     | NeedHome
     | GuestDied
     | Pong
@@ -263,7 +285,8 @@ ToDeputy = (
 
 
 class Launch(_Tagged, frozen=True, kw_only=True):
-    """First message to a deputy; rides with the launching process's pidfd and its stderr.
+    """First message to a deputy; rides with the launching process's pidfd and its stderr, and
+    with the listener of its filter and the memory for that, if it has one.
     `node`: where to send the program at its first instruction."""
 
     job: JobId
@@ -272,14 +295,32 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     gid: Uid
     node: Ip | None = None
     fallback: bool = False  # -F
-    lock: bool = False  # -L
-    localtime: bool = False  # -t
+    attributes: JobAttributes = JobAttributes()
     #: for tests: what guests are told of home's date is so much later than it is
     date_ahead_ns: int = 0
     cgroup: str
     #: this node's own IP, and its features
     home: Ip
     features: NodeFeatures
+
+
+class Join(_Tagged, frozen=True, kw_only=True):
+    """A process of the job is about to execute a program as a nested mosrun says. Answered by
+    `Joined`."""
+
+    request: int
+    pid: Pid
+    node: Ip | None = None
+    fallback: bool = False
+    changes: dict[str, int] = {}
+
+
+class Named(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Name`."""
+
+    request: int
+    ip: Ip | None = None
+    number: int | None = None
 
 
 class Move(_Tagged, frozen=True, kw_only=True):
@@ -346,7 +387,9 @@ class Arm(_Tagged, frozen=True, kw_only=True):
     spec: Text
 
 
-NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | Leave | Arm
+NodeToWorker = (
+    Launch | Join | Move | ComeHome | Dialed | Named | Welcome | Attach | Mapped | Leave | Arm
+)
 
 
 # ---- deputy or remote → mosd ----
@@ -354,6 +397,20 @@ NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | L
 
 class Started(_Tagged, frozen=True, kw_only=True):
     """The deputy is ready, the program may be executed."""
+
+
+class Joined(_Tagged, frozen=True, kw_only=True):
+    request: int
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
+
+
+class Name(_Tagged, frozen=True, kw_only=True):
+    """Which node is `node`: a number of the user's view, or an IP? Answered by `Named`."""
+
+    request: int
+    node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
 
 
 class Moved(_Tagged, frozen=True, kw_only=True):
@@ -387,6 +444,7 @@ class ProcessState(_Tagged, frozen=True, kw_only=True):
     why: Text  # "home: REASON", or how the last order ended
     epoch: Epoch
     stats: dict[str, int] = {}
+    attributes: JobAttributes = JobAttributes()
     ended: bool = False
 
 
@@ -411,7 +469,7 @@ class Armed(_Tagged, frozen=True, kw_only=True):
     pass
 
 
-WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState | Armed
+WorkerToNode = Started | Joined | Name | Moved | Dial | ProcessState | MapIds | GuestState | Armed
 
 
 # ---- mosd ↔ mosd, behind the handshake (mosix.wire.handshake) ----
