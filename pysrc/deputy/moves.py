@@ -148,12 +148,7 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = await _leave_vdso(tracee, await _stand_still(tracee))
-            stop = _begin_handlers(tracee, stop)
-            if stop.ended:
-                process.end()
-                raise MoveFailedError(f"process {process.pid} ended")
-            process.held = stop.kind == "group"
+            await _stop_to_leave(process, tracee)
         failpoints.hit("deputy.stopped", *link.sockets, call, bulk)
         image = _describe(process, tracee, epoch)
         ghost_mask = handlers.mask_outside(tracee, image)
@@ -192,6 +187,15 @@ async def _leave_prepared(
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
+
+
+async def _stop_to_leave(process: JobProcess, tracee: Tracee) -> None:
+    stop = await _leave_vdso(tracee, await _stand_still(tracee))
+    stop = _begin_handlers(tracee, stop)
+    if stop.ended:
+        process.end()
+        raise MoveFailedError(f"process {process.pid} ended")
+    process.held = stop.kind == "group"
 
 
 async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
