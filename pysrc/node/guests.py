@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import socket
+import zlib
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ GUEST_PIDS = 512
 #: A node with less than this to lend takes no guest, bytes.
 MIN_MEMORY = 32 << 20
 TOKEN_BYTES = 16
+#: Followed by whose it is: mosds with other run directories may share our cgroup.
 _GROUP_PREFIX = "guest-"
 
 
@@ -136,6 +139,7 @@ class Host:
         features: NodeFeatures,
         *,
         own_ip: str,
+        run_dir: Path,
         max_guests: int,
         complaints: Complaints,
     ) -> None:
@@ -144,6 +148,7 @@ class Host:
         self._registry = registry
         self._features = features
         self._own_ip = own_ip
+        self._group_prefix = group_prefix(run_dir)
         self._max_guests = max_guests
         self._coming = 0
         self._complaints = complaints
@@ -156,10 +161,11 @@ class Host:
         self.closed = False
 
     def recover(self) -> None:
-        """At start: cgroups of guests that died with a former mosd. Living ones stay."""
+        """At start: cgroups of guests that died with a former mosd. Living ones stay, and so do
+        those of another mosd, which may be empty since it is only making a guest."""
         for name in self._cgroups.existing():
             group = self._cgroups.open(name)
-            if name.startswith(_GROUP_PREFIX) and not group.processes():
+            if name.startswith(self._group_prefix) and not group.processes():
                 self._later(group.remove())
 
     def remotes(self) -> list[RemoteLink]:
@@ -264,7 +270,7 @@ class Host:
         ids = self._ids.allocate()
         try:
             group = self._cgroups.create(
-                f"{_GROUP_PREFIX}{token.hex()[:16]}",
+                f"{self._group_prefix}{token.hex()[:16]}",
                 memory_bytes=limit & ~0xFFF,
                 pids=GUEST_PIDS,
                 cpu_weight=GUEST_CPU_WEIGHT,
@@ -316,6 +322,12 @@ class Host:
         for link in list(self._remotes.values()):
             link.worker.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def group_prefix(run_dir: Path) -> str:
+    """What the names of the cgroups of a mosd's guests begin with: the same when it is started
+    again, and another mosd's are not."""
+    return f"{_GROUP_PREFIX}{zlib.crc32(os.fsencode(run_dir)):08x}-"
 
 
 def _memory_directory(group: Cgroup) -> Path:

@@ -102,6 +102,7 @@ class Mosd:
                 registry,
                 features,
                 own_ip=self._config.ip,
+                run_dir=paths.run_dir,
                 max_guests=self._config.max_guests,
                 complaints=complaints,
             )

@@ -47,7 +47,6 @@ class WorkerLink:
         self._packets: Packets[WorkerToNode] = Packets(worker.sock, WorkerToNode)
         self._dialer = dialer
         self._features = features
-        self._sending = asyncio.Lock()
         self._dials = asyncio.Semaphore(_MAX_DIALS)
         self._tasks: set[asyncio.Task[None]] = set()
         self.gone = asyncio.Event()
@@ -65,8 +64,7 @@ class WorkerLink:
 
     async def send(self, message: NodeToWorker, fds: Sequence[int] = ()) -> None:
         """OSError when the worker is gone."""
-        async with self._sending:
-            await self._packets.send(message, fds)
+        await self._packets.send(message, fds)
 
     async def run(self) -> None:
         """Until the worker closes, dies or says something it may not."""

@@ -35,14 +35,17 @@ class Packets(Generic[T]):
         sock.setblocking(False)
         self.sock = sock
         self._kind = kind
+        self._sending = asyncio.Lock()
 
     async def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
-        while True:
-            try:
-                self.send_now(message, fds)
-                return
-            except BlockingIOError:
-                await _writable(self.sock)
+        # One at a time: the loop wakes only one of those who wait for the same descriptor.
+        async with self._sending:
+            while True:
+                try:
+                    self.send_now(message, fds)
+                    return
+                except BlockingIOError:
+                    await _writable(self.sock)
 
     def send_now(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
         """BlockingIOError when there is no room."""

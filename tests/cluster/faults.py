@@ -28,6 +28,8 @@ from mosix.wire.messages import decode, encode
 STATUS = 7
 #: What mosd says on the stderr of a job that was away.
 DEPUTY_DIED = "mosix: process {pid} ended: the job's deputy died"
+#: of the kernel's flags of a process
+_PF_EXITING = 4
 
 
 def children(pid: int) -> list[int]:
@@ -56,12 +58,22 @@ def workers(node: NodeHandle) -> list[int]:
 
 
 def mosd(node: NodeHandle) -> list[int]:
-    """Host's PID of the node's mosd, if it lives."""
+    """Host's PID of the node's mosd, if it lives. One that is dying does not: its connections
+    end long before its process."""
     while inside := state.read_mosd(node.lab, node.name).pid:
-        with contextlib.suppress(ProcessLookupError):  # PID 1 is about to take note of its death
-            return [node.host_pid(inside)]
-        time.sleep(0.01)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            pid = node.host_pid(inside)
+            if not is_dying(pid):
+                return [pid]
+        time.sleep(0.01)  # PID 1 is about to take note of its death
     return []
+
+
+def is_dying(pid: int) -> bool:
+    """Whether it has been killed, or ends. FileNotFoundError, ProcessLookupError: it has."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    flags, pending = int(fields[6]), int(fields[28])
+    return bool(flags & _PF_EXITING or pending >> (signal.SIGKILL - 1) & 1)
 
 
 def stubs(node: NodeHandle) -> list[int]:

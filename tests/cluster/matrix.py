@@ -144,7 +144,7 @@ def play(lab: Cluster, cell: Cell) -> Result:
         finally:
             ledger.job.end()
     if cell.process != "agent":  # which has nowhere to say so
-        assert "failpoint" in node.log()[before:], "the failpoint was not reached"
+        assert "failpoint" in node.log()[before:], f"the failpoint was not reached: {result}"
     return result
 
 

@@ -170,12 +170,16 @@ class _Deputy:
 
 
 def _make_guest() -> int:
-    """A child that sleeps in a new user namespace; it dies with its cgroup."""
+    """A child that sleeps in a new user namespace; it dies with its cgroup, and with us: it holds
+    copies of our sockets, and whoever waits at their other end must learn that we are gone."""
+    remote = os.getpid()
     ready, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.unshare(0x10000000) == 0  # CLONE_NEWUSER
+        libc.prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG, which new credentials clear
+        assert os.getppid() == remote
         os.write(tell, b"x")
         while True:
             signal.pause()

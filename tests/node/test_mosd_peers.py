@@ -14,7 +14,9 @@ import pytest
 from mosd_nodes import HERE, NOBODY, Cluster, Node, end, eventually
 from mosix.config import Paths, load
 from mosix.errors import RefusedError
+from mosix.node.guests import group_prefix
 from mosix.node.peers import Dialer
+from mosix.remote.cgroup import Cgroups
 from mosix.wire.handshake import ABI_VERSION, MAX_HALF_OPEN
 from mosix.wire.messages import PROTOCOL_VERSION
 
@@ -254,3 +256,19 @@ def test_a_token_is_only_good_for_its_guest(cluster: Cluster) -> None:
     with pytest.raises(RefusedError, match="not here any more"):
         asyncio.run(attach())
     assert end(job) == 0
+
+
+def test_a_mosd_that_starts_removes_only_what_one_before_it_has_left(cluster: Cluster) -> None:
+    """Another one in the same cgroup may be just about to fill its own."""
+    one, two = cluster.node(1), cluster.node(2, start=False)
+    top = Cgroups.detect().hierarchies[0].given
+    theirs = top / f"mosixd.{group_prefix(one.run_dir)}0123456789abcdef"
+    left = top / f"mosixd.{group_prefix(two.run_dir)}0123456789abcdef"
+    for group in (theirs, left):
+        group.mkdir()
+    try:
+        two.start()
+        eventually(lambda: not left.exists())
+        assert theirs.is_dir()
+    finally:
+        theirs.rmdir()
