@@ -148,12 +148,7 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = await _leave_vdso(tracee, await _stand_still(tracee))
-            stop = _begin_handlers(tracee, stop)
-            if stop.ended:
-                process.end()
-                raise MoveFailedError(f"process {process.pid} ended")
-            process.held = stop.kind == "group"
+            await _stop_to_leave(process, tracee)
         failpoints.hit("deputy.stopped", *link.sockets, call, bulk)
         image = _describe(process, tracee, epoch)
         ghost_mask = handlers.mask_outside(tracee, image)
@@ -187,10 +182,20 @@ async def _leave_prepared(
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
         failpoints.hit("deputy.committed", *link.sockets, call)
+        process.cpu_time.stop()
         _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
+
+
+async def _stop_to_leave(process: JobProcess, tracee: Tracee) -> None:
+    stop = await _leave_vdso(tracee, await _stand_still(tracee))
+    stop = _begin_handlers(tracee, stop)
+    if stop.ended:
+        process.end()
+        raise MoveFailedError(f"process {process.pid} ended")
+    process.held = stop.kind == "group"
 
 
 async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
@@ -224,6 +229,7 @@ def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     image = capture.describe(tracee, epoch, mappings)
     image.process.stopped = process.held
+    image.process.cpu_ns = process.cpu_time.everywhere(image.process.cpu_ns)
     process.needs = needs_of(process.pid, mappings, image.runs)
     # What waits in the ghost's queue stays there: it is the process's only queue.
     image.process.pending, image.threads[0].pending = [], []
@@ -436,6 +442,7 @@ async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: 
     await _until_clock(time.CLOCK_MONOTONIC, body.header.monotonic_ns)
     if not process.attributes.localtime:
         await _until_clock(time.CLOCK_REALTIME, body.header.date_ns)
+    process.cpu_time.came_home(body.process.cpu_ns)
     agent.leave(*restore.final_state(tracee, body))
     for siginfo in (*process.postponed, *process.at_home):
         _queue(tracee, process.pid, siginfo)

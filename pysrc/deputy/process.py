@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mosix import failpoints
 from mosix.deputy import signals
+from mosix.deputy.cputime import CpuTime
 from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
@@ -146,6 +147,7 @@ class JobProcess:
         #: what the body took of its node when it last left home
         self.needs = Needs()
         self.freeze_ns = 0
+        self.cpu_time = CpuTime(pid)
         #: calls served for bodies that have come home since
         self.calls_before = 0
         self.ordered: str | None = None
@@ -397,6 +399,7 @@ class JobProcess:
         if self.place is Place.ENDED:
             return
         self.place = Place.ENDED
+        self.cpu_time.stop()
         if self._returning is not None:
             self._returning.cancel()
         if self.link is not None:

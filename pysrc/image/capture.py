@@ -41,7 +41,8 @@ from mosix.native.cpu import cpu_features, own_vdso
 from mosix.native.tracee import Registers, Tracee, TraceError
 
 SYS_MMAP, SYS_MUNMAP, SYS_BRK, SYS_RT_SIGACTION = 9, 11, 12, 13
-SYS_GETITIMER, SYS_SIGALTSTACK, SYS_PERSONALITY, SYS_PRCTL = 36, 131, 135, 157
+SYS_GETITIMER, SYS_GETRUSAGE = 36, 98
+SYS_SIGALTSTACK, SYS_PERSONALITY, SYS_PRCTL = 131, 135, 157
 PR_GET_DUMPABLE = 3
 PR_GET_TID_ADDRESS = 40
 _MAP_PRIVATE_ANON_NOREPLACE = 0x100022
@@ -49,7 +50,7 @@ _ITIMER_VIRTUAL, _ITIMER_PROF = 1, 2
 _SIGCHLD = 17
 #: CHLD, CONT, URG, WINCH: default action is to ignore
 _IGNORED_BY_DEFAULT = (1 << 16) | (1 << 17) | (1 << 22) | (1 << 27)
-_SIGACTION_SIZE, _STACK_T_SIZE, _AUXV_SIZE, _ITIMER_SIZE = 32, 24, 1024, 32
+_SIGACTION_SIZE, _STACK_T_SIZE, _AUXV_SIZE, _ITIMER_SIZE, _RUSAGE_SIZE = 32, 24, 1024, 32, 144
 _NO_PAGES = frozenset(("vdso", "vvar", "vsyscall", "eof"))
 _WHOLE = frozenset(("file", "shared-file"))
 _RANGES = 4096
@@ -153,7 +154,7 @@ def describe(
             sigactions=asked.sigactions,
             pending=pending[1],
             itimers=asked.itimers,
-            cpu_ns=_cpu_time(pid, stat),
+            cpu_ns=(asked.user_ns, cpu_clock(pid) - asked.user_ns),
             dumpable=asked.dumpable,
             personality=asked.personality,
             stopped=tracee.current is not None and tracee.current.kind == "group",
@@ -210,6 +211,7 @@ class _Answers:
     tid_address: int
     brk: int
     itimers: tuple[tuple[int, int], tuple[int, int]]
+    user_ns: int
     dumpable: int
     personality: int
 
@@ -221,7 +223,8 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
     actions = page
     altstack = actions + len(signals) * _SIGACTION_SIZE
     timers = altstack + _STACK_T_SIZE
-    tid_address = timers + 2 * _ITIMER_SIZE
+    rusage = timers + 2 * _ITIMER_SIZE
+    tid_address = rusage + _RUSAGE_SIZE
     assert tid_address + 8 <= page + PAGE_SIZE
     calls: list[tuple[int, Sequence[int]]] = [
         (SYS_MMAP, (page, PAGE_SIZE, 3, _MAP_PRIVATE_ANON_NOREPLACE, -1, 0)),
@@ -231,6 +234,7 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
         (SYS_SIGALTSTACK, (0, altstack)),
         (SYS_GETITIMER, (_ITIMER_VIRTUAL, timers)),
         (SYS_GETITIMER, (_ITIMER_PROF, timers + _ITIMER_SIZE)),
+        (SYS_GETRUSAGE, (0, rusage)),
         (SYS_PRCTL, (PR_GET_TID_ADDRESS, tid_address)),
     ]
     calls += [
@@ -260,17 +264,19 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
             _itimer(data[timers - page :]),
             _itimer(data[timers - page + _ITIMER_SIZE :]),
         ),
+        user_ns=_timeval(data[rusage - page :]),
         dumpable=results[2],
         personality=results[3],
     )
 
 
 def _itimer(data: bytes) -> tuple[int, int]:
-    interval_s, interval_us, value_s, value_us = struct.unpack_from("<qqqq", data)
-    return (
-        interval_s * 1_000_000_000 + interval_us * 1000,
-        value_s * 1_000_000_000 + value_us * 1000,
-    )
+    return _timeval(data), _timeval(data[16:])
+
+
+def _timeval(data: bytes) -> int:
+    seconds, us = struct.unpack_from("<qq", data)
+    return int(seconds) * 1_000_000_000 + int(us) * 1000
 
 
 def _read_auxv(pid: int, files: ProcFiles | None) -> bytes:
@@ -344,10 +350,16 @@ def _memory_map(stat: list[bytes], brk: int) -> MemoryMap:
     )
 
 
-def _cpu_time(pid: int, stat: list[bytes]) -> tuple[int, int]:
-    """User and system ns: the exact sum, divided as the ticks say."""
+def cpu_clock(pid: int) -> int:
+    """CPU time of a process, in ns: clock_getcpuclockid(3)."""
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+def cpu_time(pid: int) -> tuple[int, int]:
+    """User and system ns of a process: the exact sum, divided as the ticks say."""
+    stat = _stat(pid)
     user, system = int(stat[14]), int(stat[15])
-    total = time.clock_gettime_ns((~pid << 3) | 2)
+    total = cpu_clock(pid)
     return (
         (total * user // (user + system), total * system // (user + system))
         if (user + system)

@@ -435,11 +435,13 @@ def plan_itimers(process: Process) -> list[Call]:
     return calls
 
 
-def plan_rlimits(process: Process, current: dict[int, tuple[int, int]]) -> list[Call]:
+def plan_rlimits(
+    process: Process, current: dict[int, tuple[int, int]], before_ns: int = 0
+) -> list[Call]:
     """The job's limits in a guest, as far as they are below the guest's `current` ones: it has
     no capability to raise them. RLIMIT_CPU counts from the guest's own start: what the body
-    has used is taken off."""
-    used_s = sum(process.cpu_ns) // 10**9
+    has used is taken off, and what the guest has used for itself (`before_ns`) comes on top."""
+    used_s = (sum(process.cpu_ns) - before_ns) // 10**9  # too few: the signal comes never early
     calls: list[Call] = []
     for which, wanted in sorted(process.rlimits.items()):
         soft, hard = (limit % 2**64 for limit in wanted)
@@ -563,7 +565,9 @@ def fill_guest(
         ],
     )
     room = _reserve(agent, image)
-    _run(agent, plan_rlimits(process, _current_limits(agent.pid, process.rlimits)))
+    before_ns = time.clock_gettime_ns((~agent.pid << 3) | 2)
+    limits = _current_limits(agent.pid, process.rlimits)
+    _run(agent, plan_rlimits(process, limits, before_ns))
     _requeue(agent, image)
     return room
 

@@ -1587,6 +1587,17 @@ static int next_piece(struct mx_redirect *r)
 	return error ? answered(r, in->done) : 0;
 }
 
+/* Of the body here; a negative errno when the guest is gone. */
+static int64_t cpu_total(const struct mx_redirect *r)
+{
+	struct timespec t;
+
+	/* The CPU clock of a process: clock_getcpuclockid(3). */
+	if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
+		return -errno;
+	return t.tv_sec * NS + t.tv_nsec - r->before_ns;
+}
+
 /* CPU time of the guest here and of its body elsewhere, in ns: the exact sum, divided as the
  * ticks in /proc say.  Neither part ever runs back (cputime_adjust() in kernel/sched/cputime.c). */
 static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uint64_t faults[2])
@@ -1594,8 +1605,7 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 	struct internal *in = r->internal;
 	char path[40], text[1024], *p;
 	unsigned long minor, major, utime, stime;
-	struct timespec t;
-	uint64_t total;
+	int64_t total;
 	ssize_t n;
 	int fd;
 
@@ -1612,16 +1622,15 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 	if (!p ||
 	    sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu", &minor, &major, &utime, &stime) != 4)
 		return -1;
-	/* The CPU clock of a process: clock_getcpuclockid(3). */
-	if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
+	total = cpu_total(r);
+	if (total < 0)
 		return -1;
-	total = t.tv_sec * NS + t.tv_nsec;
-	*user = utime + stime ? (uint64_t)((unsigned __int128)total * utime / (utime + stime)) : total;
+	*user = utime + stime ? (unsigned __int128)total * utime / (utime + stime) : (uint64_t)total;
 	*user += r->carried_user_ns;
 	total += r->carried_user_ns + r->carried_system_ns;
 	if (*user < in->user_ns)
 		*user = in->user_ns;
-	if (*user > total - in->system_ns)
+	if (*user > (uint64_t)total - in->system_ns)
 		*user = total - in->system_ns;
 	*system = total - *user;
 	in->user_ns = *user;
@@ -1629,6 +1638,13 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 	faults[0] = minor;
 	faults[1] = major;
 	return 0;
+}
+
+int mx_redirect_cpu(struct mx_redirect *r, uint64_t *used)
+{
+	uint64_t faults[2];
+
+	return cpu_used(r, &used[0], &used[1], faults);
 }
 
 static void correct_times(struct mx_redirect *r)
@@ -1966,10 +1982,10 @@ static int answer_here(struct mx_redirect *r)
 	    (in->call->special == MX_SPECIAL_CPU_CLOCK && has_date((int32_t)r->args[0])))
 		return answer_date(r);
 	if (in->call->special == MX_SPECIAL_CPU_CLOCK) {
-		if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
-			return send_answer(r, -errno, CONTINUE_NO), 0;
-		ns = t.tv_sec * NS + t.tv_nsec + r->carried_user_ns + r->carried_system_ns;
-		t = timespec_of(ns);
+		ns = cpu_total(r);
+		if (ns < 0)
+			return send_answer(r, ns, CONTINUE_NO), 0;
+		t = timespec_of(ns + r->carried_user_ns + r->carried_system_ns);
 		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
 	}
 	if (cpu_used(r, &user, &system, faults))

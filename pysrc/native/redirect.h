@@ -175,6 +175,7 @@ struct mx_redirect {
 	int64_t boottime_offset_ns;
 	int64_t carried_user_ns; /* CPU time used on other nodes */
 	int64_t carried_system_ns;
+	int64_t before_ns;	/* CPU time that the guest used before its body began */
 	struct mx_clock *clock; /* what makes dates; NULL: they are this node's */
 
 	int nr;	    /* the call the event is about; -1: none */
@@ -221,6 +222,8 @@ int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns);
 /* Tests only: what the loops of this process do at the hits-th visit of a point (failpoint.h). */
 void mx_redirect_arm(int point, int fault, int value, int hits);
+/* User and system time of the body on all nodes, in ns, as the guest is told.  -1: it is gone. */
+int mx_redirect_cpu(struct mx_redirect *r, uint64_t *used);
 /* While on, every notification is answered by CONTINUE: the tracer injects. */
 void mx_redirect_inject(struct mx_redirect *r, int on);
 /* cffi: end */

@@ -98,8 +98,7 @@ class Guest:
         self._boottime_offset_ns = theirs[1] - ours[1]
         self.clock = ClockPage(theirs[0] - ours[0], localtime=localtime)
         self._vdso: GuestVdso | None = None
-        #: user and system time that the body used before it came here
-        self._carried_ns = (0, 0)
+        self._begun = False
         self._redirector: NotifyRedirector | None = None
         #: the redirector's: listener and call socket
         self._descriptors: tuple[int, ...] = ()
@@ -174,7 +173,6 @@ class Guest:
         self._watch.remove(tracee)
         self._vdso = self._find_vdso(image)
         self._descriptors = (_install_filter(agent), call.detach())
-        self._carried_ns = image.process.cpu_ns
         self.clock.begin(image.header.date_ns)
         self._redirector = NotifyRedirector(
             *self._descriptors,
@@ -182,7 +180,7 @@ class Guest:
             self.home_pid,
             monotonic_offset_ns=self.clock.shift_ns,
             boottime_offset_ns=self._boottime_offset_ns,
-            carried_ns=self._carried_ns,
+            carried_ns=image.process.cpu_ns,
             interface=self._interface,
             clock=self.clock,
         )
@@ -217,6 +215,9 @@ class Guest:
         if self._pending is not None:
             self.redirector.prime(self._pending)
             self._pending = None
+        if not self._begun:
+            self._begun = True
+            self.redirector.body_begins(capture.cpu_clock(self.tracee.pid))
         self._halted = False
         self._still.clear()
         self._event = None
@@ -343,10 +344,7 @@ class Guest:
                 self.tracee, epoch, files=self._files, guest=self._vdso, call=self._pending
             )
         image.header = msgspec.structs.replace(image.header, date_ns=self.clock.date_ns())
-        image.process.cpu_ns = (
-            image.process.cpu_ns[0] + self._carried_ns[0],
-            image.process.cpu_ns[1] + self._carried_ns[1],
-        )
+        image.process.cpu_ns = self.redirector.cpu_ns()
         image.process.pid = image.threads[0].tid = self.home_pid
         image.process.stopped = self.held
         return image

@@ -104,6 +104,19 @@ class NotifyRedirector(Redirector):
         self._traced_event = 0
         self._thread: threading.Thread | None = None
 
+    def body_begins(self, used_ns: int) -> None:
+        """So much CPU time has the guest used already, which is not its body's."""
+        self._must_stand_still()
+        self._c.before_ns = used_ns
+
+    def cpu_ns(self) -> tuple[int, int]:
+        """User and system time of the body on all nodes. OSError: the guest is gone."""
+        self._must_stand_still()
+        used = ffi.new("uint64_t[2]")
+        if lib.mx_redirect_cpu(self._c, used):
+            raise ProcessLookupError("the guest is gone")
+        return int(used[0]), int(used[1])
+
     def start(self, *, still: bool = False) -> None:
         self._thread = threading.Thread(target=self._serve, name="redirector", daemon=True)
         self._thread.start()

@@ -554,7 +554,16 @@ TABLE: tuple[Row, ...] = (
     ),
     _local(158, "arch_prctl"),
     _home(159, "adjtimex", updates(_TIMEX)),
-    _home(160, "setrlimit", value, reads(_RLIMIT), cls=_BOTH, special=Special.PRLIMIT),
+    # RLIMIT_CPU 0 counts what is used on all nodes: a guest's is made of the process's own
+    _home(
+        160,
+        "setrlimit",
+        value,
+        reads(_RLIMIT),
+        cls=_BOTH,
+        special=Special.PRLIMIT,
+        rules=(_go_home(is_(0, 0), reason="changes its limit of CPU time"),),
+    ),
     _at_home(161, "chroot"),
     _home(162, "sync"),
     _home(163, "acct", path),
@@ -811,6 +820,7 @@ TABLE: tuple[Row, ...] = (
         rules=(
             _when(_HOME, null(2)),
             _when(_HOME, is_not(0, 0), is_not(0, HOME_PID)),
+            _go_home(is_(1, 0), reason="changes its limit of CPU time"),
         ),
     ),
     _at_home(303, "name_to_handle_at"),

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from mosix.wire.frames import FrameDecoder, frame
 from mosix.wire.messages import decode, encode
 
 STATUS = 7
+#: What mosd says on the stderr of a job that was away.
+DEPUTY_DIED = "mosix: process {pid} ended: the job's deputy died"
 
 
 def children(pid: int) -> list[int]:
@@ -54,9 +57,10 @@ def workers(node: NodeHandle) -> list[int]:
 
 def mosd(node: NodeHandle) -> list[int]:
     """Host's PID of the node's mosd, if it lives."""
-    inside = state.read_mosd(node.lab, node.name).pid
-    with contextlib.suppress(ProcessLookupError):  # it dies just now
-        return [node.host_pid(inside)] if inside else []
+    while inside := state.read_mosd(node.lab, node.name).pid:
+        with contextlib.suppress(ProcessLookupError):  # PID 1 is about to take note of its death
+            return [node.host_pid(inside)]
+        time.sleep(0.01)
     return []
 
 

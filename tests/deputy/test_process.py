@@ -6,13 +6,14 @@ from unittest.mock import Mock
 
 import pytest
 from mosix.deputy.process import JobProcess, Place
+from mosix.wire.attributes import JobAttributes
 
 
 @pytest.mark.parametrize(("obeying", "paused"), [(True, False), (False, True)])
 def test_a_cancel_that_comes_late_does_not_touch_a_ghost_in_a_move(
     obeying: bool, paused: bool
 ) -> None:
-    process = JobProcess(Mock(), 1)
+    process = JobProcess(Mock(), 1, JobAttributes())
     process.tracee, process.link = Mock(), Mock()
     process.agent = Mock(obeying=obeying, paused=paused)
     process.place = Place.MOVING
