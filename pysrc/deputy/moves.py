@@ -182,7 +182,6 @@ async def _leave_prepared(
     process.link, process.tracee, process.agent = link, tracee, agent
     try:
         failpoints.hit("deputy.committed", *link.sockets, call)
-        process.cpu_time.stop()
         _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
@@ -271,6 +270,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     agent.finish()
     tracee.set_options(PTRACE_O_EXITKILL)
     agent.obey()
+    process.cpu_time.stop()
     restore.empty_ghost(agent, image)
     failpoints.hit("deputy.emptied", *link.sockets)
     agent.finish()

@@ -24,6 +24,7 @@ from mosix.node.accounting import Accounting, Choice
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
+from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
 from mosix.node.meter import NodeMeter
@@ -110,6 +111,10 @@ class Mosd:
                 lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
             )
             accounting = Accounting(registry.at_home, self._accounting)
+            gossip = GossipService(
+                self._config, secret, lambda: own_row(self._config, meter.load, registry)
+            )
+            stack.callback(gossip.close)
             services = Services(
                 names,
                 launcher,
@@ -121,6 +126,7 @@ class Mosd:
                 parse_launch=self._parse_launch,
                 meter=meter,
                 accounting=accounting,
+                gossip=gossip,
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
@@ -130,6 +136,7 @@ class Mosd:
             )
             try:
                 peers.listen()
+                gossip.open()
             except OSError as error:
                 raise ConfigError(
                     f"cannot listen on {self._config.ip}, port {self._config.peer_port}: "
@@ -140,7 +147,7 @@ class Mosd:
             host.recover()
             control.listen()
             self._start(spawner.keep_running(), control.serve(), peers.serve())
-            self._start(meter.run(), accounting.run())
+            self._start(meter.run(), accounting.run(), gossip.run())
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,
@@ -154,6 +161,7 @@ class Mosd:
             await self._until(stop)
             notify("STOPPING=1")
             await self._stop(services, launcher, host)
+            gossip.leave()
             await control.close()
             await peers.close()
             await host.close()
