@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -28,7 +29,8 @@ class BuildPrograms(build_ext):
     """Also makes pysrc/native/bin/{mosrun,mosix-guest,agent.bin}, which are not extensions."""
 
     def run(self) -> None:
-        subprocess.run(["make", "-s", "-C", str(HERE / "pysrc" / "native")], check=True)
+        make = ["make", "-s", "-C", str(HERE / "pysrc" / "native"), f"PYTHON={sys.executable}"]
+        subprocess.run(make, check=True)
         super().run()
 
 

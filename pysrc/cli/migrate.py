@@ -22,8 +22,9 @@ _LATER = ("out", "freeze", "continue", "checkpoint", "chkstop", "chkexit")
 def main(*, pid: int, target: str, wait: bool, as_json: bool, run_dir: str | None) -> None:
     """Move process PID of a job to a node, or home.
 
-    Without --wait the move is only ordered: see mosps for what became of it. On the node where
-    a process runs as a guest, its PID there may be given."""
+    Without --wait the move is only ordered: see mosps for what became of it. A process that is
+    there already stays as it is: that is no failure. On the node where a process runs as a guest,
+    its PID there may be given."""
     if target in _LATER:
         raise MosixError(f"{target}: not supported yet", "give a node, or home")
     moved = ask(
@@ -35,7 +36,9 @@ def main(*, pid: int, target: str, wait: bool, as_json: bool, run_dir: str | Non
     if wait and as_json:
         result = {"freeze_ns": moved.freeze_ns, "page_bytes": moved.page_bytes}
         click.echo(msgspec.json.encode(result).decode())
-    elif wait and moved.freeze_ns:
+    elif wait and not moved.freeze_ns:
+        click.echo("it is there already")
+    elif wait:
         mib = moved.page_bytes / (1 << 20)
         click.echo(f"moved: frozen for {moved.freeze_ns / 1e6:.1f} ms, {mib:.1f} MiB sent")
 

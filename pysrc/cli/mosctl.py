@@ -16,6 +16,9 @@ from mosix.node.requests import NodeStatus
 _node_argument = click.argument("node", metavar="[NODE|IP|HOST]", default="")
 _json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
+#: How guests' system calls are caught there.
+TIERS = {"portable": "by seccomp and ptrace, without a kernel module"}
+
 #: Bits of `mosctl rstatus`: those of MOSIX that say something here.
 CONFIGURED, UP = 1, 2
 
@@ -131,7 +134,8 @@ def syscalls(names: tuple[str, ...], as_json: bool) -> None:
 def _show_status(found: NodeStatus) -> None:
     number = f" (node {found.number})" if found.number is not None else ""
     click.echo(f"{found.ip}{number}: up")
-    click.echo(f"  mosix    {found.version}, tier {found.tier}")
+    tier = TIERS.get(found.tier, "")
+    click.echo(f"  mosix    {found.version}, tier {found.tier}" + (f": {tier}" if tier else ""))
     click.echo(f"  machine  {found.cpus} CPUs, Linux {found.kernel}")
     click.echo(f"  memory   {found.memory_free >> 20} MiB can be used")
     click.echo(f"  jobs     {found.jobs}")

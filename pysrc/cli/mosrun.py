@@ -1,17 +1,20 @@
 """The options of mosrun. Parsed inside mosd (the front is C and only executes): `parse`.
 
-Nothing here may block, print or exit: `Parsed` says what the front has to do.
+Nothing there may block, print or exit: `Parsed` says what the front has to do. Where no mosd runs
+the front executes this module as a program (`main`).
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
-from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
+from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND, NotRunningError
 
 _NODE = re.compile(r"-(\d+(?:\.\d+){3}|\d+)")
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -216,3 +219,19 @@ def _unknown(error: click.NoSuchOption) -> str:
 def _failure(message: str) -> Parsed:
     text = " ".join(message.split()).rstrip(".")
     return Parsed(text=f"mosrun: {text} (mosrun --help lists the options)\n", status=LAUNCH_FAILED)
+
+
+def main() -> None:
+    """argv: the terminal's width, why there is no mosd, and mosrun's own arguments."""
+    columns, why, *argv = sys.argv[1:]
+    parsed = parse([os.fsencode(word) for word in argv], int(columns))
+    if parsed.text is not None:
+        print(parsed.text, end="", file=sys.stderr if parsed.status else sys.stdout)
+        sys.exit(parsed.status)
+    absent = NotRunningError(f"mosd does not run here: {why}", "start it as root: mosd --detach")
+    print(f"mosrun: {absent.line()}", file=sys.stderr)
+    sys.exit(LAUNCH_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,24 @@ class NodeMap:
     def numbered(self) -> int:
         """How many numbers are given."""
         return sum(n.count for n in self.numbers)
+
+    def nowhere(self) -> Iterator[str]:
+        """For each line that numbers an address outside of the map, what is wrong, with file and
+        line. The manual allows it, for nodes of other clusters."""
+        covered = [(r.first, r.last) for r in self.ranges]
+        covered += [(value, value) for value in map(self._literal, self.aliases) if value]
+        covered.sort()
+        for n in self.numbers:
+            at, end = n.first, n.first + n.count
+            for first, last in covered:
+                if first <= at <= last:
+                    at = last + 1
+            if at < end:
+                ip, number = ipaddress.IPv4Address(at), n.number + at - n.first
+                yield (
+                    f"{n.line.path}, line {n.line.number}: {ip} is not in mosix.map: "
+                    f"number {number} is no node"
+                )
 
     def _value(self, ip: str) -> int | None:
         return self._literal(self.canonical(ip))

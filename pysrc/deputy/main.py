@@ -179,17 +179,20 @@ class Deputy:
         try:
             process = self._member(order.pid)
             async with process.moves:
+                moves_before = process.nmigs
                 try:
                     await self._carry_out(process, order.target)
                 except MosixError as error:
                     process.say_why_not(error)
                     raise
-            moved = Moved(
-                request=order.request,
-                pid=order.pid,
-                freeze_ns=process.freeze_ns,
-                page_bytes=process.page_bytes,
-            )
+            moved = Moved(request=order.request, pid=order.pid)
+            if process.nmigs != moves_before:  # else it was there already
+                moved = Moved(
+                    request=order.request,
+                    pid=order.pid,
+                    freeze_ns=process.freeze_ns,
+                    page_bytes=process.page_bytes,
+                )
         except MosixError as error:
             moved = Moved(
                 request=order.request,

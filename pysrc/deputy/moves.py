@@ -16,12 +16,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import msgspec
 from mosix import failpoints
 from mosix.deputy.link import RemoteLink
+from mosix.deputy.needs import needs_of
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
     CannotMoveError,
@@ -40,6 +42,7 @@ from mosix.wire.messages import (
     Freeze,
     Frozen,
     Hold,
+    Needs,
     Ping,
     Pong,
     Prepare,
@@ -110,7 +113,8 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
         sockets.callback(bulk.close)
         try:
             failpoints.hit("deputy.dialed", *link.sockets, call, bulk)
-            await _prepare(process, link, epoch, _expected_runs(process.pid))
+            needs, runs = _expected(process.pid)
+            await _prepare(process, link, epoch, needs, runs)
             failpoints.hit("deputy.prepared", *link.sockets, call, bulk)
             await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
         except BaseException:
@@ -186,6 +190,7 @@ def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     image = capture.describe(tracee, epoch, mappings)
     image.process.stopped = process.held
+    process.needs = needs_of(process.pid, mappings, image.runs)
     # What waits in the ghost's queue stays there: it is the process's only queue.
     image.process.pending, image.threads[0].pending = [], []
     return image
@@ -406,7 +411,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         try:
             _check_alive(process)
             process.place = Place.MOVING
-            await _prepare(process, new, epoch, [PageRun(0, process.page_bytes)], hints=False)
+            await _prepare(process, new, epoch, process.needs)
             _check_alive(process)
             failpoints.hit("deputy.next_prepared", *new.sockets, call)
             begin = time.monotonic_ns()
@@ -436,6 +441,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     process.epoch = epoch
     process.nmigs += 1
     process.page_bytes = frozen.page_bytes
+    process.needs = msgspec.structs.replace(process.needs, memory=frozen.page_bytes)
     await _serve_another(process, new, call_number, given)
 
 
@@ -523,8 +529,11 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
 
 
 async def _prepare(
-    process: JobProcess, link: RemoteLink, epoch: int, runs: list[PageRun], *, hints: bool = True
+    process: JobProcess, link: RemoteLink, epoch: int, needs: Needs, runs: Sequence[PageRun] = ()
 ) -> None:
+    """Asks for an empty guest. `runs`: the memory to come, as far as it is known.
+
+    RefusedError: what it `needs` is not to be had there."""
     pinged_ns, round_trip = await _round_trip(link)
     asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
     big = sorted((run for run in runs if run.size >= _PREFAULT_FROM), key=lambda run: -run.size)
@@ -533,8 +542,8 @@ async def _prepare(
             pid=process.pid,
             comm=_comm(process.pid),
             epoch=epoch,
-            needs=sum(run.size for run in runs),
-            prefault=[(run.start, run.size) for run in big[:_MAX_PREFAULT]] if hints else [],
+            needs=needs,
+            prefault=[(run.start, run.size) for run in big[:_MAX_PREFAULT]],
             pinged_ns=pinged_ns,
             monotonic_ns=pinged_ns + round_trip,
             boottime_ns=pinged_ns + round_trip + asleep_ns,
@@ -557,10 +566,14 @@ async def _round_trip(link: RemoteLink) -> tuple[int, int]:
     return sent_ns, shortest
 
 
-def _expected_runs(pid: int) -> list[PageRun]:
-    """What would travel if the process were stopped now."""
+def _expected(pid: int) -> tuple[Needs, list[PageRun]]:
+    """What it would need and what would travel if the process were stopped now."""
     try:
-        return capture.page_runs(pid, [mapping.vma for mapping in maps.read_mappings(pid)])
+        mappings = maps.read_mappings(pid)
+        runs = capture.page_runs(pid, [mapping.vma for mapping in mappings])
+        return needs_of(pid, mappings, runs), runs
+    except ProcessLookupError:  # it executes another program just now
+        return Needs(), []
     except OSError as error:
         raise CannotMoveError(
             f"process {pid} cannot move: its memory cannot be read ({error.strerror})"

@@ -29,6 +29,7 @@ from mosix.wire.messages import (
     GuestDied,
     Hold,
     NeedHome,
+    Needs,
     NodeFeatures,
     ProcessState,
     Signal,
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 #: How long a process stays at home before it goes back to the last ordered node, in seconds.
 FIRST_RETURN = 1.0
 LAST_RETURN = 60.0
+
+
+def next_return(after: float) -> float:
+    """How long it stays the next time, in seconds, when it has stayed `after`."""
+    return min(2 * after, LAST_RETURN)
+
 
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
 _ERESTARTNOINTR = -513
@@ -95,6 +102,8 @@ class JobProcess:
         self.held = False
         self.moves = asyncio.Lock()
         self.page_bytes = 0
+        #: what the body took of its node when it last left home
+        self.needs = Needs()
         self.freeze_ns = 0
         #: calls served for bodies that have come home since
         self.calls_before = 0
@@ -353,7 +362,7 @@ class JobProcess:
         if self._returning is not None:
             self._returning.cancel()
         self._returning = asyncio.create_task(self._go_back(self.ordered, self._return_after))
-        self._return_after = min(2 * self._return_after, LAST_RETURN)
+        self._return_after = next_return(self._return_after)
 
     async def _go_back(self, ip: str, delay: float) -> None:
         await asyncio.sleep(delay)

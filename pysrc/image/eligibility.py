@@ -54,6 +54,8 @@ _SHARED_OBJECT = re.compile(r"/(dev/zero|memfd:|SYSV|dev/shm/|\[aio\])")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _ENDED = "it has just ended"
+#: how often it is looked at when its memory vanishes under the look: execve replaces all of it
+_LOOKS = 20
 
 
 def why_not(pid: int, own_filters: int | None = None) -> str | None:
@@ -61,7 +63,11 @@ def why_not(pid: int, own_filters: int | None = None) -> str | None:
 
     `own_filters`: how many seccomp filters are ours (default: as many as the caller itself
     has, for those were there before the job). NoSuchProcessError: there is no such process."""
-    return _why_not(pid, own_filters, tracer=0)
+    for _ in range(_LOOKS):
+        reason = _why_not(pid, own_filters, tracer=0)
+        if reason != _ENDED:
+            break
+    return reason
 
 
 def why_not_stopped(
@@ -121,7 +127,7 @@ def _status(pid: int) -> dict[str, str]:
 def _by_status(status: dict[str, str], own_filters: int | None, tracer: int) -> str | None:
     if status["State"][0] in "ZX":
         return "it has ended (zombie)"
-    if status.get("Kthread") == "1" or "VmSize" not in status:
+    if status.get("Kthread", "1") == "1" and "VmSize" not in status:
         return "it is a kernel thread"
     threads = int(status["Threads"])
     if threads > 1:

@@ -5,7 +5,8 @@
  * The program inherits everything as it came from the shell: environment, signal mask and
  * dispositions, limits, descriptors.  So nothing here changes any of them, options are parsed
  * by mosd, and what is opened is close-on-exec and above standard error.  Own failures exit
- * with 125; 126 and 127 are env(1)'s.
+ * with 125; 126 and 127 are env(1)'s.  Without mosd the same parser, run as a program, says what
+ * is wrong with the options or prints the help.
  *
  * Request: a 4-byte length, then msgpack {"t": "launch", "argv": [bin...], "columns": n};
  * standard error rides along.  Answer: a 4-byte length, then msgpack
@@ -32,6 +33,10 @@
 #define MAX_ARGV_WORDS 8192u
 #define MAX_ANSWER (64u << 10)
 #define RUN_DIR "/run/mosix"
+#define PARSER "mosix.cli.mosrun"
+#ifndef MOSIX_PYTHON
+#define MOSIX_PYTHON "python3"
+#endif
 
 enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2 };
 
@@ -144,8 +149,35 @@ static void build_request(struct buffer *b, int argc, char **argv)
 	memcpy(b->data, &length, 4);
 }
 
+/*
+ * There is no mosd to parse the options.  Starting Python takes a while, so a command line that
+ * begins with a program is not parsed at all.
+ */
+static __attribute__((noreturn)) void parse_without_mosd(int argc, char **argv, const char *why)
+{
+	char width[12];
+	char **command;
+	int n = 0;
+
+	if (argc < 2 || argv[1][0] == '-') {
+		command = calloc(argc + 6, sizeof(*command));
+		if (!command)
+			fail("out of memory", "", "");
+		snprintf(width, sizeof(width), "%u", columns());
+		command[n++] = MOSIX_PYTHON;
+		command[n++] = "-P"; /* never import from the current directory */
+		command[n++] = "-m";
+		command[n++] = PARSER;
+		command[n++] = width;
+		command[n++] = (char *)why;
+		memcpy(command + n, argv + 1, (argc > 1 ? argc - 1 : 0) * sizeof(*command));
+		execvp(command[0], command);
+	}
+	fail("mosd does not run here", why, "start it as root: mosd --detach");
+}
+
 /* A socket above the standard descriptors, which stay closed if they were. */
-static int connect_mosd(const char *path)
+static int connect_mosd(const char *path, int argc, char **argv)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	int low, fd;
@@ -168,7 +200,7 @@ static int connect_mosd(const char *path)
 			continue;
 		if (errno == EISCONN)
 			break;
-		fail("mosd does not run here", strerror(errno), "start it as root: mosd --detach");
+		parse_without_mosd(argc, argv, strerror(errno));
 	}
 	return fd;
 }
@@ -292,7 +324,7 @@ int main(int argc, char **argv)
 	 */
 	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
 	build_request(&request, argc, argv);
-	fd = connect_mosd(path);
+	fd = connect_mosd(path, argc, argv);
 	send_request(fd, &request);
 	receive(fd, &size, sizeof(size));
 	if (!size || size > MAX_ANSWER)

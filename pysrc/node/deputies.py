@@ -26,7 +26,7 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
-from mosix.node.jobgroup import JobGroup, find_hierarchy
+from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.registry import Job, Registry
@@ -164,7 +164,7 @@ class Launcher:
         self._dialer = dialer
         self._registry = registry
         self._features = features
-        self.hierarchy = find_hierarchy()
+        self.membership = Membership.detect()
         self._own_ip = own_ip
         self._records = records
         self.deputies: dict[str, DeputyLink] = {}
@@ -188,7 +188,7 @@ class Launcher:
         self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, stderr: int
     ) -> DeputyLink:
         job_id = secrets.token_hex(8)
-        group = JobGroup.create(self.hierarchy, job_id, caller.pid)
+        group = JobGroup.create(self.membership, job_id, caller.pid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
         link: DeputyLink | None = None
         try:
@@ -291,7 +291,7 @@ class Launcher:
             if not path.name.startswith("mosix-job-") or not path.is_dir():
                 record.unlink()
                 continue
-            self._leftovers[record.name] = JobGroup(path, self.hierarchy)
+            self._leftovers[record.name] = JobGroup(path, self.membership)
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 
 from mosix.native.cpu import cpu_features, vdso_digest, xsave_size
 from mosix.wire.messages import NodeFeatures
@@ -21,5 +22,14 @@ def probe() -> NodeFeatures:
         page_size=mmap.PAGESIZE,
         cpu_features=cpu_features(),
         xsave_size=xsave_size(),
-        cpus=os.cpu_count() or 1,
+        cpus=highest_cpu() + 1,
     )
+
+
+def highest_cpu(online: Path = Path("/sys/devices/system/cpu/online")) -> int:
+    """The highest number that a process can find itself on: with a CPU switched off there are
+    fewer CPUs than numbers. `online`: ranges, as "0-3,6"."""
+    try:
+        return max(int(last) for last in online.read_text("ascii").replace(",", "-").split("-"))
+    except FileNotFoundError:  # no /sys
+        return (os.cpu_count() or 1) - 1

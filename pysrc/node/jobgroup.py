@@ -2,45 +2,54 @@
 
 It is made inside the cgroup of the process that called mosrun, so that the job stays under
 whatever limits and session it was started in, and only in one hierarchy: cgroup v2, else v1
-`pids` or `freezer`. mosd makes and removes it (root); the deputy and mosd read it.
+`pids` or `freezer` (`mosix.remote.cgroup` knows where they are). mosd makes and removes it
+(root); the deputy and mosd read it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mosix.errors import KernelError
+from mosix.remote.cgroup import Mount, processes
 
 PREFIX = "mosix-job-"
 _NAME = re.compile(rf"{PREFIX}([0-9a-f]{{16}})")
 
 
 @dataclass(frozen=True)
-class Hierarchy:
-    """A mounted cgroup tree. `controller`: "" for v2."""
+class Membership:
+    """The mounted hierarchy whose cgroups say which processes belong to a job."""
 
-    mount: Path
-    root: str
-    controller: str
+    mount: Mount
+
+    @classmethod
+    def detect(cls, mountinfo: str | None = None) -> Membership:
+        """The one to use here. KernelError when no cgroup is mounted."""
+        text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+        mounts = Mount.parse(text)
+        for name in ("", "pids", "freezer"):
+            for mount in mounts:
+                if name in mount.names:
+                    # A hierarchy mounted with others is still known by this one.
+                    return cls(replace(mount, names=frozenset({name})))
+        raise KernelError("no cgroup hierarchy is mounted", "mount cgroup2 on /sys/fs/cgroup")
 
     def group_of(self, pid: int) -> Path:
         """Directory of the cgroup of `pid`. OSError when there is no such process."""
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if self.controller in controllers.split(","):
-                return self._directory(path)
-        raise KernelError(f"process {pid} is in no cgroup of {self.mount}")
-
-    def _directory(self, path: str) -> Path:
-        below = path.removeprefix(self.root.rstrip("/")) if self.root != "/" else path
-        if ".." in below.split("/"):
+        path = self.mount.path_in(Path(f"/proc/{pid}/cgroup").read_text())
+        if path is None:
+            raise KernelError(f"process {pid} is in no cgroup of {self.mount.top}")
+        directory = self.mount.directory(path)
+        if directory is None:
             raise KernelError(
-                f"cgroup {path} is outside of {self.mount}", "run mosd in the same cgroup namespace"
+                f"cgroup {path} is outside of {self.mount.top}",
+                "run mosd in the same cgroup namespace",
             )
-        return Path(f"{self.mount}/{below.strip('/')}".rstrip("/"))
+        return directory
 
     def job_of(self, pid: int) -> str | None:
         """Id of the innermost job that `pid` is a member of."""
@@ -51,41 +60,22 @@ class Hierarchy:
         return names[-1] if names else None
 
 
-def find_hierarchy(mountinfo: str | None = None) -> Hierarchy:
-    """The one to use here. KernelError when no cgroup is mounted."""
-    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
-    found: dict[str, Hierarchy] = {}
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, (kind, _, options) = before.split(), after.split(" ", 2)
-        root, mount = fields[3], Path(fields[4])
-        if kind == "cgroup2":
-            found.setdefault("", Hierarchy(mount, root, ""))
-        elif kind == "cgroup":
-            for controller in {"pids", "freezer"} & set(options.split(",")):
-                found.setdefault(controller, Hierarchy(mount, root, controller))
-    for controller in ("", "pids", "freezer"):
-        if controller in found:
-            return found[controller]
-    raise KernelError("no cgroup hierarchy is mounted", "mount cgroup2 on /sys/fs/cgroup")
-
-
 @dataclass(frozen=True)
 class JobGroup:
     """One job's cgroup."""
 
     path: Path
-    hierarchy: Hierarchy
+    membership: Membership
 
     @classmethod
-    def create(cls, hierarchy: Hierarchy, job: str, beside: int) -> JobGroup:
+    def create(cls, membership: Membership, job: str, beside: int) -> JobGroup:
         """Made inside the cgroup of process `beside`, which is not moved yet. KernelError."""
         try:
-            path = hierarchy.group_of(beside) / f"{PREFIX}{job}"
+            path = membership.group_of(beside) / f"{PREFIX}{job}"
             path.mkdir(mode=0o755)
         except OSError as error:
             raise KernelError(f"no cgroup for the job: {error}") from error
-        return cls(path, hierarchy)
+        return cls(path, membership)
 
     def add(self, pid: int) -> None:
         """Moves `pid` here; its children follow. KernelError."""
@@ -97,7 +87,7 @@ class JobGroup:
     def holds(self, pid: int) -> bool:
         """Whether `pid` is a member; a cgroup elsewhere of the same name does not count."""
         try:
-            group = self.hierarchy.group_of(pid)
+            group = self.membership.group_of(pid)
         except (OSError, KernelError):
             return False
         return group == self.path or self.path in group.parents
@@ -106,11 +96,7 @@ class JobGroup:
         """The members; empty when the group is gone."""
         found: list[int] = []
         for directory, _, _ in os.walk(self.path):
-            try:
-                text = (Path(directory) / "cgroup.procs").read_text()
-            except OSError:
-                continue
-            found += [int(pid) for pid in text.split() if pid != "0"]
+            found += processes(Path(directory))
         return found
 
     def remove(self) -> bool:

@@ -121,6 +121,8 @@ class Mosd:
                 self._config.peer_port,
                 len(self._config.nodes),
             )
+            for complaint in self._config.nodes.nowhere():
+                _log.warning("%s", complaint)
             notify("READY=1")
             self._ready()
             await self._until(stop)

@@ -6,8 +6,10 @@ set have no wrapper in Python's library: ctypes, once per process, never on a ho
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,13 @@ from pathlib import Path
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_CAPSET = 126  # x86-64
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+_LIFTED = (
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_AS,
+    resource.RLIMIT_MEMLOCK,
+    resource.RLIMIT_SIGPENDING,
+)
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
@@ -70,6 +79,20 @@ def credentials_of(pid: int) -> Credentials:
             bounding=int(fields["CapBnd"][0], 16),
         ),
     )
+
+
+def lift_limits() -> None:
+    """Takes away the limits that a guest would inherit and that a job of its own home may not
+    have. What is not allowed (no CAP_SYS_RESOURCE) stays: `mosix.remote.room` compares it.
+
+    Soft ones too, where it is these that a user namespace is made with; not that of the stack,
+    which decides how the address space is laid out."""
+    for which in _LIFTED:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(which, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, resource.RLIM_INFINITY))
 
 
 def become(uid: int, gid: int, groups: Sequence[int], keep: Capabilities) -> None:

@@ -88,7 +88,7 @@ class Failure(_Tagged, frozen=True, kw_only=True, tag="failure"):
 
 
 class Migrated(_Tagged, frozen=True, kw_only=True, tag="migrated"):
-    """`freeze_ns`, `page_bytes`: only when waited for."""
+    """`freeze_ns`, `page_bytes`: only when waited for; 0 when it was there already."""
 
     freeze_ns: int = 0
     page_bytes: int = 0

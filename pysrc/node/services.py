@@ -223,7 +223,7 @@ class Services:
             return await self._ask_home(caller, guest, target, request.wait)
         if _has_ended(request.pid):
             raise NoSuchProcessError(f"process {request.pid} has ended", "see mosps")
-        if self._launcher.hierarchy.job_of(request.pid):
+        if self._launcher.membership.job_of(request.pid):
             raise NoSuchProcessError(
                 f"process {request.pid} belongs to a job that this mosd does not know",
                 "mosd was started again since; the job goes on",
@@ -236,7 +236,7 @@ class Services:
 
     def deputy_of(self, pid: int) -> DeputyLink | None:
         """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
-        job = self._launcher.hierarchy.job_of(pid)
+        job = self._launcher.membership.job_of(pid)
         link = self._launcher.deputies.get(job) if job else None
         return link if link is not None and link.job.group.holds(pid) else None
 

@@ -23,7 +23,7 @@ from typing import Literal
 
 import msgspec
 from mosix import failpoints
-from mosix.node.privileges import Capabilities, become
+from mosix.node.privileges import Capabilities, become, lift_limits
 from mosix.wire.messages import decode, encode
 
 Run = Callable[[socket.socket], None]
@@ -81,6 +81,8 @@ class _Worker:
         os.closerange(fd + 1, 1 << 20)
         _default_signals()
         Path("/proc/self/oom_score_adj").write_text("0")
+        if order.kind == "remote":
+            lift_limits()
         # The kernel makes the process undumpable here: its own user cannot trace it or read
         # its memory, and so not take over its connections.
         become(order.uid, order.gid, order.groups, order.capabilities)

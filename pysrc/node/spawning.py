@@ -23,6 +23,7 @@ _log = logging.getLogger("mosd.spawner")
 
 SPAWN_TIMEOUT_S = 10.0
 _RESTART_PAUSE_S = 0.5
+_NO_PROCESS = "pids.max of mosd's cgroup, or its RLIMIT_NPROC, is used up"
 _PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "MOSIX_CONFIG_DIR", "MOSIX_RUN_DIR")
 
 
@@ -129,7 +130,7 @@ class SpawnerClient:
         future = self._pending.pop(report.request, None)
         if report.error or len(fds) != 2:
             if future and not future.done():
-                future.set_exception(KernelError(f"no process for it: {report.error}"))
+                future.set_exception(KernelError(f"no process for it: {report.error}", _NO_PROCESS))
             return
         worker = Worker(report.pid, fds[1], socket.socket(fileno=fds[0]))
         if future is None or future.done():

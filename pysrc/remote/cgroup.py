@@ -1,13 +1,10 @@
-"""Control groups, version 1 or 2 behind one interface: limits for guests, membership for jobs.
+"""Control groups, version 1 or 2 behind one interface: where they are, and limits for guests.
 
 Called by mosd (root): it subdivides and measures the cgroup it was given, in each hierarchy; a
-remote or deputy opens one by name to read it. Nothing here ever leaves that cgroup upwards or
-changes one that mosd did not make.
+remote reads it. Nothing here ever leaves that cgroup upwards or changes one that mosd did not
+make. The cgroup of a job at home, which only says who belongs to it, is `mosix.node.jobgroup`'s.
 
-* A cgroup with limits is made in every hierarchy that has one of memory, pids, cpu, cpuacct.
-* A cgroup without limits (a job at home: who belongs to it) is made in one hierarchy only, so
-  that whatever accounts or limits the user's processes stays as it is: with version 1 that of
-  *freezer*, which service managers leave alone; else the unified one.
+* A guest's cgroup is made in every hierarchy that has one of memory, pids, cpu, cpuacct.
 * Version 2 forbids processes beside subdivisions with controllers, so the first limited cgroup
   moves what lives directly in mosd's own cgroup into a leaf of its own.
 
@@ -41,6 +38,43 @@ _CORE_V2: Final = frozenset(("cpuacct", "freezer"))  # cpu.stat, cgroup.freeze: 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _UNLIMITED: Final = 1 << 62  # version 1 writes the largest page-aligned number
 _REMOVE_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Where a hierarchy is mounted. `names`: its controllers and options; "" for version 2."""
+
+    version: int
+    names: frozenset[str]
+    root: str
+    top: Path
+
+    @staticmethod
+    def parse(mountinfo: str) -> list[Mount]:
+        """All of them, from the text of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+        found = []
+        for line in mountinfo.splitlines():
+            fields, _, tail = line.partition(" - ")
+            kind, _, options = tail.split(" ", 2)
+            if kind in ("cgroup", "cgroup2"):
+                parts = fields.split(" ")
+                version = 1 if kind == "cgroup" else 2
+                names = frozenset(options.split(",") if version == 1 else ("",))
+                found.append(Mount(version, names, _unescape(parts[3]), Path(_unescape(parts[4]))))
+        return found
+
+    def directory(self, path: str) -> Path | None:
+        """Where the cgroup that the kernel calls `path` is; None if it is outside of the mount."""
+        relative = os.path.relpath(path, self.root)
+        return None if relative.startswith("..") else self.top / relative
+
+    def path_in(self, cgroup: str) -> str | None:
+        """What the text of /proc/PID/cgroup calls this hierarchy's cgroup of that process."""
+        for line in cgroup.splitlines():
+            _, names, path = line.split(":", 2)
+            if self.names.intersection(names.split(",")):
+                return path
+        return None
 
 
 @dataclass(frozen=True)
@@ -83,7 +117,7 @@ class Cgroup:
 
     def processes(self) -> list[int]:
         """PIDs in it, as this PID namespace sees them; empty when the cgroup is gone."""
-        return _processes(next(iter(self._parts)))
+        return processes(next(iter(self._parts)))
 
     def memory_usage(self) -> int:
         """Memory charged to it, page cache included; for version 2's root what is in use."""
@@ -217,28 +251,22 @@ class Cgroups:
     @classmethod
     def parse(cls, mountinfo: str, cgroup: str) -> Cgroups:
         """From the texts of /proc/PID/mountinfo and /proc/PID/cgroup of one process."""
-        paths: dict[str, str] = {}
-        for line in cgroup.splitlines():
-            _, names, path = line.split(":", 2)
-            for name in names.split(","):  # "" is the unified one
-                paths[name] = path
         found: list[Hierarchy] = []
         seen: set[str] = set()
-        for root, mount, kind, options in _mounts(mountinfo):
-            mounted = _USED.intersection(options) if kind == "cgroup" else frozenset({""})
-            # Any of its controllers names the hierarchy; one mount of each is enough.
-            named = min(mounted, default=None)
-            if named is None or named not in paths or named in seen:
+        for mount in Mount.parse(mountinfo):
+            mounted = mount.names & (_USED if mount.version == 1 else {""})
+            path = mount.path_in(cgroup)
+            # One mount of each is enough.
+            if path is None or not mounted or mounted & seen:
                 continue
-            given = _below(mount, root, paths[named])
+            given = _below(mount, path)
             if given is None:
                 continue
             seen |= mounted
-            version = 1 if kind == "cgroup" else 2
-            if version == 2:
+            if mount.version == 2:
                 offered = _read_or_empty(given / "cgroup.controllers").split()
                 mounted = _USED.intersection(offered) | _CORE_V2
-            found.append(Hierarchy(version, mounted, mount, given))
+            found.append(Hierarchy(mount.version, mounted, mount.top, given))
         if not found:
             raise KernelError("no cgroup hierarchy is mounted here", "mount one on /sys/fs/cgroup")
         # A controller belongs to one hierarchy: to version 1 if it is mounted there.
@@ -256,15 +284,14 @@ class Cgroups:
         pids: int | None = None,
         cpu_weight: int | None = None,
     ) -> Cgroup:
-        """A new cgroup below the given one; without any limit only for membership.
+        """A new cgroup below the given one, with at least one limit.
 
         `name`: letters, digits, - and _. An empty one of that name that was left is replaced.
         Raises RefusedError (it exists and is in use), KernelError (a controller is missing).
         """
         limits = {"memory": memory_bytes, "pids": pids, "cpu": cpu_weight}
         wanted = [controller for controller, value in limits.items() if value is not None]
-        chosen = self._limiting(wanted) if wanted else [self._for_membership()]
-        group = self._at(name, chosen)
+        group = self._at(name, self._limiting(wanted))
         if not group._remove_now():
             raise RefusedError(f"cgroup {name} exists and has processes")
         try:
@@ -313,15 +340,6 @@ class Cgroups:
             raise UsageError(f"not a name for a cgroup: {name!r}")
         return Cgroup(name, {h.given / (PREFIX + name): h for h in hierarchies})
 
-    def _for_membership(self) -> Hierarchy:
-        for hierarchy in self.hierarchies:
-            if hierarchy.version == 1 and "freezer" in hierarchy.controllers:
-                return hierarchy
-        for hierarchy in self.hierarchies:
-            if hierarchy.version == 2:
-                return hierarchy
-        return self.hierarchies[0]
-
     def _limiting(self, wanted: list[str]) -> list[Hierarchy]:
         chosen = [h for h in self.hierarchies if h.controllers.intersection(_LIMITING)]
         missing = set(wanted).difference(*(h.controllers for h in chosen))
@@ -349,10 +367,10 @@ def _subdivide(hierarchy: Hierarchy) -> None:
     if not missing:
         return
     # Only the root of all has no events and may keep processes.
-    if (hierarchy.given / "cgroup.events").exists() and _processes(hierarchy.given):
+    if (hierarchy.given / "cgroup.events").exists() and processes(hierarchy.given):
         leaf = hierarchy.given / _LEAF
         leaf.mkdir(exist_ok=True)
-        while inner := _processes(hierarchy.given):
+        while inner := processes(hierarchy.given):
             for pid in inner:
                 try:
                     _write(leaf / "cgroup.procs", str(pid))
@@ -362,36 +380,24 @@ def _subdivide(hierarchy: Hierarchy) -> None:
     _write(control, " ".join(f"+{controller}" for controller in sorted(missing)))
 
 
-def _mounts(mountinfo: str) -> Iterator[tuple[str, Path, str, list[str]]]:
-    """Root, mount point, type and super options of each cgroup mount (proc_pid_mountinfo(5))."""
-    for line in mountinfo.splitlines():
-        fields, _, tail = line.partition(" - ")
-        kind, _, options = tail.split(" ", 2)
-        if kind in ("cgroup", "cgroup2"):
-            parts = fields.split(" ")
-            yield _unescape(parts[3]), Path(_unescape(parts[4])), kind, options.split(",")
-
-
 def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _below(mount: Path, root: str, path: str) -> Path | None:
-    """Where cgroup `path` is under a mount whose root is `root`; None if it is not.
+def _below(mount: Mount, path: str) -> Path | None:
+    """Where the cgroup `path` is that was given; None if it is outside of the mount.
 
     Directories of our own at its end are left out: a mosd that was started again, or a remote,
     sits inside what was subdivided.
     """
-    relative = os.path.relpath(path, root)
-    if relative.startswith(".."):
-        return None
-    directory = mount / relative
-    while directory != mount and directory.name.startswith(PREFIX):
+    directory = mount.directory(path)
+    while directory not in (None, mount.top) and directory.name.startswith(PREFIX):
         directory = directory.parent
     return directory
 
 
-def _processes(directory: Path) -> list[int]:
+def processes(directory: Path) -> list[int]:
+    """PIDs in one cgroup, as this PID namespace sees them; empty when it is gone."""
     # 0: in another PID namespace, not ours to name.
     return [pid for pid in map(int, _read_or_empty(directory / "cgroup.procs").split()) if pid]
 

@@ -22,6 +22,7 @@ from mosix.errors import MosixError, MoveFailedError, ProtocolError
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.watch import Watch
+from mosix.remote import room
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
@@ -227,15 +228,9 @@ class Remote:
         welcome = self.welcome
         if self._guest is not None:
             raise ProtocolError("a second Prepare")
-        room = self._room()
-        if order.needs * 11 // 10 > room:
-            self._say(
-                Refused(
-                    reason=f"not enough memory: it needs {order.needs >> 20} MiB and 10%, "
-                    f"{room >> 20} MiB are free",
-                    hint="choose another node",
-                )
-            )
+        reason, hint = room.why_not(order.needs, room.look(self._memory()))
+        if reason:
+            self._say(Refused(reason=reason, hint=hint))
             return
         arrived_ns = dict(self._pings).get(order.pinged_ns)
         if arrived_ns is None:
@@ -267,7 +262,7 @@ class Remote:
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
 
-    def _room(self) -> int:
+    def _memory(self) -> int:
         """Bytes a guest may take: the node's free memory, and its cgroup's limit."""
         return min(Cgroups.detect().own.available(), self.welcome.memory_limit)
 
@@ -279,7 +274,7 @@ class Remote:
                 bulk = await self._attached["bulk"].get()
             with _ending(bulk):
                 self._hit("remote.image", call, bulk)
-                image = await asyncio.to_thread(self.guest.restore, bulk, self._room())
+                image = await asyncio.to_thread(self.guest.restore, bulk, self._memory())
             self._hit("remote.restored", call)
             self.guest.confine(image, call)
             self._hit("remote.ready")

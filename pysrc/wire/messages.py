@@ -45,15 +45,29 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int
     cpu_features: tuple[Text, ...]
     xsave_size: int
-    cpus: int
+    cpus: int  # the highest number of a CPU in use, plus 1
     tier: Text = "portable"
+
+
+class Needs(msgspec.Struct, frozen=True, kw_only=True):
+    """What a body takes of the node it runs on; compared by `mosix.remote.room.why_not`.
+
+    `memory`: bytes of pages that travel; `mappings`: how many it has; `promised`: bytes that a
+    kernel which counts commitments must grant it; `largest`: of these the largest mapping;
+    `rlimits`: RLIMIT_* → hard limit, for those that count where the body is."""
+
+    memory: Size = 0
+    mappings: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    promised: Size = 0
+    largest: Size = 0
+    rlimits: dict[int, Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]] = {}
 
 
 # ---- deputy → remote ----
 
 
 class Prepare(_Tagged, frozen=True, kw_only=True):
-    """Make an empty guest. `needs`: bytes of memory the body will take; `prefault`: ranges of
+    """Make an empty guest. `needs`: what the body will take; `prefault`: ranges of
     anonymous memory to populate before the freeze. The guest's clocks must not be behind
     home's, which at the arrival of the `Ping` sent at `pinged_ns` were at most
     `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip)."""
@@ -61,13 +75,12 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     pid: Pid
     comm: Text
     epoch: Epoch
-    needs: Size
+    needs: Needs
     prefault: list[tuple[int, int]] = []
     pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
     features: NodeFeatures
-    rlimits: dict[int, tuple[int, int]] = {}
 
 
 class Run(_Tagged, frozen=True, kw_only=True):

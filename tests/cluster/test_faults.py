@@ -319,7 +319,8 @@ def test_full_disks_of_other_nodes_do_not_matter(lab: Cluster, ledger: Ledger) -
 def test_signals_come_all_once_and_in_order_wherever_it_is(
     lab: Cluster, start: Callable[..., Job]
 ) -> None:
-    """A thousand queued ones among a storm of others, faults and timers, while it moves."""
+    """A thousand queued ones among a storm of others, ends of children, faults and timers, while
+    it moves."""
     count, seed = 1000, random.randrange(1 << 31)
     print(f"seed {seed}")
     job = start([str(built(PROGRAMS / "storm.c")), str(count)])

@@ -181,11 +181,15 @@ def test_guest_can_be_sent_home_from_the_node_where_it_is(
     assert job.finish() == (0, "", "")
 
 
-def test_moving_where_it_is_already_changes_nothing(start: Callable[..., Job]) -> None:
+def test_moving_where_it_is_already_changes_nothing_and_says_so(start: Callable[..., Job]) -> None:
     job = start(["cat"])
-    job.home.migrate(job.pid, "home")
-    job.move("2")
-    job.home.migrate(job.pid, "2")
+    nothing = {"freeze_ns": 0, "page_bytes": 0}
+    assert job.home.migrate(job.pid, "home") == nothing
+    assert job.move("2") != nothing
+    for _ in range(2):
+        assert job.home.migrate(job.pid, "2") == nothing
+    said = job.home.check(["migrate", "--wait", str(job.pid), "2"])
+    assert said == "it is there already\n"
     assert job.row()["nmigs"] == 1
     job.write("still\n")
     assert job.line() == "still"

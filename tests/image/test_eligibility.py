@@ -13,7 +13,7 @@ from mosix.balancer import eligibility as between_nodes
 from mosix.errors import NoSuchProcessError
 from mosix.image.eligibility import why_not, why_not_stopped
 from mosix.native.tracee import Tracee, TraceError
-from mosix.node.features import probe
+from mosix.node.features import highest_cpu, probe
 from mosix.wire.messages import NodeFeatures
 from targets import build, finish, running, state_of, watch
 
@@ -192,6 +192,23 @@ def test_the_dead_the_kernels_and_the_missing() -> None:
         assert "kernel thread" in (why_not(2) or "")
 
 
+def test_a_process_is_not_taken_for_dead_while_it_executes_another_program() -> None:
+    """execve replaces the memory that is being looked at."""
+    program = build(
+        """
+        #include <unistd.h>
+        int main(int argc, char **argv) {
+            if (argc == 1) { write(1, "ready\\n", 6); }
+            return execl("/proc/self/exe", argv[0], "again", (char *)0);
+        }
+        """
+    )
+    with running([program]) as process:
+        answers = {why_not(process.pid) for _ in range(1000)}
+        assert process.poll() is None
+    assert answers == {None}
+
+
 def test_a_vfork_child_shares_its_parents_memory() -> None:
     program = build(
         """
@@ -251,6 +268,14 @@ def test_this_node_can_run_what_it_started() -> None:
     here = probe()
     assert between_nodes.why_not(here, here) is None
     assert "sse2" in here.cpu_features and len(here.vdso) == 64 and here.xsave_size >= 512
+
+
+@pytest.mark.parametrize(("online", "highest"), [("0", 0), ("0-1\n", 1), ("0-2,5,7-11", 11)])
+def test_cpus_are_compared_by_their_numbers(online: str, highest: int, tmp_path: Path) -> None:
+    """One that is switched off leaves a hole; the numbers behind it stay."""
+    (tmp_path / "online").write_text(online)
+    assert highest_cpu(tmp_path / "online") == highest
+    assert probe().cpus > max(os.sched_getaffinity(0))
 
 
 def test_32_bit_programs_stay_at_home() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import socket
@@ -108,6 +109,33 @@ def test_a_node_of_another_version_is_refused_with_both_named(cluster: Cluster) 
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
     assert "speaks protocol 9.2, this node 1.2" in done.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cpu_features": ["sse2"]}, "its CPU lacks "),
+        ({"xsave_size": 11008}, "its CPU saves 11008 bytes of extended state, home's "),
+        ({"vdso": "00" * 32, "kernel": "6.1.0"}, "its kernel 6.1.0 has another vdso than home's "),
+        ({"cpus": 1024}, "it numbers 1024 CPUs, home only "),
+        ({"page_size": 65536}, "pages have 4096 bytes at home and 65536 there"),
+    ],
+)
+def test_a_machine_that_cannot_run_the_program_refuses_before_it_makes_a_guest(
+    changes: dict[str, object], reason: str, cluster: Cluster
+) -> None:
+    one = cluster.node(1)
+    other = [str(HERE / "mosd_of_another_machine.py"), json.dumps(changes)]
+    two = cluster.node(2, program=other)
+    job = one.job()
+    done = one.mosix("migrate", job.pid, 2, "--wait")
+    assert done.status == 8, done
+    assert reason in done.err and "(choose another node)" in done.err, done
+    assert len(done.err.splitlines()) == 1
+    row = one.row(job.pid)
+    assert (row["where"], row["nmigs"]) == ("home", 0)
+    assert two.rows() == []
+    assert end(job) == 0
 
 
 def test_a_node_that_is_not_in_the_map_is_refused(cluster: Cluster) -> None:

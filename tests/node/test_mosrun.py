@@ -66,6 +66,18 @@ def test_without_mosd_it_says_so(cluster: Cluster) -> None:
     assert done.err.startswith("mosrun: mosd does not run here: No such file or directory (start")
 
 
+def test_help_and_wrong_options_need_no_mosd(cluster: Cluster) -> None:
+    running, absent = cluster.node(1), cluster.node(2, start=False)
+    for options in (["--help"], ["--nope", "true"], ["-b", "true"], ["-L", "-l", "true"], []):
+        assert absent.mosrun(*options) == running.mosrun(*options)
+    done = absent.mosrun("-L", "--", "true")
+    assert (done.status, done.out) == (125, "")
+    assert done.err == (
+        "mosrun: mosd does not run here: No such file or directory "
+        "(start it as root: mosd --detach)\n"
+    )
+
+
 _STATE = """
 import os, resource, signal, sys
 print(dict(os.environ), os.getcwd())

@@ -2,7 +2,8 @@
 /*
  * storm N: waits for N queued SIGRTMIN, blocking and unblocking them all the time, while SIGUSR1
  * comes as it likes, two timers tick and children end.  Says how many came, whether their values
- * were 0 to N-1 in order, and that everything else came at all.
+ * were 0 to N-1 in order, whether every child was reaped with its own status, and that
+ * everything else came at all.
  */
 #include <errno.h>
 #include <signal.h>
@@ -13,12 +14,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t queued, wrong, users, alarms, ticks, ended, repaired;
+#define CHILDREN 60
+
+static volatile sig_atomic_t queued, wrong, users, alarms, ticks, ended, repaired, told;
+static volatile char reaped[CHILDREN];
 static char *page;
 
 static void on_signal(int number, siginfo_t *info, void *context)
 {
-	int saved = errno;
+	int saved = errno, status;
 
 	(void)context;
 	if (number == SIGRTMIN)
@@ -29,14 +33,31 @@ static void on_signal(int number, siginfo_t *info, void *context)
 		alarms++;
 	else if (number == SIGVTALRM)
 		ticks++;
-	else if (number == SIGCHLD)
-		while (waitpid(-1, NULL, WNOHANG) > 0)
+	else if (number == SIGCHLD) {
+		told++;
+		wrong += info->si_code != CLD_EXITED && info->si_code != CLD_KILLED;
+		/* one signal may stand for several children */
+		while (waitpid(-1, &status, WNOHANG) > 0) {
+			int which = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+
+			wrong += which < 0 || which >= CHILDREN || reaped[which]++;
 			ended++;
-	else if (number == SIGSEGV && info->si_addr == page && !mprotect(page, 4096, PROT_WRITE))
+		}
+	} else if (number == SIGSEGV && info->si_addr == page && !mprotect(page, 4096, PROT_WRITE))
 		repaired++;
 	else
 		_exit(90);
 	errno = saved;
+}
+
+/* They end one after the other while the parent moves. */
+static void have_children(void)
+{
+	for (int i = 0; i < CHILDREN; i++)
+		if (!fork()) {
+			usleep(300000 + i * 20000);
+			_exit(i);
+		}
 }
 
 int main(int argc, char **argv)
@@ -53,11 +74,12 @@ int main(int argc, char **argv)
 	sigemptyset(&some);
 	sigaddset(&some, SIGRTMIN);
 	sigaddset(&some, SIGUSR1);
+	have_children();
 	setitimer(ITIMER_REAL, &real, NULL);
 	setitimer(ITIMER_VIRTUAL, &virtual, NULL);
 	puts("ready");
 	fflush(stdout);
-	while (queued < wanted) {
+	while (queued < wanted || ended < CHILDREN) {
 		volatile unsigned int work = 0;
 
 		errors += sigprocmask(SIG_BLOCK, &some, &before) != 0;
@@ -70,6 +92,7 @@ int main(int argc, char **argv)
 		errors += mprotect(page, 4096, PROT_NONE) != 0;
 	}
 	printf("%d queued, %d wrong, %d errors, %s\n", (int)queued, (int)wrong, errors,
-	       users && alarms && ticks && repaired == faults ? "all came" : "some are missing");
+	       users && alarms && ticks && told && repaired == faults && waitpid(-1, NULL, 0) < 0 ? "all came"
+												  : "some are missing");
 	return 0;
 }

@@ -1,0 +1,68 @@
+"""A job's cgroup: who belongs to it, in one hierarchy only, under whatever limits were there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mosix.errors import KernelError
+from mosix.node.jobgroup import JobGroup, Membership
+
+JOB = "0123456789abcdef"
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_job_is_a_member_in_one_hierarchy_beside_its_parent(
+    child: subprocess.Popen[bytes],
+) -> None:
+    if os.geteuid():
+        pytest.skip("needs root")
+    before = Path(f"/proc/{child.pid}/cgroup").read_text()
+    membership = Membership.detect()
+    group = JobGroup.create(membership, JOB, child.pid)
+    try:
+        assert group.path.parent == membership.group_of(os.getpid())
+        group.add(child.pid)
+        after = Path(f"/proc/{child.pid}/cgroup").read_text()
+        assert len(set(after.splitlines()) - set(before.splitlines())) == 1
+        assert membership.job_of(child.pid) == JOB
+        assert membership.job_of(os.getpid()) is None
+        assert group.pids() == [child.pid]
+        assert group.holds(child.pid) and not group.holds(os.getpid())
+        assert not group.remove()
+    finally:
+        child.kill()
+        child.wait()
+        assert group.remove()
+    assert group.pids() == []
+
+
+def test_version_2_is_preferred_then_pids_then_freezer() -> None:
+    v2 = "41 31 0:38 / /c/unified rw - cgroup2 cgroup2 rw\n"
+    pids = "42 31 0:39 /lab /c/pids rw - cgroup cgroup rw,pids\n"
+    freezer = "43 31 0:40 / /c/freezer rw - cgroup cgroup rw,freezer\n"
+    other = "44 31 0:41 / /c/memory rw - cgroup cgroup rw,memory\n"
+    for text, where in (
+        (freezer + pids + v2, "/c/unified"),
+        (freezer + pids + other, "/c/pids"),
+        (other + freezer, "/c/freezer"),
+    ):
+        assert Membership.detect(text).mount.top == Path(where)
+    with pytest.raises(KernelError, match="no cgroup hierarchy"):
+        Membership.detect(other)
+
+
+def test_a_cgroup_outside_of_the_mount_is_named() -> None:
+    elsewhere = Membership.detect("42 31 0:39 /lab /c/pids rw - cgroup cgroup rw,pids\n")
+    assert elsewhere.mount.path_in("5:pids:/lab/n1\n") == "/lab/n1"
+    assert elsewhere.mount.directory("/lab/n1") == Path("/c/pids/n1")
+    assert elsewhere.mount.directory("/labour") is None
