@@ -14,7 +14,7 @@ from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
-from mosix.node.mosd import STOP_S, Mosd
+from mosix.node.mosd import GRACE_S, STOP_S, Mosd
 from mosix.node.spawning import Programs
 
 
@@ -48,6 +48,16 @@ from mosix.node.spawning import Programs
     metavar="SECONDS",
     help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
 )
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(0, 86400),
+    envvar="MOSIX_GRACE",
+    default=GRACE_S,
+    metavar="SECONDS",
+    help="How long jobs of this node that are away wait for a lost connection, before they end "
+    f"[default: $MOSIX_GRACE or {GRACE_S:.0f}].",
+)
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
@@ -58,6 +68,7 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
+    grace_s: float,
     deputy: str,
     remote: str,
 ) -> None:
@@ -76,10 +87,10 @@ def main(
     failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
     if detach:
-        _detached(config, programs, stop_s)
+        _detached(config, programs, stop_s, grace_s)
         return
     _logging()
-    asyncio.run(Mosd(config, programs, mosrun.parse, stop_s=stop_s).run())
+    asyncio.run(Mosd(config, programs, mosrun.parse, stop_s=stop_s, grace_s=grace_s).run())
 
 
 def _logging() -> None:
@@ -90,7 +101,7 @@ def _logging() -> None:
     )
 
 
-def _detached(config: NodeConfig, programs: Programs, stop_s: float) -> None:
+def _detached(config: NodeConfig, programs: Programs, stop_s: float, grace_s: float) -> None:
     """Ends when the daemon is ready; MosixError with its complaint when it is not."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -117,7 +128,9 @@ def _detached(config: NodeConfig, programs: Programs, stop_s: float) -> None:
         config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         _redirect(config.paths.log)
         _logging()
-        asyncio.run(Mosd(config, programs, mosrun.parse, ready, stop_s).run())
+        asyncio.run(
+            Mosd(config, programs, mosrun.parse, ready, stop_s=stop_s, grace_s=grace_s).run()
+        )
     except MosixError as error:
         logging.getLogger("mosd").error("%s", error.line())
         os.write(writer, error.line().encode())

@@ -19,7 +19,9 @@ from pathlib import Path
 
 from mosix import failpoints
 from mosix.deputy import moves
+from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.reconnect import reconnect
 from mosix.errors import (
     LAUNCH_FAILED,
     MosixError,
@@ -37,6 +39,7 @@ from mosix.wire.messages import (
     Armed,
     ComeHome,
     Dialed,
+    Forsaken,
     Launch,
     Move,
     Moved,
@@ -95,6 +98,17 @@ class Deputy:
     @property
     def features(self) -> NodeFeatures:
         return self.launch.features
+
+    @property
+    def grace_s(self) -> float:
+        return self.launch.grace_s
+
+    async def reconnect(self, process: JobProcess, link: RemoteLink) -> None:
+        await reconnect(process, link)
+
+    def forsake(self, process: JobProcess, link: RemoteLink) -> None:
+        if link.epoch is not None:
+            self._outbox.put_nowait(Forsaken(ip=link.ip, pid=process.pid, token=link.token))
 
     async def main(self) -> None:
         message, fds = await self._node.receive()

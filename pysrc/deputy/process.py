@@ -23,6 +23,7 @@ from mosix.errors import MosixError
 from mosix.native.agent import Agent
 from mosix.native.tracee import Stop, Tracee
 from mosix.wire.messages import (
+    CallsLost,
     Cancel,
     Cancelled,
     Drop,
@@ -71,6 +72,13 @@ class Home(Protocol):
 
     @property
     def features(self) -> NodeFeatures: ...
+
+    @property
+    def grace_s(self) -> float: ...
+
+    async def reconnect(self, process: JobProcess, link: RemoteLink) -> None: ...
+
+    def forsake(self, process: JobProcess, link: RemoteLink) -> None: ...
 
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
@@ -287,11 +295,13 @@ class JobProcess:
                 self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
             self._guest_died(message.status)
+        elif isinstance(message, CallsLost) and self.tracee is not None and not self.tracee.dying:
+            link.cut()
 
-    def on_lost(self, link: RemoteLink) -> None:
-        """The connection ended. While a move is under way the move finds out by itself."""
-        if link is self.link and self.place is Place.AWAY:
-            self.lose(f"the connection to node {link.ip} was lost")
+    def on_down(self, link: RemoteLink) -> None:
+        """The connections to the guest were lost, perhaps not for good."""
+        if link is self.link and self.place is not Place.ENDED:
+            self.spawn(self.home.reconnect(self, link))
 
     def lose(self, reason: str) -> None:
         """The body is lost for good: the process ends, and the user is told why."""
@@ -316,6 +326,12 @@ class JobProcess:
         except ProcessLookupError:
             self.end()
 
+    def drop(self, link: RemoteLink) -> None:
+        """The guest there is not wanted any more; `link` is to be closed."""
+        if link.down or link.lost:
+            self.home.forsake(self, link)
+        link.post(Drop())
+
     def end(self) -> None:
         """The process is dead, whoever killed it."""
         if self.place is Place.ENDED:
@@ -325,7 +341,7 @@ class JobProcess:
             self._returning.cancel()
         if self.link is not None:
             link, self.link = self.link, None
-            link.post(Drop())
+            self.drop(link)
             self.spawn(link.close())
         if self.tracee is not None:
             self.home.watch.remove(self.tracee)
@@ -343,16 +359,22 @@ class JobProcess:
         task.add_done_callback(self._tasks.discard)
 
     async def _come_home(self) -> None:
-        try:
-            async with self.moves:
-                self._wanted_home = False
+        while True:
+            try:
+                async with self.moves:
+                    self._wanted_home = False
+                    if self.place is Place.AWAY:
+                        await self.home.come_home(self)
+                break
+            except MosixError as error:
+                link = self.link
+                if self.place is Place.AWAY and link is not None and link.down:
+                    await link.until_up()
+                    continue
                 if self.place is Place.AWAY:
-                    await self.home.come_home(self)
-        except MosixError as error:
-            if self.place is Place.AWAY:
-                # A guest that waits before a call which only home can do cannot go on.
-                self.lose(f"it could not come home: {error.message}")
-            return
+                    # A guest that waits before a call which only home can do cannot go on.
+                    self.lose(f"it could not come home: {error.message}")
+                return
         self.go_back_later()
 
     def go_back_later(self) -> None:

@@ -11,6 +11,8 @@ import itertools
 import logging
 import os
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from mosix.errors import (
     KernelError,
     MosixError,
     MoveFailedError,
+    NodeDownError,
     NoSuchProcessError,
     PermissionDeniedError,
     ProtocolError,
@@ -36,12 +39,14 @@ from mosix.node.worker import WorkerLink
 from mosix.wire.messages import (
     ComeHome,
     Dial,
+    Forsaken,
     Launch,
     Move,
     Moved,
     NodeFeatures,
     ProcessState,
     Started,
+    Token,
     WorkerToNode,
 )
 
@@ -52,6 +57,9 @@ START_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
+#: A guest of which nobody has heard ends so much later than home's grace (mosix.remote.main).
+_LEASE_S = 10.0
+_DROP_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,17 @@ class DeputyLink(WorkerLink):
         features: NodeFeatures,
         job: Job,
         registry: Registry,
+        forsake: Callable[[DeputyLink, int, str, Token], None],
     ) -> None:
         super().__init__(worker, dialer, features)
+        self._forsake = forsake
         self.job = job
         self._registry = registry
         self._requests = itertools.count(1)
         self._moves: dict[int, asyncio.Future[Moved]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: by PID: where the last two guests of each process were made
+        self._guests: dict[int, list[tuple[str, Token]]] = {}
 
     async def run(self) -> None:
         try:
@@ -101,6 +113,8 @@ class DeputyLink(WorkerLink):
                 future = self._moves.pop(message.request, None)
                 if future is not None and not future.done():
                     future.set_result(message)
+            case Forsaken():
+                self._forsake(self, message.pid, message.ip, message.token)
             case ProcessState():
                 self._registry.update(self.job, message)
             case Dial():
@@ -108,6 +122,15 @@ class DeputyLink(WorkerLink):
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
+
+    def guest_made(self, pid: int, ip: str, token: Token) -> None:
+        self._guests[pid] = [*self._guests.get(pid, []), (ip, token)][-2:]
+
+    def forsake_guests(self) -> None:
+        """The deputy died: its guests are told, which would wait for it for a while."""
+        for pid in self.job.processes:
+            for ip, token in self._guests.get(pid, []):
+                self._forsake(self, pid, ip, token)
 
     async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
         """Orders a move; the future is its outcome (`check_moved`). NoSuchProcessError."""
@@ -159,6 +182,7 @@ class Launcher:
         *,
         own_ip: str,
         records: Path,
+        grace_s: float,
     ) -> None:
         self._spawner = spawner
         self._dialer = dialer
@@ -167,6 +191,7 @@ class Launcher:
         self.membership = Membership.detect()
         self._own_ip = own_ip
         self._records = records
+        self._grace_s = grace_s
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
@@ -210,6 +235,7 @@ class Launcher:
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
+                grace_s=self._grace_s,
             )
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
             try:
@@ -231,7 +257,7 @@ class Launcher:
         return link
 
     def _adopt(self, worker: Worker, job: Job) -> DeputyLink:
-        link = DeputyLink(worker, self._dialer, self._features, job, self._registry)
+        link = DeputyLink(worker, self._dialer, self._features, job, self._registry, self._forsake)
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
         task = asyncio.create_task(self._live(link))
@@ -242,6 +268,7 @@ class Launcher:
     async def _live(self, link: DeputyLink) -> None:
         try:
             await link.run()
+            link.forsake_guests()
             left = link.job.group.pids()
             if left:
                 _log.error(
@@ -255,6 +282,26 @@ class Launcher:
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)
             self._discard(link.job)
+
+    def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
+        task = asyncio.create_task(self._drop(link.job, pid, ip, token))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
+        """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
+        end = time.monotonic() + self._grace_s + _LEASE_S
+        while time.monotonic() < end:
+            try:
+                sock, _ = await self._dialer.dial(
+                    ip, "drop", uid=job.uid, gid=job.gid, job=job.id, pid=pid, token=token
+                )
+                sock.close()
+                return
+            except NodeDownError:
+                await asyncio.sleep(_DROP_PAUSE_S)
+            except (MosixError, OSError):
+                return  # it is not there
 
     # ---- cgroups that outlive their job's deputy, or mosd ----
 

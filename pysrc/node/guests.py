@@ -19,7 +19,13 @@ from typing import Any
 
 from mosix import failpoints
 from mosix.balancer.eligibility import why_not
-from mosix.errors import KernelError, MosixError, ProtocolError, RefusedError
+from mosix.errors import (
+    KernelError,
+    MosixError,
+    NoSuchProcessError,
+    ProtocolError,
+    RefusedError,
+)
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
 from mosix.node.peers import Complaints, Dialer
 from mosix.node.registry import Guest, Registry
@@ -222,24 +228,33 @@ class Host:
         )
 
     async def attach(self, hello: PeerHello, sock: socket.socket) -> None:
-        """A call, bulk or home connection for a guest that is here, named by its token.
+        """A further connection for a guest that is here, named by its token.
 
         A bulk connection may come from another node than home: the body moves on."""
-        link = self._remotes.get(hello.token or b"")
-        if link is None or link.gone.is_set():
-            raise RefusedError("that guest is not here any more")
-        guest = link.guest
-        if (hello.job, hello.uid, hello.pid) != (guest.job, guest.uid, guest.pid) or (
-            hello.purpose != "bulk" and hello.sender != guest.home
-        ):
-            self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
-            raise RefusedError("that guest is not here any more")
+        link = self._named(hello)
         failpoints.hit("mosd.attach", sock)
         await Frames[PeerAnswer](sock, PeerAnswer).send(PeerAccept())
         try:
             await link.send(Attach(purpose=hello.purpose), [sock.fileno()])
         except OSError as error:
             raise EOFError("the remote ended") from error
+
+    def drop(self, hello: PeerHello) -> None:
+        """Home says that its deputy is dead: nobody wants the guest any more."""
+        self._named(hello).worker.kill()
+
+    def _named(self, hello: PeerHello) -> RemoteLink:
+        """The guest that a peer's token names. NoSuchProcessError."""
+        link = self._remotes.get(hello.token or b"")
+        if link is None or link.gone.is_set():
+            raise NoSuchProcessError("that guest is not here any more")
+        guest = link.guest
+        if (hello.job, hello.uid, hello.pid) != (guest.job, guest.uid, guest.pid) or (
+            hello.purpose != "bulk" and hello.sender != guest.home
+        ):
+            self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
+            raise NoSuchProcessError("that guest is not here any more")
+        return link
 
     def _reserve(self, token: bytes) -> Room:
         free = self.memory_free()

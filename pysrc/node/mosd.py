@@ -34,6 +34,9 @@ _log = logging.getLogger("mosd")
 
 #: How long a stop may take, seconds, unless `mosd --stop-timeout` says otherwise.
 STOP_S = 30.0
+#: For how long jobs and guests wait for a lost connection to be made again, seconds, unless
+#: `mosd --grace` says otherwise.
+GRACE_S = 60.0
 
 
 class Mosd:
@@ -45,13 +48,16 @@ class Mosd:
         programs: Programs,
         parse_launch: Callable[[Sequence[bytes], int], Any],
         ready: Callable[[], None] = lambda: None,
+        *,
         stop_s: float = STOP_S,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._config = config
         self._programs = programs
         self._parse_launch = parse_launch
         self._ready = ready
         self._stop_s = stop_s
+        self._grace_s = grace_s
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -80,6 +86,7 @@ class Mosd:
                 features,
                 own_ip=self._config.ip,
                 records=paths.jobs,
+                grace_s=self._grace_s,
             )
             host = Host(
                 spawner,

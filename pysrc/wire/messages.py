@@ -25,6 +25,7 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
 SigInfo = Annotated[bytes, msgspec.Meta(min_length=128, max_length=128)]
@@ -81,6 +82,8 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     monotonic_ns: Ns
     boottime_ns: Ns
     features: NodeFeatures
+    #: how long home will try to make a lost connection again
+    grace_s: Seconds
 
 
 class Run(_Tagged, frozen=True, kw_only=True):
@@ -134,7 +137,20 @@ class Ping(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
-ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping
+class Ack(_Tagged, frozen=True, kw_only=True):
+    """So many messages have come, see `mosix.wire.lasting`; either side says so."""
+
+    received: Ns
+
+
+class Rejoin(_Tagged, frozen=True, kw_only=True):
+    """First on another connection to the guest that was told to run as `epoch`."""
+
+    epoch: Epoch
+    received: Ns
+
+
+ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping | Ack | Rejoin
 
 
 # ---- remote → deputy ----
@@ -206,6 +222,17 @@ class Pong(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
+class CallsLost(_Tagged, frozen=True, kw_only=True):
+    """The connection for calls has ended here: all of them have to be made again. Unless the
+    guest has exited, which home knows."""
+
+
+class Rejoined(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Rejoin`."""
+
+    received: Ns
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -218,6 +245,9 @@ ToDeputy = (
     | NeedHome
     | GuestDied
     | Pong
+    | Ack
+    | CallsLost
+    | Rejoined
 )
 
 
@@ -239,6 +269,8 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     #: this node's own IP, and its features
     home: Ip
     features: NodeFeatures
+    #: how long a lost connection is tried to be made again
+    grace_s: Seconds
 
 
 class Move(_Tagged, frozen=True, kw_only=True):
@@ -286,7 +318,7 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
 class Attach(_Tagged, frozen=True, kw_only=True):
     """A connection with this remote's token arrived; the socket rides along."""
 
-    purpose: Text  # "call", "bulk" or "home"
+    purpose: Text  # "call", "bulk", "home" or "control"
 
 
 class Mapped(_Tagged, frozen=True, kw_only=True):
@@ -368,7 +400,16 @@ class Armed(_Tagged, frozen=True, kw_only=True):
     pass
 
 
-WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState | Armed
+class Forsaken(_Tagged, frozen=True, kw_only=True):
+    """The guest of process `pid` that `token` names at node `ip` could not be told that it is not
+    wanted any more."""
+
+    ip: Ip
+    pid: Pid
+    token: Token
+
+
+WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState | Forsaken | Armed
 
 
 # ---- mosd ↔ mosd, behind the handshake (mosix.wire.handshake) ----
@@ -379,7 +420,8 @@ class PeerHello(_Tagged, frozen=True, kw_only=True):
 
     `purpose`: guest (a new guest; becomes the control connection), call, bulk, home (`token`;
     the image comes in over bulk and goes home over home, which is made beforehand: a guest must
-    be able to go home when a mosd has died),
+    be able to go home when a mosd has died), control (`token`; instead of a lost one),
+    drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
     `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow)."""
 

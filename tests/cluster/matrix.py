@@ -101,13 +101,13 @@ def promised(cell: Cell) -> tuple[str, ...]:
         return ("done",)
     if cell.way.startswith("launch"):
         return _promised_at_launch(cell)
-    if cell.process in ("mosd", "spawner"):
-        return ("done",)
+    if cell.process in ("mosd", "spawner") or cell.fault == "cut":
+        return ("done",)  # the connection is made again
     if cell.way in ROUTES:
         return _promised_on_the_way(cell)
-    if cell.process in ("deputy", "agent") and cell.fault == "kill":
-        return ("killed",)
-    return ("lost",)
+    if cell.fault == "kill":
+        return ("killed",) if cell.process in ("deputy", "agent") else ("lost",)
+    return ("done",) if cell.way == "call" else ("lost",)
 
 
 def _promised_at_launch(cell: Cell) -> tuple[str, ...]:
@@ -122,10 +122,8 @@ def _promised_on_the_way(cell: Cell) -> tuple[str, ...]:
         # The body at home is whole until its ghost is emptied, whoever believes to have it.
         whole = ROUTES[cell.way][0] == "home" and (not away or cell.point == "deputy.committed")
         return ("done",) if whole or cell.point == "deputy.home" else ("killed",)
-    if cell.point in _SOURCE and cell.fault in ("kill", "cut"):
+    if cell.point in _SOURCE and cell.fault == "kill":
         return ("lost",)  # home does not have all of the body yet
-    if cell.point in _HOME and cell.fault == "cut":
-        return ("done",) if cell.point == "deputy.home" else ("lost",)
     return ("lost",) if away else ("done",)
 
 
