@@ -37,7 +37,11 @@ class BuildPrograms(build_ext):
 setup(
     packages=["mosix", *(f"mosix.{part}" for part in PARTS)],
     package_dir={"mosix": "pysrc"},
-    package_data={"mosix": ["py.typed"], "mosix.native": ["bin/*", "abi.h"]},
+    package_data={
+        "mosix": ["py.typed"],
+        "mosix.lab": ["initramfs.sh"],
+        "mosix.native": ["bin/*", "abi.h"],
+    },
     cffi_modules=["pysrc/native/build.py:ffi"],
     cmdclass={"build_ext": BuildPrograms},
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mosix.errors import MosixError
 from mosix.lab import drive
@@ -25,8 +25,23 @@ PROGRAMS = Path(__file__).resolve().parent / "programs"
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What the ratio, or where that says nothing the value itself, must come up to."""
+
+    limit: float
+    sign: Literal["≤", "≥"] = "≤"
+    of: Literal["ratio", "value"] = "ratio"
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.limit}"
+
+    def met(self, measured: float) -> bool:
+        return measured <= self.limit if self.sign == "≤" else measured >= self.limit
+
+
+@dataclass(frozen=True)
 class Measured:
-    """`value` and `baseline` in the benchmark's unit; without a baseline it is only reported."""
+    """`value` and `baseline`, if there is one, in the benchmark's unit."""
 
     value: float
     baseline: float | None = None
@@ -38,8 +53,8 @@ class Measured:
 class Benchmark:
     name: str
     unit: str
-    #: the ratio must be at most this; None: reported
-    goal: float | None
+    #: None: reported
+    goal: Goal | None
     measure: Callable[[Cluster], Measured]
 
 
@@ -52,17 +67,20 @@ class Result:
     unit: str
     baseline: float | None
     ratio: float | None
-    goal: float | None
+    goal: Goal | None
 
     def met(self) -> bool:
-        return self.goal is None or (self.ratio is not None and self.ratio <= self.goal)
+        if self.goal is None:
+            return True
+        measured = self.value if self.goal.of == "value" else self.ratio
+        return measured is not None and self.goal.met(measured)
 
 
 REGISTRY: dict[str, Benchmark] = {}
 
 
 def benchmark(
-    name: str, unit: str, goal: float | None = None
+    name: str, unit: str, goal: Goal | None = None
 ) -> Callable[[Callable[[Cluster], Measured]], Callable[[Cluster], Measured]]:
     """Register a function as benchmark `name`."""
 

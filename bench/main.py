@@ -9,7 +9,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import accounting  # noqa: F401 - registers its benchmarks
 import click
+import jobs  # noqa: F401 - registers its benchmarks
 import moving
 from harness import REGISTRY, Result, evaluate, pair_of_nodes
 from mosix.errors import MosixError
@@ -28,7 +30,7 @@ def main(names: tuple[str, ...], file: Path | None, strict: bool, only_list: boo
     console = Console(width=None if sys.stdout.isatty() else 100)
     if only_list:
         for bench in REGISTRY.values():
-            goal = "reported" if bench.goal is None else f"ratio ≤ {bench.goal}"
+            goal = "reported" if bench.goal is None else f"{bench.goal.of} {bench.goal}"
             summary = (bench.measure.__doc__ or "").partition("\n")[0]
             console.print(f"{bench.name}: {goal}. {summary}", highlight=False)
         return
@@ -67,7 +69,7 @@ def _table(results: list[Result]) -> Table:
             f"{result.value:.2f} {result.unit}",
             "–" if result.baseline is None else f"{result.baseline:.2f} {result.unit}",
             "–" if result.ratio is None else f"{result.ratio:.3f}",
-            "reported" if result.goal is None else f"≤ {result.goal}",
+            "reported" if result.goal is None else str(result.goal),
             "" if result.goal is None else ("met" if result.met() else "MISSED"),
         )
     return table

@@ -100,6 +100,11 @@ class ProtocolError(MosixError):
     summary = "a peer sent something that is not allowed"
 
 
+class MachineLostError(MosixError):
+    code = 14
+    summary = "a virtual machine of the lab is lost: what ran in it has no result"
+
+
 #: mosrun's own failures; 126 and 127 are env(1)'s: found but not executable, not found.
 LAUNCH_FAILED = 125
 NOT_EXECUTABLE = 126
@@ -121,6 +126,7 @@ EXIT_CODES: dict[int, str] = {
         ConfigError,
         KernelError,
         ProtocolError,
+        MachineLostError,
     )
 }
 

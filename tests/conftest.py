@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from mosix.lab import drive, state
+from mosix.node.jobgroup import OWN_MOUNT
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: processes and cgroups end a moment after the thing that ended them
@@ -112,9 +113,11 @@ def _descriptors() -> dict[str, str]:
 
 
 def _mounts() -> set[str]:
-    """But not those that the kernel makes when somebody looks (tracefs)."""
+    """But not those that the kernel makes when somebody looks (tracefs), nor the machine's cgroup
+    hierarchy of jobs, which the first mosd or lab mounts for good."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {line for line in lines if not line.split()[4].startswith("/sys/kernel/")}
+    kept = ("/sys/kernel/", str(OWN_MOUNT))
+    return {line for line in lines if not line.split()[4].startswith(kept)}
 
 
 def _network_namespaces() -> set[str]:

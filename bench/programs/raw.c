@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The floor of freeze_512m: bytes over one raw TCP connection into fresh memory, in ns.
- * raw send PORT MIB (one connection for each line of standard input) | raw receive IP PORT MIB
+ * The floor of freeze_512m and read_stream: bytes over one raw TCP connection, in ns.
+ * raw send PORT MIB (once for each connection) | raw receive IP PORT MIB [KIB] (for each line of
+ * standard input, into fresh memory, or always into the same buffer of KIB)
  */
 #include <arpa/inet.h>
 #include <string.h>
@@ -36,8 +37,9 @@ static void give(int port, size_t size)
 	}
 }
 
-static int take(const char *ip, int port, size_t size)
+static int take(const char *ip, int port, size_t size, size_t buffer)
 {
+	size_t room = buffer ? buffer : size;
 	struct sockaddr_in there = { .sin_family = AF_INET, .sin_port = htons(port) };
 
 	if (inet_pton(AF_INET, ip, &there.sin_addr) != 1)
@@ -50,18 +52,19 @@ static int take(const char *ip, int port, size_t size)
 		if (connect(fd, (struct sockaddr *)&there, sizeof(there)))
 			die("connect");
 		begin = now_ns();
-		memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		memory = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (memory == MAP_FAILED || send(fd, "b", 1, 0) != 1)
 			die("begin");
 		for (size_t got = 0; got < size;) {
-			ssize_t part = recv(fd, memory + got, size - got, 0);
+			size_t at = got % room;
+			ssize_t part = recv(fd, memory + at, room - at, 0);
 
 			if (part <= 0)
 				die("recv");
 			got += part;
 		}
 		answer(now_ns() - begin);
-		munmap(memory, size);
+		munmap(memory, room);
 		close(fd);
 	}
 	return 0;
@@ -71,8 +74,8 @@ int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "send"))
 		give(atoi(argv[2]), atol(argv[3]) << 20);
-	if (argc == 5 && !strcmp(argv[1], "receive"))
-		return take(argv[2], atoi(argv[3]), atol(argv[4]) << 20);
-	fputs("raw send PORT MIB | receive IP PORT MIB\n", stderr);
+	if ((argc == 5 || argc == 6) && !strcmp(argv[1], "receive"))
+		return take(argv[2], atoi(argv[3]), atol(argv[4]) << 20, argc == 6 ? atol(argv[5]) << 10 : 0);
+	fputs("raw send PORT MIB | receive IP PORT MIB [KIB]\n", stderr);
 	return 2;
 }

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import click
 import msgspec
 from mosix.cli import columns
 from mosix.cli.command import Group
 from mosix.errors import LAUNCH_FAILED, MosixError
-from mosix.lab import cgroups, cluster, enter, state
+from mosix.lab import cgroups, cluster, enter, state, vm_enter
 
 _NAME = click.option("--name", default=state.DEFAULT_NAME, show_default=True, help="Which lab.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_NODE_MB, _MACHINE_MB = 4096, 1024
 
 
 @click.group("mosix-lab", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 def lab() -> None:
     """A cluster on one machine: every node has its own network, processes, mounts, host name,
-    IPC, clocks, memory and CPU limits, configuration, /tmp and mosd."""
+    IPC, clocks, memory and CPU limits, configuration, /tmp and mosd; with --vm its own kernel."""
 
 
 @lab.command()
 @_NAME
 @click.option("--nodes", default=3, show_default=True, help="How many nodes: n1, n2, …")
-@click.option("--memory-mb", default=4096, show_default=True, help="Memory limit of a node.")
+@click.option(
+    "--memory-mb",
+    type=int,
+    help=f"Memory of a node. [default: {_NODE_MB}; with --vm {_MACHINE_MB}]",
+)
 @click.option("--cpus", type=float, help="CPU quota of a node, in processors. [default: none]")
 @click.option("--mosd/--no-mosd", default=True, help="Start mosd in every node.")
 @click.option(
@@ -32,13 +38,31 @@ def lab() -> None:
     default=True,
     help="Write /etc/mosix in every node. Without, there is none, and mosd is not started.",
 )
+@click.option("--vm", is_flag=True, help="Nodes are virtual machines with stock Debian kernels.")
+@click.option(
+    "--kernel",
+    "kernels",
+    default="6.1,6.12",
+    show_default=True,
+    help="With --vm: kernels of n1, n2, … in turn.",
+)
 def up(
-    *, name: str, nodes: int, memory_mb: int, cpus: float | None, mosd: bool, config: bool
+    *,
+    name: str,
+    nodes: int,
+    memory_mb: int | None,
+    cpus: float | None,
+    mosd: bool,
+    config: bool,
+    vm: bool,
+    kernels: str,
 ) -> None:
     """Bring a lab up; what a killed `up` left behind is cleaned first."""
+    memory_mb = memory_mb or (_MACHINE_MB if vm else _NODE_MB)
     limits = cgroups.Limits(memory_bytes=memory_mb << 20, cpus=cpus)
     command = cluster.default_mosd() if mosd and config else []
-    made = cluster.up(name, nodes, limits, command, configured=config)
+    series = kernels.split(",") if vm else []
+    made = cluster.up(name, nodes, limits, command, configured=config, kernels=series)
     _table(made)
 
 
@@ -94,7 +118,7 @@ def run(
         cluster.require_root()
         running = state.load_running(name)
         where = running.node(node)
-        enter.run(running, where, list(command), user=user, directory=cwd, session=setsid)
+        _enter(running, where, list(command), user=user, directory=cwd, session=setsid)
     except MosixError as error:
         click.echo(f"mosix-lab: {error.line()}", err=True)
         sys.exit(LAUNCH_FAILED)
@@ -108,7 +132,21 @@ def shell(name: str, user: str | None, node: str) -> None:
     """A shell in NODE."""
     cluster.require_root()
     running = state.load_running(name)
-    enter.run(running, running.node(node), ["/bin/bash", "-i"], user=user)
+    _enter(running, running.node(node), ["/bin/bash", "-i"], user=user)
+
+
+def _enter(
+    running: state.Lab,
+    node: state.Node,
+    command: list[str],
+    *,
+    user: str | None,
+    directory: str | None = None,
+    session: bool = False,
+) -> NoReturn:
+    if node.machine is not None:
+        vm_enter.run(running, node, command, user=user, directory=directory)
+    enter.run(running, node, command, user=user, directory=directory, session=session)
 
 
 @lab.command()
@@ -145,11 +183,23 @@ def _table(running: state.Lab) -> None:
             f"{node.cpu_s:.1f} s",
             str(node.processes),
             f"+{node.monotonic_ahead_s} s",
+            node.kernel or "host's",
             node.mosd,
         )
         for node in cluster.status(running)
     ]
-    header = ("NODE", "ADDRESS", "INIT", "LINK", "MEMORY", "CPU", "PROCS", "CLOCK", "MOSD")
+    header = (
+        "NODE",
+        "ADDRESS",
+        "INIT",
+        "LINK",
+        "MEMORY",
+        "CPU",
+        "PROCS",
+        "CLOCK",
+        "KERNEL",
+        "MOSD",
+    )
     columns.show(header, rows, ("INIT", "MEMORY", "CPU", "PROCS", "CLOCK"))
 
 

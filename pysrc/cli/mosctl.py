@@ -12,6 +12,7 @@ from mosix.errors import NodeDownError, UsageError
 from mosix.node import requests
 from mosix.node.client import ask
 from mosix.node.requests import NodeStatus
+from mosix.wire.messages import NodeLoad
 
 _node_argument = click.argument("node", metavar="[NODE|IP|HOST]", default="")
 _json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -138,8 +139,20 @@ def _show_status(found: NodeStatus) -> None:
     click.echo(f"  mosix    {found.version}, tier {found.tier}" + (f": {tier}" if tier else ""))
     click.echo(f"  machine  {found.cpus} CPUs, Linux {found.kernel}")
     click.echo(f"  memory   {found.memory_free >> 20} MiB can be used")
+    if found.load is not None:
+        _show_load(found.load)
     click.echo(f"  jobs     {found.jobs}")
     click.echo(f"  guests   {found.guests}")
+
+
+def _show_load(load: NodeLoad) -> None:
+    click.echo(f"  load     {load.running:.2f} running, dilation {load.dilation:.2f}")
+    click.echo(f"  cores    {load.cores:.2f} can be used, each of speed {load.speed}")
+    click.echo(
+        f"  stalls   {100 * load.psi_memory:.1f}% of the time for memory, "
+        f"{100 * load.psi_io:.1f}% for I/O"
+    )
+    click.echo(f"  counting {load.accounting}")
 
 
 def _show_counters(found: NodeStatus) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 from mosix import failpoints
@@ -14,6 +15,7 @@ from mosix.cli import mosrun
 from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
+from mosix.node.accounting import Choice
 from mosix.node.mosd import GRACE_S, STOP_S, Mosd
 from mosix.node.spawning import Programs
 
@@ -51,12 +53,19 @@ from mosix.node.spawning import Programs
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(0, 86400),
+    type=click.IntRange(0, 86400),
     envvar="MOSIX_GRACE",
     default=GRACE_S,
     metavar="SECONDS",
     help="How long jobs of this node that are away wait for a lost connection, before they end "
-    f"[default: $MOSIX_GRACE or {GRACE_S:.0f}].",
+    f"[default: $MOSIX_GRACE or {GRACE_S}].",
+)
+@click.option(
+    "--accounting",
+    type=click.Choice(get_args(Choice)),
+    default="auto",
+    show_default=True,
+    help="How the work of jobs at home is counted: auto takes eBPF where it can, proc never does.",
 )
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
@@ -68,7 +77,8 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
-    grace_s: float,
+    grace_s: int,
+    accounting: Choice,
     deputy: str,
     remote: str,
 ) -> None:
@@ -87,10 +97,13 @@ def main(
     failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
     if detach:
-        _detached(config, programs, stop_s, grace_s)
+        _detached(config, programs, stop_s, grace_s, accounting)
         return
     _logging()
-    asyncio.run(Mosd(config, programs, mosrun.parse, stop_s=stop_s, grace_s=grace_s).run())
+    mosd = Mosd(
+        config, programs, mosrun.parse, stop_s=stop_s, grace_s=grace_s, accounting=accounting
+    )
+    asyncio.run(mosd.run())
 
 
 def _logging() -> None:
@@ -101,7 +114,9 @@ def _logging() -> None:
     )
 
 
-def _detached(config: NodeConfig, programs: Programs, stop_s: float, grace_s: float) -> None:
+def _detached(
+    config: NodeConfig, programs: Programs, stop_s: float, grace_s: int, accounting: Choice
+) -> None:
     """Ends when the daemon is ready; MosixError with its complaint when it is not."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -128,9 +143,16 @@ def _detached(config: NodeConfig, programs: Programs, stop_s: float, grace_s: fl
         config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         _redirect(config.paths.log)
         _logging()
-        asyncio.run(
-            Mosd(config, programs, mosrun.parse, ready, stop_s=stop_s, grace_s=grace_s).run()
+        mosd = Mosd(
+            config,
+            programs,
+            mosrun.parse,
+            ready,
+            stop_s=stop_s,
+            grace_s=grace_s,
+            accounting=accounting,
         )
+        asyncio.run(mosd.run())
     except MosixError as error:
         logging.getLogger("mosd").error("%s", error.line())
         os.write(writer, error.line().encode())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from mosix.config.lines import Line, address, integer, lines, read_text
 from mosix.config.nodemap import NodeMap, load_map
@@ -17,27 +18,45 @@ from mosix.errors import ConfigError
 #: All nodes of a cluster use the same; `peer NUMBER` in /etc/mosix/ports changes it.
 DEFAULT_PEER_PORT = 249
 
+#: Guests at once, unless /etc/mosix/maxguests says otherwise: each is owned by a process of ours.
+DEFAULT_MAX_GUESTS = 256
+#: More have no ids of their own (`mosix.node.idmaps.PAIRS`).
+_MOST_GUESTS = 4096
+#: MOSIX(7): 10,000 is a Pentium 4 of 3 GHz.
+_MOST_SPEED = 10_000_000
+
 _MOSIP_HINT = "write this node's address (a.b.c.d), as in mosix.map, into it"
 
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """One node's configuration. `ip`: its own address, as other nodes know it."""
+    """One node's configuration. `ip`: its own address, as other nodes know it. `speed`: what the
+    owner says, in the manual's units; None: it is measured."""
 
     paths: Paths
     nodes: NodeMap
     ip: str
     peer_port: int = DEFAULT_PEER_PORT
+    max_guests: int = DEFAULT_MAX_GUESTS
+    speed: int | None = None
 
 
 def load(paths: Paths, peer_port: int | None = None) -> NodeConfig:
-    """Reads mosix.map, userview.map, mosip and ports. ConfigError."""
+    """Reads mosix.map, userview.map, mosip, ports, maxguests and speed. ConfigError."""
     if not paths.config_dir.is_dir():
         raise ConfigError(
             f"{paths.config_dir}: no such directory", "make it, with mosix.map and secret"
         )
     nodes = load_map(paths)
-    return NodeConfig(paths, nodes, _own_ip(paths, nodes), peer_port or _peer_port(paths))
+    guests = _number(paths.max_guests, "the number of guests", 0, _MOST_GUESTS)
+    return NodeConfig(
+        paths,
+        nodes,
+        _own_ip(paths, nodes),
+        peer_port or _peer_port(paths),
+        DEFAULT_MAX_GUESTS if guests is None else guests,
+        _number(paths.speed, "the speed", 1, _MOST_SPEED),
+    )
 
 
 def _own_ip(paths: Paths, nodes: NodeMap) -> str:
@@ -93,3 +112,14 @@ def _port_line(line: Line) -> int:
     if len(line.fields) != 2 or line.fields[0] != "peer":
         raise line.error(f"'{line.text}' is not a port", "the only one is: peer NUMBER")
     return integer(line, line.fields[1], "a port", 1, 65535)
+
+
+def _number(path: Path, what: str, low: int, high: int) -> int | None:
+    """The only thing that the file says; None when there is no such file."""
+    if not path.exists():
+        return None
+    hint = f"write one number from {low} to {high} into it, or remove it"
+    said = list(lines(path, read_text(path, hint)))
+    if len(said) != 1:
+        raise ConfigError(f"{path}: must hold just one number", hint)
+    return integer(said[0], said[0].text, what, low, high)

@@ -56,6 +56,14 @@ class Paths:
         return self.config_dir / "ports"
 
     @property
+    def max_guests(self) -> Path:
+        return self.config_dir / "maxguests"
+
+    @property
+    def speed(self) -> Path:
+        return self.config_dir / "speed"
+
+    @property
     def control(self) -> Path:
         """mosd's socket for commands."""
         return self.run_dir / "control"
@@ -71,6 +79,21 @@ class Paths:
         return self.run_dir / "mosd.log"
 
     @property
+    def measured_speed(self) -> Path:
+        """What mosd has measured, kept until the machine is started again."""
+        return self.run_dir / "speed"
+
+    @property
     def jobs(self) -> Path:
-        """One file per job: the cgroup that has to be removed when it is empty."""
+        """One file per job (`mosix.node.records`)."""
         return self.run_dir / "jobs"
+
+    @property
+    def guests(self) -> Path:
+        """One file per guest (`mosix.node.records`)."""
+        return self.run_dir / "guests"
+
+    @property
+    def workers(self) -> Path:
+        """Where deputies and remotes of a mosd that died come back."""
+        return self.run_dir / "workers"

@@ -15,13 +15,13 @@ import os
 import select
 import socket
 from collections.abc import Coroutine
-from pathlib import Path
 
 from mosix import failpoints
 from mosix.deputy import moves
 from mosix.deputy.link import RemoteLink
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
 from mosix.deputy.reconnect import reconnect
+from mosix.deputy.rest import members, pidfd_of_any, rest
 from mosix.errors import (
     LAUNCH_FAILED,
     MosixError,
@@ -32,6 +32,7 @@ from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.tracee import Stop, Tracee
 from mosix.native.watch import Watch
+from mosix.wire.adoption import returned, try_to_return
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
 from mosix.wire.messages import (
@@ -49,6 +50,7 @@ from mosix.wire.messages import (
     Started,
     Token,
     WorkerToNode,
+    decode,
 )
 
 log = logging.getLogger("mosix.deputy")
@@ -63,33 +65,44 @@ _STDERR_PATIENCE_S = 5
 
 
 def warm_up() -> None:
-    """Computes once, in the spawner, what a move would otherwise have to wait for."""
+    """Computes once, in the spawner, what a launch or a move would otherwise have to wait for."""
     load_blob()
     cpu_features()
+    with contextlib.suppress(ProtocolError):
+        decode(b"", NodeToWorker)
 
 
 def run(sock: socket.socket) -> None:
     """Entry of the forked process; `sock` leads to mosd. Returns when the job is over."""
-    asyncio.run(Deputy(sock).main())
+    node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+    select.select([sock], [], [])
+    launch, fds = node.receive_now()
+    if not isinstance(launch, Launch) or len(fds) != 2:
+        raise ProtocolError("the first message to a deputy must be Launch")
+    pidfd, stderr = fds
+    if launch.node is None:
+        failpoints.hit("deputy.launch")
+        node.send_now(Started())
+        sock, pidfd = rest(
+            sock, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
+        )
+        node = Packets(sock, NodeToWorker)
+    if pidfd >= 0:
+        asyncio.run(Deputy(node, launch, stderr).main(pidfd))
 
 
 class Deputy:
     """The job, its processes and the way to mosd (`mosix.deputy.process.Home`)."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
+    def __init__(self, node: Packets[NodeToWorker], launch: Launch, stderr: int) -> None:
+        self._node = node
+        self.launch = launch
         self._processes: dict[int, JobProcess] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
-        self._launch: Launch | None = None
-        self._stderr = -1
-
-    @property
-    def launch(self) -> Launch:
-        assert self._launch is not None
-        return self._launch
+        self._stderr = stderr
 
     @property
     def here(self) -> str:
@@ -100,33 +113,22 @@ class Deputy:
         return self.launch.features
 
     @property
-    def grace_s(self) -> float:
+    def grace_s(self) -> int:
         return self.launch.grace_s
 
     async def reconnect(self, process: JobProcess, link: RemoteLink) -> None:
         await reconnect(process, link)
 
     def forsake(self, process: JobProcess, link: RemoteLink) -> None:
-        if link.epoch is not None:
-            self._outbox.put_nowait(Forsaken(ip=link.ip, pid=process.pid, token=link.token))
+        self._outbox.put_nowait(Forsaken(ip=link.ip, pid=process.pid, token=link.token))
 
-    async def main(self) -> None:
-        message, fds = await self._node.receive()
-        if not isinstance(message, Launch) or len(fds) != 2:
-            raise ProtocolError("the first message to a deputy must be Launch")
-        self._launch = message
-        pidfd, self._stderr = fds
+    async def main(self, pidfd: int) -> None:
+        """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()
-        root = self._process(message.pid)
-        if message.node is not None:
-            root.order(message.node)
-            # No other move before this one: until then the process is traced, and not a program.
-            await root.moves.acquire()
-            tracee = Tracee.seize(message.pid, _PTRACE_O_TRACEEXEC)
-            self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
-        failpoints.hit("deputy.launch")
-        await self._node.send(Started())
-        root.report()
+        if self.launch.node is not None:
+            await self._stop_at_exec(self.launch.pid, self.launch.node)
+            failpoints.hit("deputy.launch")
+            await self._node.send(Started())
         workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         try:
             await self._until_job_ends(pidfd)
@@ -142,28 +144,45 @@ class Deputy:
             await asyncio.gather(*workers, return_exceptions=True)
             self._node.close()
 
+    async def _stop_at_exec(self, pid: int, node: str) -> None:
+        root = self._process(pid)
+        root.order(node, LAUNCH_RETURN)
+        # No other move before this one: until then the process is traced, and not a program.
+        await root.moves.acquire()
+        tracee = Tracee.seize(pid, _PTRACE_O_TRACEEXEC)
+        self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
+
     # ---- mosd ----
 
     async def _read(self) -> None:
-        try:
-            while True:
-                message, fds = await self._node.receive()
-                if isinstance(message, Dialed):
-                    self._dialer.answered(message, fds)
-                elif isinstance(message, Move):
-                    self._spawn(self._move(message))
-                elif isinstance(message, ComeHome):
-                    self._spawn(self._all_home(message))
-                elif isinstance(message, Arm):
-                    failpoints.arm(message.spec)
-                    for process in self._processes.values():
-                        process.arm_agent()
-                    self._outbox.put_nowait(Armed())
-                else:
-                    log.warning("mosd sent %s to a deputy", type(message).__name__)
-        except EOFError:
-            # mosd is gone: jobs go on, and what is away stays away.
+        while True:
+            # While mosd is gone jobs go on, and what is away stays away.
+            with contextlib.suppress(EOFError, OSError):
+                await self._listen()
             self._dialer.fail_all()
+            self._node.close()
+            self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
+            self._dialer.back()
+            for process in self._processes.values():
+                if process.place is not Place.ENDED:
+                    process.report()
+
+    async def _listen(self) -> None:
+        while True:
+            message, fds = await self._node.receive()
+            if isinstance(message, Dialed):
+                self._dialer.answered(message, fds)
+            elif isinstance(message, Move):
+                self._spawn(self._move(message))
+            elif isinstance(message, ComeHome):
+                self._spawn(self._all_home(message))
+            elif isinstance(message, Arm):
+                failpoints.arm(message.spec)
+                for process in self._processes.values():
+                    process.arm_agent()
+                self._outbox.put_nowait(Armed())
+            else:
+                log.warning("mosd sent %s to a deputy", type(message).__name__)
 
     async def _write(self) -> None:
         while True:
@@ -261,31 +280,16 @@ class Deputy:
         return process
 
     def _member(self, pid: int) -> JobProcess:
-        if pid not in self._members():
+        if pid not in members(self.launch.cgroup):
             raise NoSuchProcessError(f"process {pid} is not part of this job, or has ended")
         return self._process(pid)
 
-    def _members(self) -> set[int]:
-        try:
-            text = (Path(self.launch.cgroup) / "cgroup.procs").read_text(encoding="ascii")
-        except OSError:
-            return set()
-        return {int(line) for line in text.split()}
-
     async def _until_job_ends(self, pidfd: int) -> None:
         """Waits for the launching process, then for whatever it left behind."""
-        while True:
+        while pidfd >= 0:
             await _ended(pidfd)
             os.close(pidfd)
-            members = self._members()
-            if not members:
-                return
-            for pid in members:
-                with contextlib.suppress(ProcessLookupError):
-                    pidfd = os.pidfd_open(pid)
-                    break
-            else:
-                return
+            pidfd = pidfd_of_any(self.launch.cgroup)
 
     def _before_exec(self, root: JobProcess, tracee: Tracee, stop: Stop) -> None:
         """Launch with -{node}: the program leaves at its first instruction."""

@@ -24,7 +24,7 @@ import msgspec
 from mosix import failpoints
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.needs import needs_of
-from mosix.deputy.process import JobProcess, Place
+from mosix.deputy.process import PATIENCE, JobProcess, Place
 from mosix.errors import (
     CannotMoveError,
     MosixError,
@@ -35,10 +35,9 @@ from mosix.errors import (
 from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native.agent import Agent, NoDescriptorError
-from mosix.native.tracee import PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
-    Drop,
     Freeze,
     Frozen,
     Hold,
@@ -69,6 +68,8 @@ _SIGINFO_BYTES = 128
 _SIGNAL = struct.Struct("<i")
 #: A process that is sent signals without end leaves all the same.
 _MAX_SIGNALS = 64
+#: How often a process that does not stop is looked at, in seconds.
+_LOOK_AGAIN = 0.2
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
@@ -118,7 +119,7 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
             failpoints.hit("deputy.prepared", *link.sockets, call, bulk)
             await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
         except BaseException:
-            link.post(Drop())
+            process.drop(link)
             await link.close()
             raise
 
@@ -139,7 +140,7 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = _begin_handlers(tracee, tracee.stop())
+            stop = _begin_handlers(tracee, await _stand_still(tracee))
             if stop.ended:
                 process.end()
                 raise MoveFailedError(f"process {process.pid} ended")
@@ -182,6 +183,18 @@ async def _leave_prepared(
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
+
+
+async def _stand_still(tracee: Tracee) -> Stop:
+    """Its stop. StillAsleepError: it slept through all of `STALL` seconds, and will stop."""
+    end = time.monotonic() + STALL
+    while True:
+        try:
+            return tracee.stop(patience_s=PATIENCE)
+        except StillAsleepError:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
@@ -278,6 +291,9 @@ def _resume_at_home(
     if process.place is Place.ENDED:
         return
     process.place = Place.HOME
+    if agent is None and tracee.current is None:
+        _let_go_later(process, tracee)  # it never stopped
+        return
     try:
         if agent is not None:
             agent.abandon()
@@ -295,6 +311,19 @@ def _resume_at_home(
             log.error("process %d cannot be let go: %s", process.pid, error)
 
 
+def _let_go_later(process: JobProcess, tracee: Tracee) -> None:
+    """It cannot be let go before it has stopped, which it will when it wakes up."""
+
+    def stopped(stop: Stop) -> None:
+        if stop.ended:
+            process.end()
+            return
+        process.home.watch.remove(tracee)
+        tracee.detach(stop.signal if stop.kind == "signal" else 0)
+
+    process.home.watch.add(tracee, stopped)
+
+
 @_move
 async def come_home(process: JobProcess) -> None:
     """node → home. On failure the guest runs on where it is (MoveFailedError, NodeDownError)."""
@@ -307,7 +336,7 @@ async def come_home(process: JobProcess) -> None:
         _, (bulk,) = await process.home.dial(link.ip, ("home",), process.pid, epoch, link.token)
     with contextlib.closing(bulk):
         _check_alive(process)
-        process.place = Place.MOVING
+        process.place, process.guest_halts = Place.MOVING, False
         begin = time.monotonic_ns()
         done = _Done()
         try:
@@ -411,7 +440,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         done = _Done()
         try:
             _check_alive(process)
-            process.place = Place.MOVING
+            process.place, process.guest_halts = Place.MOVING, False
             await _prepare(process, new, epoch, process.needs)
             _check_alive(process)
             failpoints.hit("deputy.next_prepared", *new.sockets, call)
@@ -433,7 +462,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
             await new.expect(Running, epoch)
             _check_alive(process)
         except BaseException:
-            new.post(Drop())
+            process.drop(new)
             await new.close()
             _back_to_guest(process, epoch + 1, done)
             raise

@@ -21,7 +21,7 @@ from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.tracee import StillAsleepError, Stop, Tracee
 from mosix.wire.messages import (
     CallsLost,
     Cancel,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 #: How long a process stays at home before it goes back to the last ordered node, in seconds.
 FIRST_RETURN = 1.0
+#: The same for a program that was launched at another node: first of all its dynamic loader maps
+#: the libraries, which is over in a moment.
+LAUNCH_RETURN = 0.05
 LAST_RETURN = 60.0
 
 
@@ -53,6 +56,8 @@ def next_return(after: float) -> float:
 _RESTART_CODES = frozenset({-512, -513, -514, -516, -4})
 _ERESTARTNOINTR = -513
 _CANCEL_RETRY = 0.001
+#: How long all processes of the job wait for one to stop, in seconds.
+PATIENCE = 0.05
 
 
 class Place(enum.Enum):
@@ -74,7 +79,7 @@ class Home(Protocol):
     def features(self) -> NodeFeatures: ...
 
     @property
-    def grace_s(self) -> float: ...
+    def grace_s(self) -> int: ...
 
     async def reconnect(self, process: JobProcess, link: RemoteLink) -> None: ...
 
@@ -108,6 +113,8 @@ class JobProcess:
         self.agent: Agent | None = None
         #: in group stop: the guest, or the body once it is home, must not run
         self.held = False
+        #: since a move began, its guest has been heard to stand still
+        self.guest_halts = False
         self.moves = asyncio.Lock()
         self.page_bytes = 0
         #: what the body took of its node when it last left home
@@ -120,6 +127,8 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
+        self._cancelling: int | None = None
         self._wanted_home = False
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
@@ -178,23 +187,37 @@ class JobProcess:
             self.end()
         elif tracee is None:
             return
+        elif self._cancelling is not None and not stop.ended:
+            # A signal's stop has swallowed the interrupt, so it is asked again; the agent's own
+            # answer must not come before the deputy has looked at the call.
+            identity, self._cancelling = self._cancelling, None
+            if stop.kind != "event":
+                self.on_stop(stop)
+            self.cancel(identity)
         elif stop.kind == "signal":
             tracee.cont(self.take_signal(stop))
         elif stop.kind == "group":
             self.held = True
-            if self.place is Place.AWAY and self.link is not None:
+            if self.link is not None and self._guest_runs():
                 self.link.post(Hold(held=True))
                 tracee.listen()
             else:
-                tracee.cont()  # the agent obeys a move; the stop is kept by the kernel
+                tracee.cont()  # the agent has to move on; the stop is kept by the kernel
         elif stop.kind == "event":
             # Only the end of a group stop comes here: moves wait for their own interrupts.
-            if self.held and self.place is Place.AWAY and self.link is not None:
+            if self.held and self.link is not None and self._guest_runs():
                 self.link.post(Hold(held=False))
             self.held = False
             tracee.cont()
         else:
             tracee.cont()
+
+    def _guest_runs(self) -> bool:
+        """Also when a move has begun, until its guest has met the freeze."""
+        agent = self.agent
+        serves = agent is not None and not agent.paused and not agent.obeying
+        moves = self.place is Place.MOVING and serves and not self.guest_halts
+        return self.place is Place.AWAY or moves
 
     def take_signal(self, stop: Stop) -> int:
         """The ghost is about to take `stop.signal`: what it is given instead (0: nothing)."""
@@ -267,7 +290,12 @@ class JobProcess:
             return
         if agent.paused or agent.obeying:
             return  # the guest is halted: what it waited for is over
-        stop = tracee.stop(on_signal=self.take_signal)
+        self.guest_halts = self.place is Place.MOVING
+        try:
+            stop = tracee.stop(on_signal=self.take_signal, patience_s=PATIENCE)
+        except StillAsleepError:
+            self._cancelling = identity  # `on_stop` goes on, and others are served meanwhile
+            return
         if stop.ended:
             self.end()
             return
@@ -408,10 +436,10 @@ class JobProcess:
             self.why = f"{stays}: {error.line()}"
             self.report()
 
-    def order(self, ip: str | None) -> None:
+    def order(self, ip: str | None, first_return: float = FIRST_RETURN) -> None:
         """Remembers where a person or the balancer wants it; None: home."""
         self.ordered = ip
-        self._return_after = FIRST_RETURN
+        self._return_after = first_return
         if self._returning is not None:
             self._returning.cancel()
             self._returning = None

@@ -16,7 +16,8 @@ import time
 
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
-from mosix.errors import MosixError, NoSuchProcessError
+from mosix.errors import MosixError, RefusedError
+from mosix.wire.messages import GUEST_GONE
 
 #: Between two attempts, seconds.
 _FIRST_PAUSE = 0.05
@@ -30,7 +31,7 @@ async def reconnect(process: JobProcess, link: RemoteLink) -> None:
     pause = _FIRST_PAUSE
     lost = f"the connection to node {link.ip} was lost"
     why = process.why
-    process.why = f"{lost}: waits for it up to {grace_s:g} s"
+    process.why = f"{lost}: waits for it up to {grace_s} s"
     process.report()
     while _is_down(process, link):
         left = end - time.monotonic()
@@ -40,11 +41,11 @@ async def reconnect(process: JobProcess, link: RemoteLink) -> None:
             process.why = why
             process.report()
             return
-        except NoSuchProcessError:
-            await _give_up(process, link, f"{lost}, and the process is not there any more")
-        except (MosixError, OSError, EOFError, TimeoutError):
-            if time.monotonic() + pause >= end:
-                await _give_up(process, link, f"{lost} for {grace_s:g} s")
+        except (MosixError, OSError, EOFError, TimeoutError) as error:
+            if isinstance(error, RefusedError) and GUEST_GONE in error.message:
+                await _give_up(process, link, f"{lost}, and the process is not there any more")
+            elif time.monotonic() + pause >= end:
+                await _give_up(process, link, f"{lost} for {grace_s} s")
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)

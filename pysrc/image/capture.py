@@ -41,7 +41,6 @@ SYS_MMAP, SYS_MUNMAP, SYS_BRK, SYS_RT_SIGACTION = 9, 11, 12, 13
 SYS_GETITIMER, SYS_SIGALTSTACK, SYS_PERSONALITY, SYS_PRCTL = 36, 131, 135, 157
 PR_GET_DUMPABLE = 3
 PR_GET_TID_ADDRESS = 40
-PR_GET_AUXV = 0x41555856
 _MAP_PRIVATE_ANON_NOREPLACE = 0x100022
 _ITIMER_VIRTUAL, _ITIMER_PROF = 1, 2
 _SIGCHLD = 17
@@ -60,9 +59,10 @@ class ProcFiles:
 
     pagemap: int = -1
     mem: int = -1
+    auxv: int = -1
 
     def close(self) -> None:
-        for fd in (self.pagemap, self.mem):
+        for fd in (self.pagemap, self.mem, self.auxv):
             if fd >= 0:
                 os.close(fd)
 
@@ -81,6 +81,7 @@ def describe(
     caught, ignored = int(status[b"SigCgt"], 16), int(status[b"SigIgn"], 16)
     vmas = [mapping.vma for mapping in mappings or read_mappings(pid)]
     asked = _ask(tracee, vmas, caught)
+    auxv = _read_auxv(pid, files)
     if tracee.stub_on_stack():
         raise CannotMoveError(
             f"process {pid} runs a signal handler that interrupted a call continued by mosix",
@@ -119,7 +120,7 @@ def describe(
             pid=pid,
             exe=_exe(pid),
             mm=_memory_map(stat, asked.brk),
-            auxv=asked.auxv,
+            auxv=auxv,
             sigactions=asked.sigactions,
             pending=pending[1],
             itimers=asked.itimers,
@@ -162,7 +163,6 @@ class _Answers:
     itimers: tuple[tuple[int, int], tuple[int, int]]
     dumpable: int
     personality: int
-    auxv: bytes
 
 
 def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
@@ -173,9 +173,7 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
     altstack = actions + len(signals) * _SIGACTION_SIZE
     timers = altstack + _STACK_T_SIZE
     tid_address = timers + 2 * _ITIMER_SIZE
-    auxv_at = tid_address + 8
-    assert auxv_at + _AUXV_SIZE <= page + PAGE_SIZE
-    auxv = _read_auxv(tracee.pid)
+    assert tid_address + 8 <= page + PAGE_SIZE
     calls: list[tuple[int, Sequence[int]]] = [
         (SYS_MMAP, (page, PAGE_SIZE, 3, _MAP_PRIVATE_ANON_NOREPLACE, -1, 0)),
         (SYS_BRK, (0,)),
@@ -189,8 +187,6 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
     calls += [
         (SYS_RT_SIGACTION, (n, 0, actions + i * _SIGACTION_SIZE, 8)) for i, n in enumerate(signals)
     ]
-    if auxv is None:
-        calls.append((SYS_PRCTL, (PR_GET_AUXV, auxv_at, _AUXV_SIZE)))
     results = tracee.inject_many(calls)
     if results[0] != page:
         error = -results[0] if results[0] < 0 else errno.EEXIST
@@ -200,9 +196,6 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
     for (nr, _), result in zip(calls, results, strict=True):
         if result < 0:
             raise TraceError(f"injected call {nr} of process {tracee.pid}", -result)
-    if auxv is None:
-        at = auxv_at - page
-        auxv = until_null(data[at : at + min(results[-1], _AUXV_SIZE)])
     sigactions = {}
     for i, number in enumerate(signals):
         action = data[i * _SIGACTION_SIZE : (i + 1) * _SIGACTION_SIZE]
@@ -220,7 +213,6 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
         ),
         dumpable=results[2],
         personality=results[3],
-        auxv=auxv,
     )
 
 
@@ -232,19 +224,10 @@ def _itimer(data: bytes) -> tuple[int, int]:
     )
 
 
-def _read_auxv(pid: int) -> bytes | None:
-    try:
-        return _read(pid, "auxv") or None
-    except PermissionError:
-        return None
-
-
-def until_null(auxv: bytes) -> bytes:
-    """PR_GET_AUXV gives all of the kernel's array, /proc/PID/auxv only up to AT_NULL."""
-    for at in range(0, len(auxv), 16):
-        if auxv[at : at + 8] == bytes(8):
-            return auxv[: at + 16]
-    return auxv
+def _read_auxv(pid: int, files: ProcFiles | None) -> bytes:
+    if files is not None and files.auxv >= 0:
+        return os.pread(files.auxv, _AUXV_SIZE, 0)
+    return _read(pid, "auxv")
 
 
 def _first_handler_flags(

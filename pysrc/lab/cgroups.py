@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 from mosix.errors import KernelError, MosixError
+from mosix.node.jobgroup import OWN, mount_own
 
 TOP = "mosix-lab"
 _V1 = ("cpu", "cpuacct", "memory", "pids")
@@ -48,28 +49,39 @@ class Hierarchies(msgspec.Struct, frozen=True):
     v2: Path | None
     #: v2 carries the controllers
     unified: bool
+    #: that of the jobs, which is v1 and has none
+    own: Path | None = None
 
     def roots(self) -> set[Path]:
-        return {*self.v1.values(), *([self.v2] if self.v2 else [])}
+        return {*self.v1.values(), *(root for root in (self.v2, self.own) if root)}
+
+    def joinable(self, root: Path, lab: str, node: str) -> Path:
+        """A v2 cgroup that hands controllers to children may hold no process itself."""
+        group = root / TOP / lab / node
+        return group / "leaf" if self.unified and root == self.v2 else group
 
 
 def hierarchies(mounts: Path = Path("/proc/self/mounts")) -> Hierarchies:
     """KernelError if neither v1 nor v2 offers cpu, memory and pids here."""
     v1: dict[str, Path] = {}
     v2: Path | None = None
+    own: Path | None = None
     for line in mounts.read_text().splitlines():
         _, where, kind, options, *_ = line.split()
         if kind == "cgroup":
-            for controller in set(options.split(",")) & {*_V1, *_V1_WELCOME}:
+            names = set(options.split(","))
+            for controller in names & {*_V1, *_V1_WELCOME}:
                 v1.setdefault(controller, Path(where))
+            if OWN in names and own is None:
+                own = Path(where)
         elif kind == "cgroup2" and v2 is None:
             v2 = Path(where)
     if v1.keys() >= set(_V1):
-        return Hierarchies(v1, v2, unified=False)
+        return Hierarchies(v1, v2, unified=False, own=own)
     if v2 is not None:
         offered = set((v2 / "cgroup.controllers").read_text().split())
         if {"cpu", "memory", "pids"} <= offered:
-            return Hierarchies({}, v2, unified=True)
+            return Hierarchies({}, v2, unified=True, own=own)
     raise KernelError(
         "no cgroups with the controllers cpu, memory and pids are mounted",
         hint="mount -t cgroup2 none /sys/fs/cgroup",
@@ -78,19 +90,17 @@ def hierarchies(mounts: Path = Path("/proc/self/mounts")) -> Hierarchies:
 
 def create(lab: str, node: str, limits: Limits | None = None) -> list[Path]:
     """The cgroups of a node, made with its limits; what `join` takes."""
+    mount_own()
     found = hierarchies()
     joinable: list[Path] = []
     for root in sorted(found.roots()):
         group = root / TOP / lab / node
         group.mkdir(parents=True, exist_ok=True)
-        if found.unified:
-            # A v2 cgroup that hands controllers to children may hold no process itself.
+        if found.unified and root == found.v2:
             for parent in (root, root / TOP, root / TOP / lab):
                 (parent / "cgroup.subtree_control").write_text(_V2_NEEDED)
-            (group / "leaf").mkdir(exist_ok=True)
-            joinable.append(group / "leaf")
-        else:
-            joinable.append(group)
+        joinable.append(found.joinable(root, lab, node))
+        joinable[-1].mkdir(exist_ok=True)
     if limits is not None:
         _limit(found, lab, node, limits)
     return joinable
@@ -125,14 +135,15 @@ def _limit(found: Hierarchies, lab: str, node: str, limits: Limits) -> None:
 def groups(lab: str, node: str) -> list[Path]:
     """What `join` takes, of a node that `create` made."""
     found = hierarchies()
-    leaf = "leaf" if found.unified else "."
-    return [root / TOP / lab / node / leaf for root in sorted(found.roots())]
+    return [found.joinable(root, lab, node) for root in sorted(found.roots())]
 
 
 def join(joinable: list[Path]) -> None:
-    """Move the calling process into a node's cgroups."""
+    """Move the calling process, which has one thread, into a node's cgroups."""
     for group in joinable:
-        (group / "cgroup.procs").write_text("0")
+        # A thread that moves itself (v1) need not wait for an RCU grace period.
+        own = group / "tasks"
+        (own if own.exists() else group / "cgroup.procs").write_text("0")
 
 
 def usage(lab: str, node: str) -> Usage:

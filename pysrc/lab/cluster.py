@@ -16,12 +16,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 from mosix.errors import KernelError, MosixError, PermissionDeniedError, UsageError
-from mosix.lab import cgroups, kernel, network, state
+from mosix.lab import cgroups, kernel, network, state, vm_enter, vm_nodes
+from mosix.lab.kernels import Kernel
 from mosix.lab.rootfs import Files, enter_root
 from mosix.lab.state import Lab, Node, Process
 
@@ -47,6 +49,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     processes: int
     monotonic_ahead_s: int
     boottime_ahead_s: int
+    #: release of a virtual machine's kernel; empty: the host's
+    kernel: str = ""
 
 
 def require_root() -> None:
@@ -55,18 +59,30 @@ def require_root() -> None:
 
 
 def default_mosd() -> list[str]:
-    return [sys.executable, "-m", "mosix.cli.mosd"]
+    # Nodes share a kernel: what each of them loads into it would be paid for by all.
+    return [sys.executable, "-m", "mosix.cli.mosd", "--accounting", "proc"]
 
 
 def up(
-    name: str, nodes: int, limits: cgroups.Limits, mosd: list[str], *, configured: bool = True
+    name: str,
+    nodes: int,
+    limits: cgroups.Limits,
+    mosd: list[str],
+    *,
+    configured: bool = True,
+    kernels: Sequence[str] = (),
 ) -> Lab:
     """Bring lab `name` up; MosixError says why not, and then nothing is left of it.
 
-    `mosd` empty: none is started. Not `configured`: nodes have no /etc/mosix. The caller ends up
-    in the lab's cgroups and should exit soon.
+    `mosd` empty: none is started. Not `configured`: nodes have no /etc/mosix. `kernels`: the nodes
+    are virtual machines with these kernels ("6.1"), in turn. The caller ends up in the lab's
+    cgroups and should exit soon.
     """
     require_root()
+    machines: list[Kernel] = []
+    if kernels:
+        vm_nodes.require_qemu()
+        machines = vm_nodes.kernels_of(list(kernels), nodes)
     if not 1 <= nodes <= state.MAX_NODES:
         raise UsageError(f"a lab has 1 to {state.MAX_NODES} nodes, not {nodes}")
     with state.locked(name) as where:
@@ -78,7 +94,7 @@ def up(
         cgroups.join(cgroups.create(name, "lab"))
         lab.save()
         try:
-            _build(lab, nodes, limits, configured)
+            _build(lab, nodes, limits, configured, machines)
             if mosd:
                 _wait_for_mosds(lab)
         except (MosixError, OSError) as error:
@@ -129,11 +145,7 @@ def order_mosd(lab: Lab, node: Node, order: str, deadline_s: float = 45.0) -> No
     if wanted and not lab.mosd:
         raise MosixError(f"lab {lab.name!r} was brought up without mosd")
     numbers = {"start": signal.SIGUSR1, "stop": signal.SIGHUP, "kill": signal.SIGUSR2}
-    fd = _open_init(node)
-    try:
-        signal.pidfd_send_signal(fd, numbers[order])
-    finally:
-        os.close(fd)
+    _order_init(lab, node, numbers[order])
     if wanted:
         _wait_for_mosd(lab, node, before.starts + 1, time.monotonic() + deadline_s)
         return
@@ -150,11 +162,18 @@ def set_link(lab: Lab, node: Node, plugged: bool) -> None:
     network.set_link(lab.switch.pid, node.name, plugged)
 
 
-def _open_init(node: Node) -> int:
+def _order_init(lab: Lab, node: Node, number: int) -> None:
+    if node.machine is not None:
+        vm_enter.order_init(lab, node, number)
+        return
     try:
-        return node.init.open()
+        fd = node.init.open()
     except ProcessLookupError as error:
         raise MosixError(f"node {node.name} is dead", hint="mosix-lab down, then up") from error
+    try:
+        signal.pidfd_send_signal(fd, number)
+    finally:
+        os.close(fd)
 
 
 def _clean(name: str) -> None:
@@ -182,16 +201,31 @@ def clock_offsets(number: int) -> tuple[int, int]:
     return monotonic, monotonic + 500 * number
 
 
-def _build(lab: Lab, nodes: int, limits: cgroups.Limits, configured: bool) -> None:
+def _build(
+    lab: Lab, nodes: int, limits: cgroups.Limits, configured: bool, machines: list[Kernel]
+) -> None:
     kernel.unshare(kernel.CLONE_NEWNET)
     network.make_switch()
     lab.switch = _hold_switch(lab)
     lab.save()
     ips = tuple(f"10.77.{lab.subnet}.{number}" for number in range(1, nodes + 1))
     secret = secrets.token_hex(16)
+    if machines:
+        vm_nodes.make_control_network(lab)
     go: list[int] = []
     for number, ip in enumerate(ips, 1):
         files = Files(f"n{number}", ips, ip, secret, configured)
+        if machines:
+            machine = vm_nodes.start(
+                lab,
+                files,
+                machines[number - 1],
+                memory_mb=limits.memory_bytes >> 20,
+                environment=_node_environment(),
+            )
+            lab.nodes.append(machine)
+            lab.save()
+            continue
         node, go_fd = _start_node(lab, number, files, limits)
         go.append(go_fd)
         network.connect(node.init.pid, node.name, ip)
@@ -200,6 +234,7 @@ def _build(lab: Lab, nodes: int, limits: cgroups.Limits, configured: bool) -> No
     for fd in go:
         os.write(fd, b"m" if lab.mosd else b"-")
         os.close(fd)
+    vm_nodes.wait(lab)
 
 
 def _hold_switch(lab: Lab) -> Process:
@@ -295,9 +330,9 @@ def _node_environment() -> dict[str, str]:
 
 
 def _wait_for_mosds(lab: Lab) -> None:
-    end = time.monotonic() + _MOSD_DEADLINE_S
     for node in lab.nodes:
-        _wait_for_mosd(lab, node, 1, end)
+        deadline_s = _MOSD_DEADLINE_S if node.machine is None else vm_nodes.READY_S
+        _wait_for_mosd(lab, node, 1, time.monotonic() + deadline_s)
 
 
 def _wait_for_mosd(lab: Lab, node: Node, starts: int, end: float) -> None:
@@ -312,13 +347,15 @@ def _wait_for_mosd(lab: Lab, node: Node, starts: int, end: float) -> None:
             raise MosixError(
                 f"mosd of {node.name} {what}: {lines[-1] if lines else 'it said nothing'}"
             )
-        if mosd.pid and mosd.starts >= starts and _listens(node):
+        if mosd.pid and mosd.starts >= starts and _listens(lab, node):
             return
         time.sleep(_POLL_S)
 
 
-def _listens(node: Node) -> bool:
+def _listens(lab: Lab, node: Node) -> bool:
     """Whether something accepts connections on the node's control socket, seen from outside."""
+    if node.machine is not None:
+        return vm_enter.listens(lab, node, CONTROL)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         try:
             control.connect(f"/proc/{node.init.pid}/root{CONTROL}")
@@ -346,6 +383,7 @@ def _node_status(lab: Lab, node: Node) -> NodeStatus:
         processes=usage.processes,
         monotonic_ahead_s=node.monotonic_s,
         boottime_ahead_s=node.boottime_s,
+        kernel=node.machine.kernel if node.machine else "",
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mosix.errors import MosixError, from_code
-from mosix.lab import cgroups, state
+from mosix.lab import cgroups, state, vm
 
 T = TypeVar("T")
 LAB = [sys.executable, "-m", "mosix.cli.lab"]
@@ -190,10 +190,14 @@ class NodeHandle:
 
     def pids_of(self, process: subprocess.Popen[Any]) -> tuple[int, int]:
         """PIDs of the command behind a `popen` (with mosrun in front: of the job): the host's and
-        the node's. MosixError if it ends before it was seen."""
+        the node's; in a virtual machine the host has none, and both are the machine's. MosixError
+        if it ends before it was seen."""
 
         def look() -> tuple[int, int] | None:
             ended = process.poll() is not None
+            told = state.directory(self.lab) / self.name / "running" / str(process.pid)
+            if self.node.machine is not None and told.exists() and (pid := told.read_text()):
+                return int(pid), int(pid)
             for outer in _children(process.pid):
                 pids = _pids(outer)
                 if len(pids) == 2:
@@ -212,6 +216,11 @@ class NodeHandle:
         """What the node's mosd said."""
         path = state.directory(self.lab) / self.name / "mosd.log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def splats(self) -> list[str]:
+        """What a virtual machine's kernel complained of on its console."""
+        path = state.directory(self.lab) / self.name
+        return vm.Watch(path, self.node.init).splats()
 
 
 class Cluster:

@@ -24,11 +24,11 @@ from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND, MosixError, U
 from mosix.lab import cgroups, kernel
 from mosix.lab.state import Lab, Node
 
-#: signals a caller may send us for the child; not SIGKILL and SIGSTOP, which nobody can hand on
-_HANDED_ON = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 _TERMINAL_STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 #: faults are ours if they happen to us
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+#: signals a caller may send us for the child; not SIGKILL and SIGSTOP, which nobody can hand on
+HANDED_ON = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD} - _FAULTS
 
 
 def run(
@@ -51,51 +51,59 @@ def run(
         kernel.setns(pidfd, kernel.CLONE_NEWPID)
     except ProcessLookupError as error:
         raise MosixError(f"node {node.name} is dead", hint="mosix-lab down, then up") from error
-    here = _cwd()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON - _FAULTS | {signal.SIGCHLD})
+    here = working_directory()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON | {signal.SIGCHLD})
     child = os.fork()
     if child == 0:
         try:
             cgroups.join(cgroups.groups(lab.name, node.name))
             kernel.setns(pidfd, kernel.NODE_NAMESPACES & ~kernel.CLONE_NEWPID)
             os.close(pidfd)
-            environment = _environment()
+            environment = with_own_path(own_environment())
             if user is not None:
-                _become(user, environment)
-            _go_to(directory, here)
-            _exec(command, environment, session, before)
+                become(user, environment)
+            go_to(directory, here)
+            if session:
+                _lead_session()
+            execute(command, environment, before)
         except MosixError as error:
-            _complain(error.line())
+            complain(error.line())
         except OSError as error:
-            _complain(f"cannot enter node {node.name}: {error}")
+            complain(f"cannot enter node {node.name}: {error}")
         finally:
             os._exit(LAUNCH_FAILED)
     os.close(pidfd)
     _stand_in(child)
 
 
-def _cwd() -> str | None:
+def working_directory() -> str | None:
+    """The caller's; None if it was removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
         return None
 
 
-def _complain(line: str) -> None:
+def complain(line: str) -> None:
     os.write(2, f"mosix-lab: {line}\n".encode())
 
 
-def _environment() -> dict[bytes, bytes]:
+def own_environment() -> dict[bytes, bytes]:
     """The environment we were started with: Python may have added LC_CTYPE (PEP 538)."""
     pairs = Path(f"/proc/{os.getpid()}/environ").read_bytes().split(b"\0")
-    environment = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
+    return dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
+
+
+def with_own_path(environment: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """`environment` (changed) with the commands of this package first on its PATH."""
     own = os.fsencode(Path(sys.executable).parent)
     path = environment.get(b"PATH", b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     environment[b"PATH"] = own + b":" + path
     return environment
 
 
-def _become(user: str, environment: dict[bytes, bytes]) -> None:
+def become(user: str, environment: dict[bytes, bytes]) -> None:
+    """Take the identity of `user` (name or number) and tell it in `environment`. UsageError."""
     try:
         entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
     except KeyError as error:
@@ -115,7 +123,8 @@ def _become(user: str, environment: dict[bytes, bytes]) -> None:
     environment[b"HOME"] = os.fsencode(entry.pw_dir)
 
 
-def _go_to(directory: str | None, here: str | None) -> None:
+def go_to(directory: str | None, here: str | None) -> None:
+    """To `directory`; without one to the caller's own, if the node has it, or else to /node."""
     if directory is not None:
         os.chdir(directory)
         return
@@ -125,30 +134,31 @@ def _go_to(directory: str | None, here: str | None) -> None:
         os.chdir("/node")
 
 
-def _exec(
-    command: list[str], environment: dict[bytes, bytes], session: bool, mask: set[int]
-) -> NoReturn:
-    if session:
-        import fcntl  # noqa: PLC0415 - only here, and run starts often
-        import termios  # noqa: PLC0415
+def _lead_session() -> None:
+    import fcntl  # noqa: PLC0415 - only here, and run starts often
+    import termios  # noqa: PLC0415
 
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def execute(command: list[str], environment: dict[bytes, bytes], mask: set[int]) -> NoReturn:
+    """Become `command` with the signal mask `mask`; 127 and 126 as env(1) if that fails."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python's own doing
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         os.execvpe(command[0], command, environment)
     except FileNotFoundError:
-        _complain(f"{command[0]}: not found")
+        complain(f"{command[0]}: not found")
         os._exit(NOT_FOUND)
     except OSError as error:
-        _complain(f"{command[0]}: {error.strerror}")
+        complain(f"{command[0]}: {error.strerror}")
         os._exit(NOT_EXECUTABLE)
 
 
 def _stand_in(child: int) -> NoReturn:
-    waited = _HANDED_ON - _FAULTS | {signal.SIGCHLD}
+    waited = HANDED_ON | {signal.SIGCHLD}
     while True:
         info = signal.sigwaitinfo(waited)
         if info.si_signo == signal.SIGCHLD:
@@ -166,7 +176,7 @@ def _stand_in(child: int) -> NoReturn:
             elif os.WIFEXITED(status):
                 os._exit(os.WEXITSTATUS(status))
             else:
-                _die_by(os.WTERMSIG(status))
+                die_by(os.WTERMSIG(status))
         elif info.si_signo == signal.SIGCONT:
             if _is_stopped(child):
                 os.kill(child, signal.SIGCONT)
@@ -191,7 +201,8 @@ def _stop_as(number: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
 
 
-def _die_by(number: int) -> NoReturn:
+def die_by(number: int) -> NoReturn:
+    """End as something that signal `number` killed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's core is enough
     if number not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(number, signal.SIG_DFL)

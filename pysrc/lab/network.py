@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
 BRIDGE = "br0"
+#: a second one, for the commands of `mosix-lab run` in virtual machines
+CONTROL_BRIDGE = "br1"
 
 
 def _route() -> IPRoute:
@@ -55,6 +57,22 @@ def make_switch() -> None:
         _set_up(route, "lo")
         route.link("add", ifname=BRIDGE, kind="bridge")
         _set_up(route, BRIDGE)
+
+
+def make_control_switch(address: str, prefix: int = 24) -> None:
+    """The bridge of virtual machines' agents, with the host at `address` on it."""
+    with _route() as route:
+        route.link("add", ifname=CONTROL_BRIDGE, kind="bridge")
+        index = route.link_lookup(ifname=CONTROL_BRIDGE)[0]
+        route.addr("add", index=index, address=address, prefixlen=prefix)
+        _set_up(route, CONTROL_BRIDGE)
+
+
+def plug_tap(name: str, bridge: str) -> None:
+    """A tap device that QEMU, in this network namespace, may use as its end of a cable."""
+    with _route() as route:
+        route.link("add", ifname=name, kind="tuntap", mode="tap")
+        _set_up(route, name, master=route.link_lookup(ifname=bridge)[0])
 
 
 def connect(pid: int, name: str, address: str, prefix: int = 24) -> None:

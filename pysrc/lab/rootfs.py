@@ -63,7 +63,7 @@ def enter_root(state: Path, files: Files) -> None:
     kernel.unmount("/.old", MNT_DETACH)
     os.rmdir("/.old")
     kernel.set_hostname(files.hostname)
-    _write(files)
+    write_files(files)
 
 
 def _share(root: Path) -> None:
@@ -108,16 +108,22 @@ def _own_sys(root: Path) -> None:
             mount(where, f"{root}{where}", flags=MS_BIND)
 
 
+def shown_paths() -> set[Path]:
+    """This package and its Python, where a directory of a node's own would hide them."""
+    ours = {Path(mosix.__file__).resolve().parent.parent, Path(sys.prefix)}
+    hiding = tuple(f"{path}/" for path in _HIDING)
+    return {path for path in ours if str(path).startswith(hiding)}
+
+
 def _show_ourselves(root: Path) -> None:
-    """Make this package and its Python visible where a directory of the node's would hide them."""
-    for path in {Path(mosix.__file__).resolve().parent.parent, Path(sys.prefix)}:
-        if str(path).startswith(tuple(f"{hiding}/" for hiding in _HIDING)):
-            target = Path(f"{root}{path}")
-            target.mkdir(parents=True, exist_ok=True)
-            mount(str(path), str(target), flags=MS_BIND | MS_REC)
+    for path in shown_paths():
+        target = Path(f"{root}{path}")
+        target.mkdir(parents=True, exist_ok=True)
+        mount(str(path), str(target), flags=MS_BIND | MS_REC)
 
 
-def _write(files: Files) -> None:
+def write_files(files: Files) -> None:
+    """Make the machine or namespace that we are in the node that `files` says."""
     own = Path("/etc/mosix")
     if own.exists():
         shutil.rmtree(own)  # the host's; gone here only

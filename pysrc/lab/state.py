@@ -59,14 +59,24 @@ class Process(msgspec.Struct, frozen=True):
         return int(fields[19]) == self.started and fields[0] not in "ZX"
 
 
+class Machine(msgspec.Struct, frozen=True):
+    """What a node that is a virtual machine has besides."""
+
+    #: release of its kernel
+    kernel: str
+    #: its address on the network that only commands use
+    control: str
+
+
 class Node(msgspec.Struct, frozen=True):
     number: int
     ip: str
-    #: PID 1 of the node, as the host sees it
+    #: PID 1 of the node, as the host sees it; of a virtual machine: QEMU
     init: Process
     #: seconds that CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of the host's
     monotonic_s: int
     boottime_s: int
+    machine: Machine | None = None
 
     @property
     def name(self) -> str:

@@ -13,7 +13,9 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 UNITS = tuple(
-    name for name in ("tracee", "inject", "pages", "redirect") if (HERE / f"{name}.c").exists()
+    name
+    for name in ("tracee", "inject", "pages", "redirect", "decide", "spin")
+    if (HERE / f"{name}.c").exists()
 )
 
 

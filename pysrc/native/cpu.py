@@ -13,7 +13,7 @@ import re
 import struct
 
 from mosix.errors import KernelError
-from mosix.native._native import ffi
+from mosix.native._native import ffi, lib
 
 _AT_SYSINFO_EHDR = 33
 
@@ -69,3 +69,8 @@ def vdso_digest() -> str:
                 size = int(rest.split()[0], 16) - value
                 return hashlib.sha256(ffi.buffer(ffi.cast("char *", value), size)).hexdigest()
     raise KernelError("the vdso is not among the mappings")
+
+
+def spin_ns(rounds: int) -> int:
+    """CPU time in ns of that many rounds of a fixed chain of dependent instructions."""
+    return int(lib.mx_spin(rounds))

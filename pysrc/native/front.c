@@ -10,7 +10,8 @@
  *
  * Request: a 4-byte length, then msgpack {"t": "launch", "argv": [bin...], "columns": n};
  * standard error rides along.  Answer: a 4-byte length, then msgpack
- * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).
+ * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).  An answer JOIN, which asks
+ * us into the cgroup of the job, may come before the one that tells what to do.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +39,7 @@
 #define MOSIX_PYTHON "python3"
 #endif
 
-enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2 };
+enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, JOIN = 3 };
 
 struct buffer {
 	unsigned char *data;
@@ -244,19 +245,36 @@ static void send_request(int fd, const struct buffer *b)
 	}
 }
 
-static void receive(int fd, void *data, size_t size)
+/* Fills `data`; a descriptor that comes with its first byte goes to *passed. */
+static void receive(int fd, void *data, size_t size, int *passed)
 {
-	size_t got = 0;
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { 0 };
+	struct iovec iov = { data, size };
+	struct msghdr message = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control.space),
+	};
+	ssize_t n;
 
-	while (got < size) {
-		ssize_t n = recv(fd, (char *)data + got, size - got, 0);
+	do {
+		n = recvmsg(fd, &message, MSG_WAITALL | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n > 0 && message.msg_controllen && control.header.cmsg_type == SCM_RIGHTS)
+		memcpy(passed, CMSG_DATA(&control.header), sizeof(int));
+	while (n > 0 && (size_t)n < size) {
+		ssize_t more = recv(fd, (char *)data + n, size - n, MSG_WAITALL);
 
-		if (n < 0 && errno == EINTR)
+		if (more < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
-			fail("mosd closed the connection", n < 0 ? strerror(errno) : "", "see mosd's log");
-		got += n;
+		n = more > 0 ? n + more : more;
 	}
+	if (n <= 0)
+		fail("mosd closed the connection", n < 0 ? strerror(errno) : "", "see mosd's log");
 }
 
 /* Big-endian number of `size` bytes at *at. */
@@ -303,14 +321,48 @@ static void parse_answer(struct answer *a, const unsigned char *at, const unsign
 	a->text = (const char *)at;
 }
 
+static void receive_answer(int fd, struct answer *answer, int *passed)
+{
+	unsigned char *data;
+	uint32_t size;
+
+	receive(fd, &size, sizeof(size), passed);
+	if (!size || size > MAX_ANSWER)
+		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
+	data = malloc(size);
+	if (!data)
+		fail("out of memory", "", "");
+	receive(fd, data, size, passed);
+	parse_answer(answer, data, data + size);
+}
+
+/*
+ * Makes us a member of the cgroup.  A thread that moves itself need not wait for an RCU grace
+ * period as everybody else must who moves a process.  mosd looks whether it has worked, and does it
+ * itself if not.
+ */
+static void join(int fd, int directory)
+{
+	int tasks = openat(directory, "tasks", O_WRONLY | O_CLOEXEC);
+
+	if (tasks >= 0) {
+		ssize_t ignored = write(tasks, "0", 1);
+
+		(void)ignored;
+		close(tasks);
+	}
+	close(directory);
+	if (send(fd, "", 1, MSG_NOSIGNAL) != 1)
+		fail("mosd closed the connection", strerror(errno), "see mosd's log");
+}
+
 int main(int argc, char **argv)
 {
 	const char *run_dir = getenv("MOSIX_RUN_DIR");
 	struct buffer request = { 0 };
 	struct answer answer;
-	unsigned char *data;
 	char path[4096];
-	uint32_t size;
+	int directory = -1;
 	int fd, error;
 	char **program;
 
@@ -326,15 +378,11 @@ int main(int argc, char **argv)
 	build_request(&request, argc, argv);
 	fd = connect_mosd(path, argc, argv);
 	send_request(fd, &request);
-	receive(fd, &size, sizeof(size));
-	if (!size || size > MAX_ANSWER)
-		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
-	data = malloc(size);
-	if (!data)
-		fail("out of memory", "", "");
-	receive(fd, data, size);
-	parse_answer(&answer, data, data + size);
-
+	receive_answer(fd, &answer, &directory);
+	if (answer.what == JOIN) {
+		join(fd, directory);
+		receive_answer(fd, &answer, &directory);
+	}
 	if (answer.what != EXECUTE) {
 		FILE *out = answer.what == TO_STDOUT ? stdout : stderr;
 

@@ -42,6 +42,7 @@
 /* One request moves at most this many bytes of a read or write; longer ones are
  * sums.  Neither side then needs more memory than this for one call. */
 #define CHUNK (4u << 20)
+#define EARLY (32u << 10) /* so much of a reply that is not whole yet is worth a system call */
 #define KEEP_BUFFER (1u << 20)
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
@@ -142,6 +143,7 @@ struct internal {
 	/* reply */
 	char *reply;
 	size_t reply_room, received;
+	size_t written; /* of the variable bytes, those that are in the guest already */
 };
 
 /* ---- waking the thread ---- */
@@ -601,6 +603,7 @@ static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t ou
 	in->sent = 0;
 	in->resent = 0;
 	in->received = 0;
+	in->written = 0;
 	in->to_send = head + in->data_size;
 	return 0;
 }
@@ -1504,14 +1507,33 @@ static int write_back(struct mx_redirect *r, const struct mx_reply *reply)
 			if (error)
 				return error;
 		} else {
-			here[n] = (struct iovec){ (void *)from, size };
-			there[n++] = (struct iovec){ (void *)in->var.address, size };
+			size -= in->written;
+			here[n] = (struct iovec){ (void *)(from + in->written), size };
+			there[n++] = (struct iovec){ (void *)(in->var.address + in->written), size };
 			total += size;
 		}
 	}
 	if (!total)
 		return 0;
 	return process_vm_writev(r->pid, here, n, there, n, 0) == (ssize_t)total ? 0 : -EFAULT;
+}
+
+/* Puts what has come of a long read into the guest while the rest is on its way: a kernel fills the
+ * buffer of a read little by little too.  What fails here fails again in write_back(). */
+static void write_early(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	const struct mx_reply *reply = (const struct mx_reply *)in->reply;
+	size_t begin, size;
+
+	if (in->purpose != FOR_GUEST || !in->has_var || in->var.parts || reply->result <= 0 || reply->flags)
+		return;
+	begin = sizeof(*reply) + in->var.offset - in->out_offset + in->written;
+	if (in->received < begin + EARLY)
+		return;
+	size = in->received - begin;
+	if (!poke(r, in->var.address + in->written, in->reply + begin, size))
+		in->written += size;
 }
 
 static int hold(struct mx_redirect *r, enum held why, int event)
@@ -1828,8 +1850,10 @@ static int call_agent(struct mx_redirect *r)
 	if (reply->id != in->request->id || in->received > wanted ||
 	    reply->size != expected_size(in->request, reply->result))
 		return broken(r, EPROTO);
-	if (in->received < wanted)
+	if (in->received < wanted) {
+		write_early(r);
 		return 0;
+	}
 	if (failpoint(MX_FP_REPLY, r->call_fd))
 		return cut(r, ECONNRESET);
 	return take_reply(r);

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import operator
 import os
 import re
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -69,6 +71,11 @@ class TraceError(CannotMoveError):
     def __init__(self, what: str, number: int, hint: str = "") -> None:
         super().__init__(f"{what}: {os.strerror(number).lower()}", hint)
         self.errno = number
+
+
+class StillAsleepError(TraceError):
+    """It did not stop in time: it sleeps in the kernel where nothing wakes it (a dead file server,
+    a frozen cgroup). It stops when it wakes up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +201,8 @@ class Tracee:
         #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
         self.sleep: SleepEvidence | None = None
         self._site: Any = None
+        #: an interrupt whose stop is still to come: a second one would stop it once more
+        self._asked = False
 
     @classmethod
     def seize(cls, pid: int, options: int = 0) -> Tracee:
@@ -232,9 +241,11 @@ class Tracee:
         """Ask for a PTRACE_EVENT_STOP; it is met by `wait`."""
         self._ptrace(PTRACE_INTERRUPT)
 
-    def wait(self, block: bool = True) -> Stop | None:
+    def wait(self, block: bool = True, deadline: float = math.inf) -> Stop | None:
         """The stop or end it is in; None if it runs and `block` is false. Looking again at a
-        stop gives the same stop until the process is resumed."""
+        stop gives the same stop until the process is resumed.
+
+        StillAsleepError: a signal came behind `deadline` (time.monotonic)."""
         if self.end is not None:
             return self.end
         code, status = ffi.new("int *"), ffi.new("int *")
@@ -242,12 +253,20 @@ class Tracee:
             result = lib.mx_wait(self.pid, block, code, status)
             if result != -errno.EINTR:
                 break
+            if time.monotonic() >= deadline:
+                self._asked = True
+                raise StillAsleepError(
+                    f"process {self.pid} does not stop",
+                    errno.EBUSY,
+                    "it waits in the kernel for something that cannot be interrupted",
+                )
         if result < 0:
             self.end = Stop("killed", signal.SIGKILL, 0, 0)
             raise TraceError(f"process {self.pid} is no longer traced", -result)
         if result == 0:
             return None
         stop = _decode_stop(code[0], status[0])
+        self._asked = False
         if stop.ended:
             self.end = stop
             self.current = None
@@ -255,9 +274,11 @@ class Tracee:
             self.current = stop
         return stop
 
-    def stop(self, on_signal: OnSignal | None = None) -> Stop:
+    def stop(self, on_signal: OnSignal | None = None, patience_s: float | None = None) -> Stop:
         """Make it stand still in a PTRACE_EVENT_STOP (or tell its end).
 
+        With `patience_s` it is waited for no longer: StillAsleepError, and the stop comes later.
+        Only the main thread can have patience, since an alarm ends it.
         Signals met on the way are passed on, or `on_signal` says what is delivered instead
         (0: nothing). Other events met on the way (exec, fork) are passed."""
         stop = self.current
@@ -265,13 +286,20 @@ class Tracee:
             return stop
         asleep = _schedule(self.pid) if stop is None else None
         try:
-            self.interrupt()
+            if not self._asked:
+                self.interrupt()
         except TraceError as error:
             if error.errno != errno.ESRCH:
                 raise
             # Killed: the end comes, if it is not there already.
+        with _alarm(patience_s) as deadline:
+            return self._wait_for_quiet(on_signal, asleep, deadline)
+
+    def _wait_for_quiet(
+        self, on_signal: OnSignal | None, asleep: tuple[bytes, bytes] | None, deadline: float
+    ) -> Stop:
         while True:
-            stop = self.wait()
+            stop = self.wait(deadline=deadline)
             assert stop is not None
             if stop.ended or stop.quiet:
                 self.sleep = (
@@ -527,6 +555,22 @@ class Tracee:
             raise TraceError(f"vdso of process {self.pid} cannot be used", -error)
         self._site = site
         return site
+
+
+@contextlib.contextmanager
+def _alarm(patience_s: float | None) -> Iterator[float]:
+    """Signals, from `patience_s` on, end blocking calls with EINTR: yields that moment."""
+    if patience_s is None:
+        yield math.inf
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    # Again and again: the first may come just before the call that it is to end.
+    signal.setitimer(signal.ITIMER_REAL, patience_s, patience_s)
+    try:
+        yield time.monotonic() + patience_s
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _decode_stop(code: int, status: int) -> Stop:

@@ -1,7 +1,8 @@
 """The control socket: requests of mosrun, migrate, mosctl and mosps.
 
 Anybody may connect; who it is says the kernel, and what he may do is decided by the functions
-that `Handlers` holds. A connection carries one request and one answer. Whatever a client sends
+that `Handlers` holds. A connection carries one request and one answer; a launch may be asked to
+join its job's cgroup in between. Whatever a client sends
 or leaves out costs it its connection and never more.
 """
 
@@ -21,6 +22,7 @@ import msgspec
 from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError
 from mosix.node.peers import Complaints
 from mosix.node.requests import (
+    JOIN,
     MAX_ANSWER,
     MAX_REQUEST,
     TO_STDERR,
@@ -45,11 +47,44 @@ _MAX_FDS = 4
 _ACCEPT_PAUSE_S = 0.2
 
 
+class Client:
+    """Who waits for the answer to its request, and may be gone before."""
+
+    def __init__(self, sock: socket.socket, stderr: int) -> None:
+        self._sock = sock
+        #: mosrun's, which stays the server's; -1: none
+        self.stderr = stderr
+        self._joined: asyncio.Future[None] | None = None
+
+    async def until_gone(self) -> None:
+        """Returns when it has closed or says what nobody has asked for."""
+        while True:
+            await _readable(self._sock)
+            joined = self._joined
+            try:
+                said = self._sock.recv(1)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            if not said or joined is None or joined.done():
+                return
+            joined.set_result(None)
+
+    async def join(self, directory: int) -> None:
+        """Has it try to join the cgroup that `directory` is open on. OSError when it is gone; who
+        waits here is cancelled with the request when it goes."""
+        self._joined = asyncio.get_running_loop().create_future()
+        order = frame(encode(LaunchAnswer(JOIN, 0)), MAX_ANSWER)
+        socket.send_fds(self._sock, [order], [directory], socket.MSG_NOSIGNAL)
+        await self._joined
+
+
 @dataclass(frozen=True)
 class Handlers:
-    """What mosd does. `launch` gets the stderr of mosrun (-1: none), which stays the server's."""
+    """What mosd does."""
 
-    launch: Callable[[Caller, Launch, int], Awaitable[LaunchAnswer]]
+    launch: Callable[[Caller, Launch, Client], Awaitable[LaunchAnswer]]
     request: Callable[[Caller, Request], Awaitable[Answer]]
 
 
@@ -105,7 +140,8 @@ class ControlServer:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 request: Request = decode(await _receive(sock, fds), Request)
-            answer = await self._unless_gone(sock, self._answer(caller, request, fds))
+            client = Client(sock, fds[0] if fds else -1)
+            answer = await _unless_gone(client, self._answer(caller, request, client))
             if answer is not None:
                 data = frame(encode(answer), MAX_ANSWER)
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -125,11 +161,11 @@ class ControlServer:
                 os.close(fd)
 
     async def _answer(
-        self, caller: Caller, request: Request, fds: list[int]
+        self, caller: Caller, request: Request, client: Client
     ) -> Answer | LaunchAnswer:
         if isinstance(request, Launch):
             try:
-                return await self._handlers.launch(caller, request, fds[0] if fds else -1)
+                return await self._handlers.launch(caller, request, client)
             except MosixError as error:
                 return LaunchAnswer(TO_STDERR, LAUNCH_FAILED, 0, f"mosrun: {error.line()}\n")
         try:
@@ -140,22 +176,6 @@ class ControlServer:
         except MosixError as error:
             return Failure(code=error.code, message=error.message, hint=error.hint)
 
-    async def _unless_gone(
-        self, sock: socket.socket, work: Awaitable[msgspec.Struct]
-    ) -> msgspec.Struct | None:
-        """The result of `work`, or None, and `work` cancelled, when the client closes first."""
-        working = asyncio.ensure_future(work)
-        watching = asyncio.create_task(_until_closed(sock))
-        try:
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
-            return None
-        finally:
-            for task in (working, watching):
-                task.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
-
     async def close(self) -> None:
         """No new connections; those under way are cut."""
         if self._listener is not None:
@@ -164,6 +184,21 @@ class ControlServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _unless_gone(client: Client, work: Awaitable[msgspec.Struct]) -> msgspec.Struct | None:
+    """The result of `work`, or None, and `work` cancelled, when the client goes first."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(client.until_gone())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        return None
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _receive(sock: socket.socket, fds: list[int]) -> bytes:
@@ -197,8 +232,3 @@ async def _readable(sock: socket.socket) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(sock.fileno())
-
-
-async def _until_closed(sock: socket.socket) -> None:
-    """A client has nothing more to say: whatever becomes readable ends its request."""
-    await _readable(sock)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mosix import failpoints
 from mosix.errors import (
@@ -29,9 +29,11 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
+from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
+from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
@@ -60,6 +62,10 @@ _SWEEP_PAUSE_S = 1.0
 #: A guest of which nobody has heard ends so much later than home's grace (mosix.remote.main).
 _LEASE_S = 10.0
 _DROP_PAUSE_S = 1.0
+#: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
+_NOT_AWAY = ("home", "moving")
+#: For a stderr that is full.
+_TELL_S = 5
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,45 @@ class LaunchOptions:
     node: str | None = None
     fallback: bool = False
     lock: bool = False
+
+
+class Client(Protocol):
+    """The mosrun that waits for its launch (`mosix.node.control.Client`)."""
+
+    #: -1: it has none
+    stderr: int
+
+    async def join(self, directory: int) -> None: ...
+
+
+class LastWords:
+    """What a job's user is told on its stderr when the deputy, who would, has died."""
+
+    def __init__(self, stderr: int, who: Credentials) -> None:
+        self._fd = os.dup(stderr)
+        self._who = who
+
+    async def say(self, line: str) -> None:
+        """Written by a process of the user: the descriptor is his, and may be anything."""
+        command = ("timeout", str(_TELL_S), "printf", "%s\\n", f"mosix: {line}")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=self._fd,
+                stderr=asyncio.subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # else a terminal might stop it
+                user=self._who.uids[0],
+                group=self._who.gids[0],
+                extra_groups=self._who.groups,
+            )
+            await process.wait()
+        except OSError as error:
+            _log.warning("cannot tell uid %d: %s", self._who.uids[0], error)
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class DeputyLink(WorkerLink):
@@ -83,16 +128,19 @@ class DeputyLink(WorkerLink):
         features: NodeFeatures,
         job: Job,
         registry: Registry,
+        *,
+        last_words: LastWords,
         forsake: Callable[[DeputyLink, int, str, Token], None],
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
         self.job = job
+        self.last_words = last_words
         self._registry = registry
         self._requests = itertools.count(1)
         self._moves: dict[int, asyncio.Future[Moved]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: by PID: where the last two guests of each process were made
+        #: by PID of those that have not ended: where their last two guests were made
         self._guests: dict[int, list[tuple[str, Token]]] = {}
 
     async def run(self) -> None:
@@ -116,6 +164,8 @@ class DeputyLink(WorkerLink):
             case Forsaken():
                 self._forsake(self, message.pid, message.ip, message.token)
             case ProcessState():
+                if message.ended:
+                    self._guests.pop(message.pid, None)
                 self._registry.update(self.job, message)
             case Dial():
                 identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
@@ -128,8 +178,8 @@ class DeputyLink(WorkerLink):
 
     def forsake_guests(self) -> None:
         """The deputy died: its guests are told, which would wait for it for a while."""
-        for pid in self.job.processes:
-            for ip, token in self._guests.get(pid, []):
+        for pid, guests in self._guests.items():
+            for ip, token in guests:
                 self._forsake(self, pid, ip, token)
 
     async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
@@ -146,6 +196,7 @@ class DeputyLink(WorkerLink):
 
     async def _order(self, request: int, order: Move | ComeHome) -> asyncio.Future[Moved]:
         future: asyncio.Future[Moved] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self.started)
         if self.gone.is_set():
             raise NoSuchProcessError("the job has ended")
         self._moves[request] = future
@@ -181,8 +232,9 @@ class Launcher:
         features: NodeFeatures,
         *,
         own_ip: str,
-        records: Path,
-        grace_s: float,
+        directory: Path,
+        adoption: Path,
+        grace_s: int,
     ) -> None:
         self._spawner = spawner
         self._dialer = dialer
@@ -190,40 +242,49 @@ class Launcher:
         self._features = features
         self.membership = Membership.detect()
         self._own_ip = own_ip
-        self._records = records
+        self._records = directory
+        self._adoption = str(adoption)
         self._grace_s = grace_s
+        #: of a mosd that died: jobs by their deputies, which have not come back yet
+        self._expected: dict[Identity, JobRecord] = {}
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def launch(self, caller: Caller, options: LaunchOptions, stderr: int) -> DeputyLink:
+    async def launch(self, caller: Caller, options: LaunchOptions, client: Client) -> DeputyLink:
         """A job whose first process is `caller`, ready for its exec. The caller must wait for
-        the answer: that keeps its PID true. `stderr` < 0: it has none."""
+        the answer: that keeps its PID true."""
         mine = sum(job.uid == caller.uid for job in self._registry.jobs.values())
         if caller.uid and mine >= MAX_JOBS_PER_USER:
             raise RefusedError(f"uid {caller.uid} has {mine} jobs already", "wait for some to end")
         pidfd, who = _identify(caller)
         try:
-            return await self._launch(caller, who, options, pidfd, stderr)
+            return await self._launch(caller, who, options, pidfd, client)
         finally:
             os.close(pidfd)
 
     async def _launch(
-        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, stderr: int
+        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, client: Client
     ) -> DeputyLink:
+        stderr = client.stderr
         job_id = secrets.token_hex(8)
-        group = JobGroup.create(self.membership, job_id, caller.pid)
+        group = JobGroup.create(self.membership, job_id, caller.pid, caller.uid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
         link: DeputyLink | None = None
+        joining: asyncio.Task[bool] | None = None
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
         try:
             self._record(job)
+            joining = asyncio.create_task(self._has_joined(job, client))
             failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
-            link = self._adopt(worker, job)
-            group.add(caller.pid)
+            link = self._adopt(worker, job, LastWords(null if stderr < 0 else stderr, who))
+            self._record(job, Identity.of(worker.pid))
+            if not await joining:
+                await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
                 job=job_id,
                 pid=caller.pid,
@@ -236,16 +297,12 @@ class Launcher:
                 home=self._own_ip,
                 features=self._features,
                 grace_s=self._grace_s,
+                adoption=self._adoption,
             )
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await link.send(message, [pidfd, null if stderr < 0 else stderr])
-                    await asyncio.shield(link.started)
-                    failpoints.hit("mosd.launched")
-            finally:
-                if null >= 0:
-                    os.close(null)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await link.send(message, [pidfd, null if stderr < 0 else stderr])
+                await asyncio.shield(link.started)
+                failpoints.hit("mosd.launched")
         except BaseException as error:
             if link is None:
                 self._discard(job)
@@ -254,10 +311,35 @@ class Launcher:
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
+        finally:
+            if joining is not None:
+                joining.cancel()
+                await asyncio.gather(joining, return_exceptions=True)
+            if null >= 0:
+                os.close(null)
         return link
 
-    def _adopt(self, worker: Worker, job: Job) -> DeputyLink:
-        link = DeputyLink(worker, self._dialer, self._features, job, self._registry, self._forsake)
+    async def _has_joined(self, job: Job, client: Client) -> bool:
+        """Whether the launching process has made itself a member, where it can."""
+        if not job.group.membership.own:
+            return False
+        directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            await client.join(directory)
+        finally:
+            os.close(directory)
+        return job.group.holds(job.pid)
+
+    def _adopt(self, worker: Worker, job: Job, last_words: LastWords) -> DeputyLink:
+        link = DeputyLink(
+            worker,
+            self._dialer,
+            self._features,
+            job,
+            self._registry,
+            last_words=last_words,
+            forsake=self._forsake,
+        )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
         task = asyncio.create_task(self._live(link))
@@ -270,15 +352,20 @@ class Launcher:
             await link.run()
             link.forsake_guests()
             left = link.job.group.pids()
-            if left:
+            lost = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            if left or lost:
                 _log.error(
                     "the deputy of job %s (process %d) died: %d processes at home go on, "
                     "what was away is lost",
                     link.job.id,
                     link.job.pid,
-                    len(left),
+                    len(set(left).difference(lost)),
                 )
+            if lost:
+                whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
+                await link.last_words.say(f"{whose} ended: the job's deputy died")
         finally:
+            link.last_words.close()
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)
             self._discard(link.job)
@@ -305,12 +392,41 @@ class Launcher:
 
     # ---- cgroups that outlive their job's deputy, or mosd ----
 
-    def _record(self, job: Job) -> None:
-        (self._records / job.id).write_text(f"{job.group.path}\n")
+    def _record(self, job: Job, deputy: Identity | None = None) -> None:
+        record = JobRecord(
+            id=job.id,
+            pid=job.pid,
+            uid=job.uid,
+            gid=job.gid,
+            group=str(job.group.path),
+            locked=job.locked,
+            started=job.started,
+            deputy=deputy,
+        )
+        records.write(self._records, job.id, record)
+
+    def take_back(self, worker: Worker, fds: list[int]) -> bool:
+        """A deputy of a mosd that died has come back, if it is one. `fds`: the job's stderr."""
+        identity = Identity.of(worker.pid)
+        record = self._expected.get(identity) if identity else None
+        if record is None or identity is None or len(fds) != 1:
+            return False
+        try:
+            last_words = LastWords(fds[0], credentials_of(worker.pid))
+        except OSError:
+            return False
+        os.close(fds[0])
+        del self._expected[identity]
+        self._leftovers.pop(record.id, None)
+        group = JobGroup(Path(record.group), self.membership)
+        job = Job(record.id, record.pid, record.uid, record.gid, group, record.locked)
+        job.started = record.started
+        self._adopt(worker, job, last_words).started.set_result(None)
+        return True
 
     def _discard(self, job: Job) -> None:
         if job.group.remove():
-            (self._records / job.id).unlink(missing_ok=True)
+            records.remove(self._records, job.id)
             return
         self._leftovers[job.id] = job.group
         if self._sweeping is None or self._sweeping.done():
@@ -329,18 +445,25 @@ class Launcher:
         for job_id, group in list(self._leftovers.items()):
             if group.remove():
                 del self._leftovers[job_id]
-                (self._records / job_id).unlink(missing_ok=True)
+                records.remove(self._records, job_id)
 
     def recover(self) -> None:
-        """At start: what a former mosd left behind, removed when it is empty."""
-        for record in self._records.iterdir():
-            path = Path(record.read_text().strip())
+        """At start: what a former mosd left behind. Its deputies come back; a job without one is
+        removed when it is empty."""
+        for record in records.read_all(self._records, JobRecord):
+            path = Path(record.group)
             if not path.name.startswith("mosix-job-") or not path.is_dir():
-                record.unlink()
+                records.remove(self._records, record.id)
                 continue
-            self._leftovers[record.name] = JobGroup(path, self.membership)
+            self._leftovers[record.id] = JobGroup(path, self.membership)
+            if record.deputy is not None and record.deputy.alive():
+                self._expected[record.deputy] = record
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
+
+    def workers(self) -> list[int]:
+        """PIDs of the deputies."""
+        return [link.worker.pid for link in self.deputies.values()]
 
     async def all_home(self) -> None:
         """Orders every process home and waits until all are; errors are logged."""

@@ -1,15 +1,19 @@
 """The cgroup that holds a job at home: membership only, no limits.
 
-It is made inside the cgroup of the process that called mosrun, so that the job stays under
-whatever limits and session it was started in, and only in one hierarchy: cgroup v2, else v1
-`pids` or `freezer` (`mosix.remote.cgroup` knows where they are). mosd makes and removes it
-(root); the deputy and mosd read it.
+It lies in a hierarchy of our own (v1, named, without controllers), where the process that called
+mosrun joins by itself: a thread that moves itself costs microseconds, while the kernel lets an RCU
+grace period pass (5 to 20 ms) before anybody moves another process. Where that cannot be mounted,
+in another one: cgroup v2, else v1 `pids` or `freezer` (`mosix.remote.cgroup` knows where they are),
+inside the cgroup of the process that called mosrun, so that the job stays under whatever limits and
+session it was started in. mosd makes and removes it (root); the deputy and mosd read it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +21,9 @@ from mosix.errors import KernelError
 from mosix.remote.cgroup import Mount, processes
 
 PREFIX = "mosix-job-"
+#: Our own hierarchy, as mount(8) and /proc/PID/cgroup call it, and where it is mounted.
+OWN = "name=mosix"
+OWN_MOUNT = Path("/run/mosix/cgroup")
 _NAME = re.compile(rf"{PREFIX}([0-9a-f]{{16}})")
 
 
@@ -31,12 +38,17 @@ class Membership:
         """The one to use here. KernelError when no cgroup is mounted."""
         text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
         mounts = Mount.parse(text)
-        for name in ("", "pids", "freezer"):
+        for name in (OWN, "", "pids", "freezer"):
             for mount in mounts:
                 if name in mount.names:
                     # A hierarchy mounted with others is still known by this one.
                     return cls(replace(mount, names=frozenset({name})))
         raise KernelError("no cgroup hierarchy is mounted", "mount cgroup2 on /sys/fs/cgroup")
+
+    @property
+    def own(self) -> bool:
+        """Nothing but jobs is in it, and processes may join by themselves."""
+        return OWN in self.mount.names
 
     def group_of(self, pid: int) -> Path:
         """Directory of the cgroup of `pid`. OSError when there is no such process."""
@@ -60,6 +72,21 @@ class Membership:
         return names[-1] if names else None
 
 
+def mount_own(where: Path = OWN_MOUNT) -> None:
+    """Mounts our own hierarchy, unless it is already or the kernel or our rights do not allow it.
+    It is one for the whole machine and stays mounted, like all cgroups."""
+    options = f"none,{OWN},nosuid,nodev,noexec"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if not where.is_mount():
+            where.mkdir(mode=0o755, parents=True, exist_ok=True)
+            subprocess.run(
+                ["mount", "-t", "cgroup", "-o", options, "mosix", str(where)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+            )
+
+
 @dataclass(frozen=True)
 class JobGroup:
     """One job's cgroup."""
@@ -68,11 +95,14 @@ class JobGroup:
     membership: Membership
 
     @classmethod
-    def create(cls, membership: Membership, job: str, beside: int) -> JobGroup:
-        """Made inside the cgroup of process `beside`, which is not moved yet. KernelError."""
+    def create(cls, membership: Membership, job: str, beside: int, uid: int) -> JobGroup:
+        """Made inside the cgroup of process `beside`, which is not moved yet. In our own
+        hierarchy `uid` may put processes of his into it. KernelError."""
         try:
             path = membership.group_of(beside) / f"{PREFIX}{job}"
             path.mkdir(mode=0o755)
+            if membership.own:
+                os.chown(path / "tasks", uid, -1)
         except OSError as error:
             raise KernelError(f"no cgroup for the job: {error}") from error
         return cls(path, membership)

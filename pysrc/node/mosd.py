@@ -20,10 +20,14 @@ from typing import Any
 
 from mosix.config import NodeConfig, load_secret
 from mosix.errors import ConfigError, KernelError, MosixError
+from mosix.node.accounting import Accounting, Choice
+from mosix.node.adoption import Adoption
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
 from mosix.node.guests import Host
+from mosix.node.jobgroup import mount_own
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import Complaints, Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
@@ -36,7 +40,7 @@ _log = logging.getLogger("mosd")
 STOP_S = 30.0
 #: For how long jobs and guests wait for a lost connection to be made again, seconds, unless
 #: `mosd --grace` says otherwise.
-GRACE_S = 60.0
+GRACE_S = 60
 
 
 class Mosd:
@@ -50,7 +54,8 @@ class Mosd:
         ready: Callable[[], None] = lambda: None,
         *,
         stop_s: float = STOP_S,
-        grace_s: float = GRACE_S,
+        grace_s: int = GRACE_S,
+        accounting: Choice = "auto",
     ) -> None:
         self._config = config
         self._programs = programs
@@ -58,6 +63,7 @@ class Mosd:
         self._ready = ready
         self._stop_s = stop_s
         self._grace_s = grace_s
+        self._accounting = accounting
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -76,6 +82,7 @@ class Mosd:
             stack.callback(spawner.stop)
             secret = load_secret(paths)
             features = probe()
+            mount_own()
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)
@@ -85,7 +92,8 @@ class Mosd:
                 registry,
                 features,
                 own_ip=self._config.ip,
-                records=paths.jobs,
+                directory=paths.jobs,
+                adoption=paths.workers,
                 grace_s=self._grace_s,
             )
             host = Host(
@@ -94,8 +102,17 @@ class Mosd:
                 registry,
                 features,
                 own_ip=self._config.ip,
+                directory=paths.guests,
+                adoption=paths.workers,
+                max_guests=self._config.max_guests,
                 complaints=complaints,
             )
+            meter = NodeMeter(
+                self._config,
+                host.own_group,
+                lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
+            )
+            accounting = Accounting(registry.at_home, self._accounting)
             services = Services(
                 Names(self._config),
                 launcher,
@@ -105,6 +122,8 @@ class Mosd:
                 features=features,
                 complaints=complaints,
                 parse_launch=self._parse_launch,
+                meter=meter,
+                accounting=accounting,
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
@@ -120,8 +139,12 @@ class Mosd:
                 ) from error
             launcher.recover()
             host.recover()
+            adoption = Adoption(paths.workers, (launcher.take_back, host.take_back))
+            adoption.listen()
             control.listen()
+            self._start(adoption.serve())
             self._start(spawner.keep_running(), control.serve(), peers.serve())
+            self._start(meter.run(), accounting.run())
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,
@@ -136,6 +159,7 @@ class Mosd:
             notify("STOPPING=1")
             await self._stop(services, launcher, host)
             await control.close()
+            await adoption.close()
             await peers.close()
             await host.close()
             await launcher.close()
@@ -198,7 +222,8 @@ def _locked_run_dir(config: NodeConfig) -> Iterator[None]:
     paths = config.paths
     try:
         paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        paths.jobs.mkdir(mode=0o700, exist_ok=True)
+        for directory in (paths.jobs, paths.guests):
+            directory.mkdir(mode=0o700, exist_ok=True)
         status = paths.run_dir.stat()
         if status.st_uid != 0 or status.st_mode & 0o022:
             raise ConfigError(

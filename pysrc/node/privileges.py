@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import resource
 from collections.abc import Sequence
@@ -107,13 +108,24 @@ def become(uid: int, gid: int, groups: Sequence[int], keep: Capabilities) -> Non
     _capset(keep if uid == 0 else Capabilities())
 
 
-def _drop_bounding(keep: int) -> None:
+@functools.cache
+def own_bounding() -> int:
+    """This process's bounding set as a mask; asked for once, before the first fork."""
+    mask = 0
     for capability in range(64):
         present = _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0)
         if present < 0:  # EINVAL: behind the kernel's last one
             break
-        if present and not keep >> capability & 1:
-            _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+        mask |= present << capability
+    return mask
+
+
+def _drop_bounding(keep: int) -> None:
+    drop = own_bounding() & ~keep
+    while drop:
+        capability = drop.bit_length() - 1
+        _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+        drop ^= 1 << capability
 
 
 def _capset(sets: Capabilities) -> None:

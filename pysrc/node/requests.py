@@ -1,7 +1,8 @@
 """What commands and mosd say to each other on the control socket (msgpack in frames).
 
-One request per connection, one answer. mosrun's front is C and decodes `LaunchAnswer` by hand:
-it is an array and must stay so. Used by `control.py`, `client.py` and native/front.c.
+One request per connection, one answer; before that of a launch may come JOIN. mosrun's front is C
+and decodes `LaunchAnswer` by hand: it is an array and must stay so. Used by `control.py`,
+`client.py` and native/front.c.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+from mosix.wire.messages import NodeLoad
 
 #: Largest request and answer, bytes.
 MAX_REQUEST = 256 << 10
@@ -69,11 +71,13 @@ Request = Launch | Migrate | Whois | Status | LocalStatus | Processes | Failpoin
 EXECUTE = 0
 TO_STDOUT = 1
 TO_STDERR = 2
+JOIN = 3
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """`what` EXECUTE: execute argv[number], `deputy` may trace it. Else print `text` to where
-    `what` says and exit with `number`."""
+    """`what` EXECUTE: execute argv[number], `deputy` may trace it. TO_STDOUT, TO_STDERR: print
+    `text` there and exit with `number`. JOIN: try to join the cgroup whose directory rides along,
+    say so with one byte and wait for the next answer."""
 
     what: int
     number: int
@@ -101,7 +105,8 @@ class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
-    """`counters`: connections refused, malformed requests and the like; only of this node."""
+    """`counters`: connections refused, malformed requests and the like; only of this node.
+    `load`: None in mosd's first second."""
 
     ip: str
     number: int | None
@@ -113,6 +118,7 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     jobs: int
     guests: int
     counters: dict[str, int] = {}
+    load: NodeLoad | None = None
 
 
 class NodeDetails(_Tagged, frozen=True, kw_only=True, tag="localstatus"):

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import (
@@ -30,8 +31,10 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
-from mosix.node.deputies import DeputyLink, Launcher, LaunchOptions, check_moved
+from mosix.node.accounting import Accounting
+from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.guests import Host
+from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
@@ -60,6 +63,7 @@ from mosix.node.rights import Caller, check_owner
 from mosix.wire.channel import Frames
 from mosix.wire.messages import (
     NodeFeatures,
+    NodeLoad,
     PeerAccept,
     PeerHello,
     PeerMove,
@@ -149,6 +153,8 @@ class Services:
         features: NodeFeatures,
         complaints: Complaints,
         parse_launch: ParseLaunch,
+        meter: NodeMeter,
+        accounting: Accounting,
     ) -> None:
         self._names = names
         self._launcher = launcher
@@ -158,12 +164,14 @@ class Services:
         self._features = features
         self._complaints = complaints
         self._parse_launch = parse_launch
+        self._meter = meter
+        self._accounting = accounting
         self._since = time.time()
         self.stopping = False
 
     # ---- mosrun ----
 
-    async def launch(self, caller: Caller, request: Launch, stderr: int) -> LaunchAnswer:
+    async def launch(self, caller: Caller, request: Launch, client: Client) -> LaunchAnswer:
         """Parses mosrun's options and makes the job."""
         parsed = self._parse_launch(request.argv, min(max(request.columns, 40), 200))
         if parsed.text is not None:
@@ -173,7 +181,7 @@ class Services:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
         options = LaunchOptions(node, parsed.fallback, parsed.lock)
-        link = await self._launcher.launch(caller, options, stderr)
+        link = await self._launcher.launch(caller, options, client)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
     async def _start_node(self, parsed: ParsedLaunch) -> str | None:
@@ -323,6 +331,7 @@ class Services:
             jobs=status.jobs,
             guests=status.guests,
             counters=counters,
+            load=status.load,
         )
 
     def peer_status(self) -> PeerStatus:
@@ -332,7 +341,12 @@ class Services:
             jobs=len(self._registry.jobs),
             memory_free=self._host.memory_free(),
             version=metadata.version("mosix"),
+            load=self._load(),
         )
+
+    def _load(self) -> NodeLoad | None:
+        load = self._meter.load
+        return load and msgspec.structs.replace(load, accounting=self._accounting.how[:2000])
 
     def _processes(self, request: Processes) -> ProcessList:
         rows = [
@@ -365,8 +379,20 @@ class Services:
             why=process.why,
             job=job.id,
             command=_command(process.pid),
-            stats=process.stats,
+            stats={**process.stats, **self._use(process.pid)},
         )
+
+    def _use(self, pid: int) -> dict[str, int]:
+        """What a process at home does, per second."""
+        use = self._accounting.uses.get(pid)
+        if use is None:
+            return {}
+        return {
+            "cpu_ms_per_s": round(1000 * use.cpu),
+            "calls_per_s": round(use.calls),
+            "read_per_s": round(use.read_bytes),
+            "written_per_s": round(use.written_bytes),
+        }
 
     def _guest_row(self, guest: Guest) -> ProcessRow:
         return ProcessRow(

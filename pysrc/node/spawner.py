@@ -18,12 +18,11 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 from mosix import failpoints
-from mosix.node.privileges import Capabilities, become, lift_limits
+from mosix.node.privileges import Capabilities, become, lift_limits, own_bounding
 from mosix.wire.messages import decode, encode
 
 Run = Callable[[socket.socket], None]
@@ -79,8 +78,10 @@ class _Worker:
         fd = self._sock.fileno()
         os.closerange(3, fd)
         os.closerange(fd + 1, 1 << 20)
-        _default_signals()
-        Path("/proc/self/oom_score_adj").write_text("0")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(score, b"0")
+        os.close(score)
         if order.kind == "remote":
             lift_limits()
         # The kernel makes the process undumpable here: its own user cannot trace it or read
@@ -90,11 +91,11 @@ class _Worker:
 
 
 def _default_signals() -> None:
+    """All but SIGINT, whose default would end the spawner with mosd's terminal."""
     # SIGPIPE stays ignored, as Python's socket code expects.
-    fixed = {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
+    fixed = {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGINT}
     for number in signal.valid_signals() - fixed:
-        if signal.getsignal(number) != signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -180,13 +181,16 @@ def main() -> None:
     sock.setblocking(True)
     # mosd's terminal is not ours: it alone decides when we end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _default_signals()
     workers: dict[WorkerKind, Run] = {"deputy": load_worker(deputy), "remote": load_worker(remote)}
+    own_bounding()
     gc.collect()
     gc.freeze()  # a collection in a worker must not copy all of these pages
     worker = Spawner(sock, workers).serve()
     if worker is not None:
         worker.run()
+        # Not through the interpreter's own end, which touches, and so copies, all that is shared.
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,23 @@ class Cgroup:
                 least = min(least, limit - _usage(hierarchy, level) + cache)
         return max(least, 0)
 
+    def cpu_quota(self) -> float | None:
+        """Cores' worth of time that it and its visible ancestors may use; None without a limit."""
+        try:
+            hierarchy, directory = self._with("cpu")
+        except KernelError:
+            return None
+        quotas = [_quota(hierarchy, level) for level in hierarchy.levels(directory)]
+        return min((quota for quota in quotas if quota is not None), default=None)
+
+    def pressure(self, resource: str) -> Path | None:
+        """Its PSI file of "memory" or "io"; None where it is not told apart from the machine."""
+        for directory, hierarchy in self._parts.items():
+            path = directory / f"{resource}.pressure"
+            if hierarchy.version == 2 and path.exists():
+                return path
+        return None
+
     def cpu_time_ns(self) -> int:
         """User and system time of all that ever ran in it."""
         hierarchy, directory = self._with("cpuacct")
@@ -408,6 +425,19 @@ def _limit(hierarchy: Hierarchy, directory: Path) -> int | None:
     if text in ("", "max") or int(text) >= _UNLIMITED:
         return None
     return int(text)
+
+
+def _quota(hierarchy: Hierarchy, directory: Path) -> float | None:
+    if hierarchy.version == 1:
+        quota = _read_or_empty(directory / "cpu.cfs_quota_us").strip()
+        period = _read_or_empty(directory / "cpu.cfs_period_us").strip()
+        if not quota or not period or int(quota) < 0:
+            return None
+    else:
+        quota, _, period = _read_or_empty(directory / "cpu.max").strip().partition(" ")
+        if quota in ("", "max"):
+            return None
+    return int(quota) / int(period)
 
 
 def _usage(hierarchy: Hierarchy, directory: Path) -> int:

@@ -116,8 +116,7 @@ class Guest:
         self._agent = Agent.inject(self.tracee, (), way_back=False)
         self._agent.obey()
         self._watch.add(self.tracee, self._on_stop)
-        pagemap, mem = self.shell.open_all(("pagemap", "mem"))
-        self._files = ProcFiles(pagemap=pagemap, mem=mem)
+        self._files = ProcFiles(*self.shell.open_all(("pagemap", "mem", "auxv")))
 
     def prefault(self, ranges: list[tuple[int, int]]) -> None:
         """Populates announced memory, (start, size) each; called in a thread."""

@@ -30,6 +30,7 @@ from mosix.remote.guest import Guest
 from mosix.remote.notify import arm_redirectors
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
+from mosix.wire.adoption import returned
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.lasting import Lasting
@@ -78,6 +79,9 @@ _DIAL = 40
 _ATTACH = 600
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
+#: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
+#: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
+_UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
 
 
 def warm_up() -> None:
@@ -108,13 +112,14 @@ class Remote:
         }
         #: that home has said the guest shall run as; None: it has not
         self._epoch: int | None = None
-        self._grace_s = 0.0
+        self._grace_s = 0
         self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._to_node.put_nowait)
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
         self._broken = asyncio.Event()
+        self._steps = {step: asyncio.Event() for step in _UNUSED}
         #: of the last pings: home's clock when they were sent, ours when they came
         self._pings: collections.deque[tuple[int, int]] = collections.deque(maxlen=8)
 
@@ -144,10 +149,10 @@ class Remote:
         listening = asyncio.create_task(self._converse())
         obeying = asyncio.create_task(self._obey())
         losing = asyncio.create_task(self._without_calls())
+        using = asyncio.create_task(self._unused())
+        tasks = (listening, obeying, losing, using)
         try:
-            done, _ = await asyncio.wait(
-                (listening, obeying, losing), return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         except EOFError:
@@ -157,7 +162,7 @@ class Remote:
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            await _end(listening, obeying, losing, *([self._receiving] if self._receiving else []))
+            await _end(*tasks, *([self._receiving] if self._receiving else []))
             if self._guest is not None:
                 await self._guest.destroy()
             await _end(*workers)
@@ -168,6 +173,16 @@ class Remote:
         """A call of the guest can never be finished."""
         await self._broken.wait()
         raise MoveFailedError("the connection for system calls is no good")
+
+    async def _unused(self) -> None:
+        """Whoever sends guests must run them: what is only held takes the place of others."""
+        for step, limit_s in _UNUSED.items():
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._steps[step].wait()
+            except TimeoutError as error:
+                raise MoveFailedError(f"it was not {step} within {limit_s} s") from error
+        await asyncio.get_running_loop().create_future()
 
     def _hit(self, name: str, *more: socket.socket) -> None:
         assert self._control is not None
@@ -202,7 +217,7 @@ class Remote:
         assert self._control is not None
         assert self._epoch is not None
         lease_s = self._grace_s + _LEASE
-        log.warning("guest %d: connection lost, waits up to %g s", self.welcome.pid, lease_s)
+        log.warning("guest %d: connection lost, waits up to %d s", self.welcome.pid, lease_s)
         try:
             async with asyncio.timeout(lease_s):
                 while True:
@@ -212,12 +227,13 @@ class Remote:
                         self.guest.renew(await self._attached["call"].get())
                         return
         except TimeoutError as error:
-            raise MoveFailedError(f"home was not heard of for {lease_s:g} s") from error
+            raise MoveFailedError(f"home was not heard of for {lease_s} s") from error
 
     async def _write_to_node(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                await self._node.send(await self._to_node.get())
+        while True:
+            message = await self._to_node.get()
+            with contextlib.suppress(OSError):  # it is gone; its successor is told what counts
+                await self._node.send(message)
 
     # ---- the deputy ----
 
@@ -243,8 +259,10 @@ class Remote:
             message = await self._orders.get()
             match message:
                 case Prepare():
+                    self._steps["asked for"].set()
                     await self._prepare(message)
                 case Run():
+                    self._steps["run"].set()
                     self._hit("remote.run")
                     self._epoch = message.epoch
                     self._say(Running(epoch=message.epoch))
@@ -319,6 +337,7 @@ class Remote:
             behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
                 await asyncio.sleep(behind / 1e9)
+            self._steps["filled"].set()
             self._say(Ready(epoch=epoch, received=image.page_bytes))
         except (OSError, EOFError) as error:
             self._say(Failed(epoch=epoch, reason=f"receiving the image failed: {_why(error)}"))
@@ -368,24 +387,34 @@ class Remote:
     # ---- mosd ----
 
     async def _listen_to_node(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                message, fds = await self._node.receive()
-                if isinstance(message, Attach) and len(fds) == 1:
-                    self._attach(message.purpose, socket.socket(fileno=fds[0]))
-                elif isinstance(message, Mapped):
-                    self._mapped.put_nowait(message)
-                elif isinstance(message, Dialed):
-                    self._dialer.answered(message, fds)
-                elif isinstance(message, Arm):
-                    failpoints.arm(message.spec)
-                    arm_redirectors(failpoints.taken("redirect."))
-                    self._to_node.put_nowait(Armed())
-                elif isinstance(message, Leave):
-                    self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
-        # mosd is gone: the guest stays, and can still go home.
-        self._dialer.fail_all()
-        self._mapped.put_nowait(Mapped(error="mosd does not run there any more"))
+        while True:
+            with contextlib.suppress(EOFError, OSError):
+                await self._hear_node()
+            # mosd is gone: the guest stays, and can still go home.
+            self._dialer.fail_all()
+            self._mapped.put_nowait(Mapped(error="mosd does not run there any more"))
+            self._node.close()
+            self._node = Packets(await returned(self.welcome.adoption), NodeToWorker)
+            self._dialer.back()
+            if self._guest is not None:
+                shell = self._guest.shell
+                self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=self.welcome.pid))
+
+    async def _hear_node(self) -> None:
+        while True:
+            message, fds = await self._node.receive()
+            if isinstance(message, Attach) and len(fds) == 1:
+                self._attach(message.purpose, socket.socket(fileno=fds[0]))
+            elif isinstance(message, Mapped):
+                self._mapped.put_nowait(message)
+            elif isinstance(message, Dialed):
+                self._dialer.answered(message, fds)
+            elif isinstance(message, Arm):
+                failpoints.arm(message.spec)
+                arm_redirectors(failpoints.taken("redirect."))
+                self._to_node.put_nowait(Armed())
+            elif isinstance(message, Leave):
+                self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
 
     def _attach(self, purpose: str, sock: socket.socket) -> None:
         queue = self._attached.get(purpose)

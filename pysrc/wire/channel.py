@@ -37,26 +37,32 @@ class Packets(Generic[T]):
         self._kind = kind
 
     async def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
-        data = encode(message)
         while True:
             try:
-                socket.send_fds(self.sock, [data], list(fds))
+                self.send_now(message, fds)
                 return
             except BlockingIOError:
                 await _writable(self.sock)
+
+    def send_now(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
+        """BlockingIOError when there is no room."""
+        socket.send_fds(self.sock, [encode(message)], list(fds))
 
     async def receive(self) -> tuple[T, list[int]]:
         """Next message and the descriptors that came with it (the caller closes them)."""
         while True:
             try:
-                data, ancillary, flags, _ = self.sock.recvmsg(
-                    _MAX_PACKET,
-                    socket.CMSG_SPACE(_MAX_FDS * _INT.itemsize),
-                    socket.MSG_CMSG_CLOEXEC,  # socket.recv_fds of Python 3.11 drops its flags
-                )
-                break
+                return self.receive_now()
             except BlockingIOError:
                 await _readable(self.sock)
+
+    def receive_now(self) -> tuple[T, list[int]]:
+        """As `receive`; BlockingIOError when there is nothing."""
+        data, ancillary, flags, _ = self.sock.recvmsg(
+            _MAX_PACKET,
+            socket.CMSG_SPACE(_MAX_FDS * _INT.itemsize),
+            socket.MSG_CMSG_CLOEXEC,  # socket.recv_fds of Python 3.11 drops its flags
+        )
         fds = _descriptors(ancillary)
         if not data:
             raise EOFError("the other process is gone")

@@ -90,8 +90,12 @@ class Dialer:
         else:
             future.set_result((message, fds))
 
+    def back(self) -> None:
+        """There is a mosd again."""
+        self._gone = False
+
     def fail_all(self) -> None:
-        """mosd is gone, for good: its successor does not know this worker."""
+        """mosd is gone."""
         self._gone = True
         for future in self._open.values():
             if not future.done():

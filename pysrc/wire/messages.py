@@ -25,7 +25,7 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
 SigInfo = Annotated[bytes, msgspec.Meta(min_length=128, max_length=128)]
@@ -48,6 +48,26 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
     xsave_size: int
     cpus: int  # the highest number of a CPU in use, plus 1
     tier: Text = "portable"
+
+
+class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What `mosix.balancer.measure` found in the last second or so.
+
+    `running`: threads that ran or wanted to, on average; `exported`: the same, falling slowly;
+    `cores`: that may be used; `speed`: of one, 10,000 is a 3 GHz Pentium 4; `memory`, `free`:
+    bytes, what may be lent; `psi_*`: part of the time in which some task stood still for it;
+    `accounting`: how the work of processes is counted."""
+
+    running: float
+    exported: float
+    dilation: float
+    cores: float
+    speed: int
+    memory: Size
+    free: Size
+    psi_memory: float = 0.0
+    psi_io: float = 0.0
+    accounting: Text = ""
 
 
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,6 +291,8 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     features: NodeFeatures
     #: how long a lost connection is tried to be made again
     grace_s: Seconds
+    #: where the next mosd listens for its workers
+    adoption: Text
 
 
 class Move(_Tagged, frozen=True, kw_only=True):
@@ -311,6 +333,8 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
     here: Ip
     cgroup: str
     outer_uid: Uid  # G
+    #: where the next mosd listens for its workers
+    adoption: Text
     features: NodeFeatures
     memory_limit: Size
 
@@ -409,7 +433,14 @@ class Forsaken(_Tagged, frozen=True, kw_only=True):
     token: Token
 
 
-WorkerToNode = Started | Moved | Dial | ProcessState | MapIds | GuestState | Forsaken | Armed
+class Returned(_Tagged, frozen=True, kw_only=True):
+    """First word of a worker to a mosd that has not started it (`mosix.wire.adoption`). A deputy's
+    rides with the job's stderr."""
+
+
+WorkerToNode = (
+    Started | Moved | Dial | ProcessState | MapIds | GuestState | Forsaken | Armed | Returned
+)
 
 
 # ---- mosd ↔ mosd, behind the handshake (mosix.wire.handshake) ----
@@ -443,6 +474,10 @@ class PeerAccept(_Tagged, frozen=True, kw_only=True):
     features: NodeFeatures | None = None
 
 
+#: Why a connection to a guest is refused for good.
+GUEST_GONE = "that guest is not here any more"
+
+
 class PeerRefuse(_Tagged, frozen=True, kw_only=True):
     reason: Text
     hint: Text = ""
@@ -457,6 +492,7 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
     jobs: int
     memory_free: Size
     version: Text
+    load: NodeLoad | None = None  # mosd has only just been started
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus

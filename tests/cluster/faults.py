@@ -54,7 +54,10 @@ def workers(node: NodeHandle) -> list[int]:
 def mosd(node: NodeHandle) -> list[int]:
     """Host's PID of the node's mosd, if it lives."""
     inside = state.read_mosd(node.lab, node.name).pid
-    return [node.host_pid(inside)] if inside else []
+    try:
+        return [node.host_pid(inside)] if inside else []
+    except ProcessLookupError:  # it has just died
+        return []
 
 
 def stubs(node: NodeHandle) -> list[int]:

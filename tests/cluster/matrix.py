@@ -106,7 +106,7 @@ def promised(cell: Cell) -> tuple[str, ...]:
     if cell.way in ROUTES:
         return _promised_on_the_way(cell)
     if cell.fault == "kill":
-        return ("killed",) if cell.process in ("deputy", "agent") else ("lost",)
+        return ("killed",) if cell.process == "agent" else ("lost",)
     return ("done",) if cell.way == "call" else ("lost",)
 
 
@@ -121,7 +121,8 @@ def _promised_on_the_way(cell: Cell) -> tuple[str, ...]:
     if cell.process == "deputy" and cell.fault == "kill":
         # The body at home is whole until its ghost is emptied, whoever believes to have it.
         whole = ROUTES[cell.way][0] == "home" and (not away or cell.point == "deputy.committed")
-        return ("done",) if whole or cell.point == "deputy.home" else ("killed",)
+        # Its mosd tells the user, if it knew already that the process was away.
+        return ("done",) if whole or cell.point == "deputy.home" else ("killed", "lost")
     if cell.point in _SOURCE and cell.fault == "kill":
         return ("lost",)  # home does not have all of the body yet
     return ("lost",) if away else ("done",)

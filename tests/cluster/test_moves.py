@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from jobs import PROGRAMS, PYTHON, Job, act
+from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
 
@@ -146,6 +150,86 @@ def test_stopped_stays_stopped_and_goes_on(start: Callable[..., Job]) -> None:
     assert job.state() == "T"
     job.kill(18)
     assert job.finish() == (0, "end, 0 signals\n", "")
+
+
+def states(kind: str) -> list[str]:
+    if kind == "python":
+        return [PYTHON, str(PROGRAMS / "states.py")]
+    return [str(built(PROGRAMS / "states.c", *(["-static"] if kind == "static" else [])))]
+
+
+def test_stopped_when_a_move_begins_it_does_nothing_more(start: Callable[..., Job]) -> None:
+    """Natively nothing is done after kill has returned, whatever has come to be read."""
+    job = start(states("dynamic"))
+    assert job.line() == "ready"
+    for _ in range(8):
+        for target, other in (("2", "3"), ("3", "home"), ("home", "2")):
+            job.move(target)
+            job.write("a")
+            assert job.line() == "read a"
+            os.kill(job.outer, signal.SIGSTOP)
+            job.write("b")
+            job.move(other)
+            assert not job.has_output()
+            os.kill(job.outer, signal.SIGCONT)
+            assert job.line() == "read b"
+
+
+def through_every_state(job: Job) -> None:
+    """Moves it while it is blocked in a forwarded call, stopped, computing and asleep."""
+    assert job.line() == "ready"
+    for target, other in (("2", "3"), ("3", "home"), ("home", "2")):
+        job.move(target)
+        job.write("a")
+        assert job.line() == "read a"
+        job.kill(signal.SIGSTOP)
+        job.write("b")
+        job.move(other)
+        assert not job.has_output()
+        job.kill(signal.SIGCONT)
+        assert job.line() == "read b"
+        job.write("c")
+        assert job.line() == "computing"
+        job.move(target)
+        job.kill(signal.SIGUSR1)
+        assert job.line() == "computed right"
+        job.write("s")
+        assert job.line() == "sleeping"
+        job.move(other)
+        assert job.line() == "slept"
+    assert job.finish() == (0, "end, 3 signals\n", "")
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "python"])
+def test_every_kind_of_body_moves_in_every_state(kind: str, start: Callable[..., Job]) -> None:
+    through_every_state(start(states(kind)))
+
+
+def test_xz_moves_while_it_waits_to_read_and_to_write(start: Callable[..., Job]) -> None:
+    job = start(["xz", "-1", "-T1", "-c"])
+    for target in ROUND_TRIP:
+        job.move(target)
+    data = random.Random(5).randbytes(3 << 20)
+    writer = threading.Thread(target=feed, args=(job.process, data))
+    writer.start()  # it waits, too, when xz has no room for its output
+    drive.wait_for("output", job.has_output)
+    for target in ROUND_TRIP:
+        job.move(target)
+        job.kill(signal.SIGSTOP)
+        job.move("2" if target == "3" else "3")
+        job.kill(signal.SIGCONT)
+    packed = job.stdout_bytes()
+    writer.join()
+    assert lzma.decompress(packed) == data
+    assert job.process.wait(30) == 0
+
+
+def feed(process: subprocess.Popen[str], data: bytes) -> None:
+    assert process.stdin is not None
+    while data:
+        data = data[os.write(process.stdin.fileno(), data) :]
+    process.stdin.close()
+    process.stdin = None
 
 
 def test_monotonic_time_never_runs_back(start: Callable[..., Job]) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from mosix.config import DEFAULT_PEER_PORT, Paths, load, load_secret
+from mosix.config import DEFAULT_MAX_GUESTS, DEFAULT_PEER_PORT, Paths, load, load_secret
 from mosix.errors import ConfigError
 
 GOOD = "0123456789abcdef"
@@ -124,6 +124,25 @@ def test_the_port_is_configurable(paths: Paths) -> None:
     paths.ports.write_text("gossip 1\n")
     with pytest.raises(ConfigError, match=r"ports, line 1: 'gossip 1' is not a port"):
         load(paths)
+
+
+def test_the_limit_of_guests_and_the_speed_are_one_number_each(paths: Paths) -> None:
+    assert (load(paths).max_guests, load(paths).speed) == (DEFAULT_MAX_GUESTS, None)
+    paths.max_guests.write_text("# none\n0\n")
+    paths.speed.write_text("12000\n")
+    assert (load(paths).max_guests, load(paths).speed) == (0, 12000)
+    for path, text, said in (
+        (paths.max_guests, "4097", r"maxguests, line 1: the number of guests must be 0 to 4096"),
+        (paths.max_guests, "-1", r"maxguests, line 1: .* must be a number"),
+        (paths.speed, "0", r"speed, line 1: the speed must be 1 to 10000000, not 0"),
+        (paths.speed, "1\n2", r"speed: must hold just one number"),
+        (paths.speed, "", r"speed: must hold just one number"),
+    ):
+        kept = path.read_text()
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            load(paths)
+        path.write_text(kept)
 
 
 def test_missing_files_and_directories_are_named(paths: Paths, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from mosix.deputy.process import FIRST_RETURN, LAST_RETURN, JobProcess, next_return
+from mosix.deputy.process import FIRST_RETURN, LAST_RETURN, LAUNCH_RETURN, JobProcess, next_return
 from mosix.errors import CannotMoveError
 
 NODE = "10.0.0.2"
@@ -91,3 +91,21 @@ def test_it_tries_again_later_each_time_and_at_once_after_an_order(loop: Jumping
     tried = loop.run_until_complete(scene())
     waits = [later - earlier for earlier, later in zip([0, *tried], tried, strict=False)]
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60, 1, 2])
+
+
+def test_a_program_launched_elsewhere_is_back_as_soon_as_its_libraries_are_mapped(
+    loop: Jumping,
+) -> None:
+    async def scene() -> list[float]:
+        home = Home(loop)
+        home.attempts = 8
+        process = JobProcess(home, 1)  # type: ignore[arg-type]
+        process.order(NODE, LAUNCH_RETURN)
+        process.go_back_later()
+        await home.enough.wait()
+        process.order(None)
+        return home.tried
+
+    tried = loop.run_until_complete(scene())
+    waits = [later - earlier for earlier, later in zip([0, *tried], tried, strict=False)]
+    assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4])

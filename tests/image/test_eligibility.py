@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mosix.balancer import eligibility as between_nodes
 from mosix.errors import NoSuchProcessError
-from mosix.image.eligibility import why_not, why_not_stopped
+from mosix.image.eligibility import _by_mappings, why_not, why_not_stopped
+from mosix.image.maps import parse_smaps
 from mosix.native.tracee import Tracee, TraceError
 from mosix.node.features import highest_cpu, probe
 from mosix.wire.messages import NodeFeatures
@@ -133,6 +134,29 @@ def test_refused_by_name_and_unharmed(what: str, tmp_path: Path) -> None:
             assert process.poll() is None
         finally:
             finish(process)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("ht", "huge pages"),
+        ("io", "device"),
+        ("pf", "device"),
+        ("mm", "device"),
+        ("sl", "sealed"),
+        ("ss", "shadow stack"),
+        ("um", "page faults"),
+        ("uw", "page faults"),
+        ("ui", "page faults"),
+        ("gu", "guard pages"),
+        ("ac sd", None),
+    ],
+)
+def test_each_flag_that_forbids_a_move_is_known(flags: str, reason: str | None) -> None:
+    """As kernels show them that have what this machine has not."""
+    text = f"7f00-7f10 rw-p 00000000 00:00 0\nSize: 64 kB\nVmFlags: rd wr mr mw me {flags}\n"
+    answer = _by_mappings(os.getpid(), parse_smaps(text.encode()))
+    assert answer is None if reason is None else reason in str(answer)
 
 
 MOVABLE = {

@@ -9,6 +9,7 @@ import random
 import signal
 import struct
 import subprocess
+import sys
 import threading
 import time
 
@@ -320,6 +321,73 @@ def test_errors_say_why() -> None:
             end = first.wait()
         assert (end.kind, end.signal, end.wait_status) == ("killed", signal.SIGKILL, 9)
         assert not first.alive
+
+
+def test_the_dead_cannot_be_traced() -> None:
+    """SEIZE of a zombie is EPERM, as if somebody else traced it."""
+    process = subprocess.Popen(["/bin/true"])
+    while state_of(process.pid) != "Z":
+        os.sched_yield()
+    with pytest.raises(TraceError, match="not permitted"):
+        Tracee.seize(process.pid)
+    assert process.wait() == 0
+
+
+def test_only_the_thread_that_seized_it_can_trace_it() -> None:
+    """To all others the kernel says that there is no such process."""
+    said: list[str] = []
+
+    def look(tracee: Tracee) -> None:
+        try:
+            tracee.get_registers()
+        except TraceError as error:
+            said.append(error.message)
+
+    with self_check("spin") as target:
+        tracee = Tracee.seize(target.pid)
+        tracee.stop()
+        thread = threading.Thread(target=look, args=(tracee,))
+        thread.start()
+        thread.join()
+        assert tracee.get_registers().rip
+        tracee.detach()
+    assert len(said) == 1 and "no such process" in said[0].lower()
+
+
+_LOOKS_AND_WAITS = """
+import sys, time
+from mosix.native.tracee import Tracee
+tracee = Tracee.seize(int(sys.argv[1]))
+print("seized", flush=True)
+stop = tracee.wait()
+print(stop.kind, stop.signal, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_signal_that_a_tracer_has_looked_at_is_delivered_when_it_dies() -> None:
+    """With waitpid it would be lost: stops are looked at with WNOWAIT."""
+    program = build(
+        """
+        #include <signal.h>
+        #include <unistd.h>
+        static void on(int s) { (void)s; write(1, "got\\n", 4); }
+        int main(void) {
+            signal(SIGUSR1, on);
+            write(1, "ready\\n", 6);
+            for (;;) pause();
+        }
+        """
+    )
+    with running([program]) as process:
+        command = [sys.executable, "-c", _LOOKS_AND_WAITS, str(process.pid)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stdout is not None and process.stdout is not None
+            assert tracer.stdout.readline() == "seized\n"
+            os.kill(process.pid, signal.SIGUSR1)
+            assert tracer.stdout.readline() == f"signal {int(signal.SIGUSR1)}\n"
+            tracer.kill()
+        assert process.stdout.readline() == b"got\n"
 
 
 LISTENED = """

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from mosix.node.records import JobRecord, read_all
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -47,8 +48,11 @@ class Node:
     map_text: str
     secret: str = SECRET
     options: list[str] = field(default_factory=list)
+    accounting: str = "proc"
     program: list[str] = field(default_factory=lambda: ["-m", "mosix.cli.mosd"])
     process: subprocess.Popen[bytes] | None = None
+    #: more environment
+    extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -67,6 +71,7 @@ class Node:
             "MOSIX_CONFIG_DIR": str(self.directory),
             "MOSIX_RUN_DIR": str(self.run_dir),
             "LC_ALL": "C.UTF-8",
+            **self.extra,
         }
 
     def write_files(self) -> None:
@@ -81,6 +86,8 @@ class Node:
 
     def command(self) -> list[str]:
         workers = ["--deputy", "fake_workers:deputy", "--remote", "fake_workers:remote"]
+        # eBPF, begun while a test looks at processes and descriptors, would disturb it.
+        workers += ["--accounting", self.accounting]
         return [sys.executable, *self.program, *workers, *self.options]
 
     def start(self) -> None:
@@ -231,10 +238,10 @@ class Cluster:
 
     def close(self) -> None:
         groups = [
-            Path(record.read_text().strip())
+            Path(record.group)
             for node in self.nodes
             if (node.run_dir / "jobs").is_dir()
-            for record in (node.run_dir / "jobs").iterdir()
+            for record in read_all(node.run_dir / "jobs", JobRecord)
         ]
         for node in self.nodes:
             if node.process is not None:

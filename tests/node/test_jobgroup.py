@@ -28,7 +28,7 @@ def test_a_job_is_a_member_in_one_hierarchy_beside_its_parent(
         pytest.skip("needs root")
     before = Path(f"/proc/{child.pid}/cgroup").read_text()
     membership = Membership.detect()
-    group = JobGroup.create(membership, JOB, child.pid)
+    group = JobGroup.create(membership, JOB, child.pid, 65534)
     try:
         assert group.path.parent == membership.group_of(os.getpid())
         group.add(child.pid)
@@ -46,12 +46,14 @@ def test_a_job_is_a_member_in_one_hierarchy_beside_its_parent(
     assert group.pids() == []
 
 
-def test_version_2_is_preferred_then_pids_then_freezer() -> None:
+def test_our_own_is_preferred_then_version_2_then_pids_then_freezer() -> None:
+    own = "40 31 0:37 / /c/mosix rw - cgroup mosix rw,name=mosix\n"
     v2 = "41 31 0:38 / /c/unified rw - cgroup2 cgroup2 rw\n"
     pids = "42 31 0:39 /lab /c/pids rw - cgroup cgroup rw,pids\n"
     freezer = "43 31 0:40 / /c/freezer rw - cgroup cgroup rw,freezer\n"
     other = "44 31 0:41 / /c/memory rw - cgroup cgroup rw,memory\n"
     for text, where in (
+        (freezer + pids + v2 + own, "/c/mosix"),
         (freezer + pids + v2, "/c/unified"),
         (freezer + pids + other, "/c/pids"),
         (other + freezer, "/c/freezer"),

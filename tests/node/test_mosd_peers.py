@@ -15,7 +15,8 @@ from mosd_nodes import HERE, NOBODY, Cluster, Node, end, eventually
 from mosix.config import Paths, load
 from mosix.errors import RefusedError
 from mosix.node.peers import Dialer
-from mosix.wire.handshake import MAX_HALF_OPEN
+from mosix.wire.handshake import ABI_VERSION, MAX_HALF_OPEN
+from mosix.wire.messages import PROTOCOL_VERSION
 
 
 def moved_away(node: Node, other: Node, job_pid: int) -> dict[str, object]:
@@ -108,7 +109,8 @@ def test_a_node_of_another_version_is_refused_with_both_named(cluster: Cluster) 
     cluster.node(2, program=[str(HERE / "mosd_of_version_9.py")])
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
-    assert "speaks protocol 9.2, this node 1.2" in done.err
+    ours, theirs = f"{PROTOCOL_VERSION}.{ABI_VERSION}", f"9.{ABI_VERSION}"
+    assert f"speaks protocol {theirs}, this node {ours}" in done.err
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,23 @@ def test_a_node_that_is_not_in_the_map_is_refused(cluster: Cluster) -> None:
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
     assert "127.0.0.2 is not in its mosix.map" in done.err
+
+
+def test_a_node_takes_no_more_guests_than_its_owner_allows(cluster: Cluster) -> None:
+    one, two = cluster.node(1), cluster.node(2, start=False)
+    two.write_files()
+    (two.directory / "maxguests").write_text("2\n")
+    two.start()
+    first, second, third = (one.job() for _ in range(3))
+    for job in (first, second):
+        moved_away(one, two, job.pid)
+    refused = one.mosix("migrate", third.pid, 2, "--wait")
+    assert refused.status == RefusedError.code
+    assert "has 2 guests already and takes no more" in refused.err
+    assert one.mosix("migrate", first.pid, "home", "--wait").status == 0
+    eventually(lambda: len(two.rows()) == 1)
+    moved_away(one, two, third.pid)
+    assert [end(job) for job in (first, second, third)] == [0, 0, 0]
 
 
 def test_unknown_and_dead_nodes_are_different_errors(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,29 @@ def test_a_job_is_in_its_cgroup_and_its_children_too(node: Node) -> None:
     assert done.out.count("mosix-job-") == 2
     assert end(job) == 0
     eventually(lambda: not list((node.run_dir / "jobs").iterdir()))
+
+
+_FRONT_THAT_CANNOT_JOIN = """
+import socket, sys
+from mosix.node.requests import JOIN, Launch, LaunchAnswer
+from mosix.wire.frames import frame
+from mosix.wire.messages import decode, encode
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.argv[1])
+sock.sendall(frame(encode(Launch(argv=[b"true"])), 1 << 16))
+data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
+if decode(data[4:], LaunchAnswer).what == JOIN:
+    sock.sendall(b"x")
+    data = sock.recv(1 << 16)
+print(decode(data[4:], LaunchAnswer).what, open("/proc/self/cgroup").read())
+"""
+
+
+def test_who_cannot_join_its_cgroup_is_put_into_it(node: Node) -> None:
+    done = node.run(sys.executable, "-c", _FRONT_THAT_CANNOT_JOIN, node.control, uid=NOBODY)
+    assert done.status == 0, done.err
+    assert done.out.startswith("0 ")
+    assert "/mosix-job-" in done.out
 
 
 def test_the_deputy_is_the_users_and_has_no_capability(node: Node) -> None:

@@ -1,0 +1,77 @@
+"""mosd's measuring: once a second what this node has to do (`mosix.balancer.measure`).
+
+`NodeMeter.run` is a task of mosd; `load` is what is shown and, later, spread. Reading /proc takes
+milliseconds where there are many processes, so it happens in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mosix.balancer.measure import Group, Meter, speed_of
+from mosix.config import NodeConfig
+from mosix.native.cpu import spin_ns
+from mosix.wire.messages import NodeLoad
+
+_log = logging.getLogger("mosd.meter")
+
+#: The kernel's number for the first PID namespace (PROC_PID_INIT_INO): who is in it sees all
+#: processes of the machine.
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+
+
+class NodeMeter:
+    """`load` is None until the first second is over."""
+
+    def __init__(self, config: NodeConfig, group: Group, own: Callable[[], Iterable[int]]) -> None:
+        self._config = config
+        self._group = group
+        self._own = own
+        self.load: NodeLoad | None = None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        meter = await asyncio.to_thread(self._begin)
+        while True:
+            await asyncio.sleep(meter.pause)
+            try:
+                self.load = await asyncio.to_thread(meter.sample, tuple(self._own()))
+            except OSError as error:
+                _log.error("this node's load cannot be measured: %s", error)
+
+    def _begin(self) -> Meter:
+        return Meter(
+            self._group,
+            speed=self._config.speed or _measured_speed(self._config.paths.measured_speed),
+            machine=os.readlink("/proc/self/ns/pid") == _FIRST_PID_NAMESPACE,
+        )
+
+
+def _measured_speed(cache: Path) -> int:
+    """Measured once for each model of CPU since the machine was started: while it is loaded a
+    measurement comes out low."""
+    cpu = _cpu_model()
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if isinstance(known, dict) and known.get("cpu") == cpu and isinstance(known.get("speed"), int):
+        return int(known["speed"])
+    speed = speed_of(spin_ns)
+    try:
+        cache.write_text(json.dumps({"cpu": cpu, "speed": speed}) + "\n")
+    except OSError as error:
+        _log.warning("%s: %s", cache, error.strerror)
+    return speed
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return ""
