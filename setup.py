@@ -16,6 +16,7 @@ PARTS = (
     "config",
     "deputy",
     "image",
+    "kernel",
     "lab",
     "native",
     "node",
@@ -38,7 +39,7 @@ setup(
     packages=["mosix", *(f"mosix.{part}" for part in PARTS)],
     package_dir={"mosix": "pysrc"},
     package_data={
-        "mosix": ["py.typed"],
+        "mosix": ["py.typed", "include/*.h"],
         "mosix.lab": ["initramfs.sh"],
         "mosix.native": ["bin/*", "abi.h"],
     },

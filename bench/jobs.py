@@ -15,6 +15,7 @@ from mosix.lab.drive import Cluster, NodeHandle
 
 _LAUNCHES = 50
 _IDLE_JOBS = 100
+_OPENS = 10_000
 
 
 @benchmark("launch", "ms", goal=Goal(10, of="value"))
@@ -45,6 +46,29 @@ def deputy_pss(cluster: Cluster) -> Measured:
         finally:
             shell.communicate()
     return Measured((after - before) / _IDLE_JOBS)
+
+
+@benchmark("open_home", "µs", goal=None)
+def open_home(cluster: Cluster) -> Measured:
+    """Opening a file with flags that a job's filter notifies, at home against natively."""
+    return _opens(cluster, "plain")
+
+
+@benchmark("open_home_cloexec", "µs", goal=Goal(1.1))
+def open_home_cloexec(cluster: Cluster) -> Measured:
+    """The same with O_CLOEXEC, which the filter lets pass."""
+    return _opens(cluster, "cloexec")
+
+
+def _opens(cluster: Cluster, flags: str) -> Measured:
+    home = cluster[1]
+    command = [program("opens"), "/node/name", flags, str(_OPENS)]
+    with running(home, ["mosrun", *command]) as job, running(home, command) as native:
+        job.is_a_job()
+        for warm in (job, native):
+            warm.batch()
+        value, baseline, ratio = pairs(job.batch, native.batch, 30)
+    return Measured(value / 1e3, baseline / 1e3, ratio)
 
 
 def _idle(node: NodeHandle) -> list[int]:

@@ -258,6 +258,15 @@ def ports() -> Iterator[str]:
         yield from (".PP", escaped(unmarked(" ".join(part.split()))))
 
 
+def programs() -> Iterator[str]:
+    text = section_of("Files for programs")
+    for part in text.strip().split("\n\n"):
+        if part.startswith("|"):
+            yield from definitions([(f"{n} ({how})", what) for n, how, what in rows_of(part)])
+        else:
+            yield from (".PP", escaped(unmarked(" ".join(part.split()))))
+
+
 def system_calls() -> Iterator[str]:
     known = calls.calls()
     yield escaped(
@@ -312,6 +321,8 @@ def mosix_7() -> list[str]:
         ".PP",
         "Of every other command:",
         *definitions(exit_codes(), close=True),
+        ".SH INTERFACE FOR PROGRAMS",
+        *programs(),
         ".SH SYSTEM CALLS",
         *system_calls(),
         *see_also("mosix(7)"),

@@ -1,11 +1,12 @@
 """What every test has: `--full`, and a check that it left nothing behind.
 
 Left behind means: a process below pytest's (orphans come to it), an open descriptor, a mount, a
-network namespace, a lab. A test that leaves one fails with its name.
+network namespace, a cgroup, a lab. A test that leaves one fails with its name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -18,10 +19,14 @@ from pathlib import Path
 import pytest
 from mosix.lab import drive, state
 from mosix.node.jobgroup import OWN_MOUNT
+from mosix.node.jobgroup import PREFIX as JOB_PREFIX
+from mosix.remote.cgroup import PREFIX as GUEST_PREFIX
+from mosix.remote.cgroup import Mount
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: processes and cgroups end a moment after the thing that ended them
 _GRACE_S = 5.0
+_GROUPS = (JOB_PREFIX, f"{GUEST_PREFIX}guest-")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -134,6 +139,22 @@ def _own_labs() -> set[str]:
     return found
 
 
+def _empty_cgroups() -> set[str]:
+    """Of jobs and guests that are over. Whose they were nobody can tell any more: a test is asked
+    about all that were left while it ran. A lab's own go down with it."""
+    found: set[str] = set()
+    for mount in Mount.parse(Path("/proc/self/mountinfo").read_text()):
+        for path, directories, _ in os.walk(mount.top):
+            if "mosix-lab" in directories:
+                directories.remove("mosix-lab")
+            if os.path.basename(path).startswith(_GROUPS):
+                directories.clear()
+                with contextlib.suppress(OSError):
+                    if not Path(path, "cgroup.procs").read_text():
+                        found.add(path)
+    return found
+
+
 def _state() -> dict[str, Counter[str]]:
     return {
         "processes": _processes(),
@@ -141,6 +162,7 @@ def _state() -> dict[str, Counter[str]]:
         "mounts": Counter(_mounts()),
         "network namespaces": Counter(_network_namespaces()),
         "labs": Counter(_own_labs()),
+        "cgroups": Counter(_empty_cgroups()),
     }
 
 
@@ -160,7 +182,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     Fixtures that live longer than a test (a session's lab) are set up first, so that what is
     theirs counts as there before.
     """
-    for name in ("lab", "pair"):
+    for name in ("lab", "pair", "parking"):
         if name in request.fixturenames:
             request.getfixturevalue(name)
     before = _state()

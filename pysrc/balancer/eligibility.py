@@ -16,8 +16,8 @@ def why_not(home: NodeFeatures, target: NodeFeatures) -> str | None:
 
     Programs and libraries choose their code by what the CPU had when they started: each feature
     of the source must exist at the target. XSAVE areas lie in signal frames, so sizes must agree;
-    the vdso is called at its old address, so its code must be the same; rseq and sched_getcpu
-    number CPUs, and arrays in the program have as many entries as home has CPUs."""
+    rseq and sched_getcpu number CPUs, and arrays in the program have as many entries as home has
+    CPUs. Another kernel's vdso is no obstacle: see `mosix.native.vdso`."""
     if home.page_size != target.page_size:
         return f"pages have {home.page_size} bytes at home and {target.page_size} there"
     missing = sorted(set(home.cpu_features) - set(target.cpu_features))
@@ -28,8 +28,6 @@ def why_not(home: NodeFeatures, target: NodeFeatures) -> str | None:
         return (
             f"its CPU saves {target.xsave_size} bytes of extended state, home's {home.xsave_size}"
         )
-    if home.vdso != target.vdso:
-        return f"its kernel {target.kernel} has another vdso than home's {home.kernel}"
     if target.cpus > home.cpus:
         return f"it numbers {target.cpus} CPUs, home only {home.cpus}"
     return None

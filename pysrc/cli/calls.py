@@ -15,7 +15,7 @@ WHERE: dict[Class, tuple[str, str]] = {
     Class.HOME: ("home", "executed at home in the name of the process, which stays where it is"),
     Class.BOTH: ("both", "executed at home and, when that succeeds, where the process is"),
     Class.WAIT: ("waited", "waited for where the process is; signals come from home"),
-    Class.HERE: ("counted", "answered where the process is, with what it used elsewhere added"),
+    Class.HERE: ("counted", "answered where the process is: home's date, CPU time used anywhere"),
     Class.AT_HOME: ("comes-home", "the process comes home for it, and may leave again later"),
 }
 #: What happens to a call without a row.

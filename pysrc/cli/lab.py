@@ -164,11 +164,12 @@ def link(name: str, node: str, state_: str) -> None:
 @_NAME
 @click.argument("node")
 @click.argument("order", type=click.Choice(["start", "stop", "kill"]))
-def mosd(name: str, node: str, order: str) -> None:
+@click.option("--option", "options", multiple=True, help="One more option for mosd (start).")
+def mosd(name: str, node: str, order: str, options: tuple[str, ...]) -> None:
     """Start, stop or kill the mosd of NODE, and wait until that is done."""
     cluster.require_root()
     running = state.load_running(name)
-    cluster.order_mosd(running, running.node(node), order)
+    cluster.order_mosd(running, running.node(node), order, options)
 
 
 def _table(running: state.Lab) -> None:

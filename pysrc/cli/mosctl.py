@@ -143,6 +143,8 @@ def _show_status(found: NodeStatus) -> None:
         _show_load(found.load)
     click.echo(f"  jobs     {found.jobs}")
     click.echo(f"  guests   {found.guests}")
+    if found.date_bound_ns is not None:
+        click.echo(f"  date     of guests: their home's, within {found.date_bound_ns / 1e6:.1f} ms")
 
 
 def _show_load(load: NodeLoad) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -70,6 +72,9 @@ from mosix.node.spawning import Programs
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
+# for tests: see node.features, and Launch in wire.messages
+@click.option("--foreign-vdso", is_flag=True, hidden=True)
+@click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
 def main(
     *,
     config_dir: str | None,
@@ -81,6 +86,8 @@ def main(
     accounting: Choice,
     deputy: str,
     remote: str,
+    foreign_vdso: bool,
+    date_ahead_s: float,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
@@ -96,14 +103,22 @@ def main(
     config = load(paths, port)
     failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
+    daemon = functools.partial(
+        Mosd,
+        config,
+        programs,
+        mosrun.parse,
+        stop_s=stop_s,
+        grace_s=grace_s,
+        accounting=accounting,
+        foreign_vdso=foreign_vdso,
+        date_ahead_ns=int(date_ahead_s * 1e9),
+    )
     if detach:
-        _detached(config, programs, stop_s, grace_s, accounting)
+        _detached(config, daemon)
         return
     _logging()
-    mosd = Mosd(
-        config, programs, mosrun.parse, stop_s=stop_s, grace_s=grace_s, accounting=accounting
-    )
-    asyncio.run(mosd.run())
+    asyncio.run(daemon().run())
 
 
 def _logging() -> None:
@@ -114,9 +129,7 @@ def _logging() -> None:
     )
 
 
-def _detached(
-    config: NodeConfig, programs: Programs, stop_s: float, grace_s: int, accounting: Choice
-) -> None:
+def _detached(config: NodeConfig, daemon: Callable[..., Mosd]) -> None:
     """Ends when the daemon is ready; MosixError with its complaint when it is not."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -143,16 +156,7 @@ def _detached(
         config.paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         _redirect(config.paths.log)
         _logging()
-        mosd = Mosd(
-            config,
-            programs,
-            mosrun.parse,
-            ready,
-            stop_s=stop_s,
-            grace_s=grace_s,
-            accounting=accounting,
-        )
-        asyncio.run(mosd.run())
+        asyncio.run(daemon(ready=ready).run())
     except MosixError as error:
         logging.getLogger("mosd").error("%s", error.line())
         os.write(writer, error.line().encode())

@@ -93,7 +93,7 @@ def main(
     NMIGS    how often it moved
     WHY      why it is where it is; --why shows all of it
     ORIGPID  the PID at home of a guest, or 0
-    CLASS    0: it never leaves the cluster
+    CLASS    0: it never leaves the cluster; N/A for guests
     FRZ      frozen by the system: - no, N/A for guests
 
     Nodes are shown by number where userview.map has one. The letters of ps(1), as in `mosps
@@ -148,7 +148,7 @@ def _columns(names: _Names, *, long: bool, origpid: bool) -> dict[str, Callable[
     found["WHERE"] = lambda row: _where(row, names)
     found["FROM"] = lambda row: _from(row, names)
     if long:
-        found["CLASS"] = lambda _: "0"
+        found["CLASS"] = lambda row: "N/A" if row.origin_pid else str(row.job_class)
         found["FRZ"] = lambda row: "N/A" if row.origin_pid else "-"
     if long or origpid:
         found["ORIGPID"] = lambda row: str(row.origin_pid)

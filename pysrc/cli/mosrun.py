@@ -11,10 +11,18 @@ import random
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import click
 from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND, NotRunningError
+from mosix.wire.attributes import (
+    DECAY_RATE,
+    ENOSYS,
+    ENOSYS_WITH_MESSAGE,
+    HIGHEST,
+    KILL,
+    Changes,
+)
 
 _NODE = re.compile(r"-(\d+(?:\.\d+){3}|\d+)")
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -25,7 +33,6 @@ LATER = {
     "C": "checkpoints",
     "D": "expected run times",
     "E": "batch jobs",
-    "G": "process classes",
     "I": "checkpoints",
     "J": "job numbers",
     "M": "batch jobs",
@@ -35,22 +42,17 @@ LATER = {
     "Q": "the queue",
     "R": "checkpoints",
     "S": "command files",
-    "T": "the clock of a chosen node",
     "X": "private temporary files",
     "b": "choosing the best node",
-    "c": "automatic balancing",
-    "d": "automatic balancing",
-    "e": "a choice about unsupported calls (for now the process always comes home for them)",
     "i": "batch jobs",
-    "m": "automatic balancing",
-    "n": "automatic balancing",
     "q": "the queue",
-    "t": "the clock of a chosen node",
-    "u": "a choice about unsupported calls (for now the process always comes home for them)",
-    "w": "a choice about unsupported calls (for now the process always comes home for them)",
     "z": "argument lists with a name of their own",
 }
 _MAX_NUMBER = 65535
+_CLASS = re.compile(r"-G(\d{0,10})")
+_UNSUPPORTED = {"u": KILL, "e": ENOSYS, "w": ENOSYS_WITH_MESSAGE}
+#: what a plain -G means
+_DEFAULT_CLASS = "1"
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,13 @@ class Parsed:
     program: int = 0
     node: str | None = None
     fallback: bool = False
-    lock: bool = False
+    #: attributes that were given; a mosrun inside a job leaves the others as they are
+    changes: Changes = field(default_factory=dict)
     interface: bool = True
 
 
 class _Command(click.Command):
-    """Accepts -{node} and -{a.b.c.d}, which click has no word for."""
+    """Accepts -{node}, -{a.b.c.d} and -G[{class}], which click has no word for."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rewritten = list(args)
@@ -78,12 +81,16 @@ class _Command(click.Command):
             found = _NODE.fullmatch(argument)
             if found:
                 rewritten[index] = f"--node={found[1]}"
+            found = _CLASS.fullmatch(argument)
+            if found:
+                rewritten[index] = f"--class={found[1] or _DEFAULT_CLASS}"
         return super().parse_args(ctx, rewritten)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(
             "mosrun",
             "[-h | -r{host} | -{node} | -{a.b.c.d} | -j{n1-n2[,n3-n4]...}] [-F] [-L | -l] "
+            "[-t | -T] [-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-e | -u | -w] "
             "program [args]...",
         )
 
@@ -120,6 +127,34 @@ class _Command(click.Command):
 @click.option("-F", "fallback", is_flag=True, help="Run at home if that node is not available.")
 @click.option("-L", "lock", is_flag=True, help="Only you move it, never the system.")
 @click.option("-l", "unlock", is_flag=True, help="The system may move it (the default).")
+@click.option("-t", "localtime", is_flag=True, help="Date and time are those of where it runs.")
+@click.option("-T", "home_time", is_flag=True, help="They are those of its home (the default).")
+@click.option(
+    "--class",
+    "job_class",
+    metavar="CLASS",
+    type=click.IntRange(0, HIGHEST["job_class"]),
+    help="The same as -G{class}; -G alone is class 1. Class 0, the default, stays in the cluster.",
+)
+@click.option(
+    "-m",
+    "needmem",
+    metavar="{mb}",
+    type=click.IntRange(0, HIGHEST["needmem"]),
+    help="The system moves it only to nodes with so much free memory.",
+)
+@click.option(
+    "-d",
+    "decayrate",
+    metavar="{0-10000}",
+    type=click.IntRange(0, HIGHEST["decayrate"]),
+    help=f"How much of its statistics is kept each second (default {DECAY_RATE}).",
+)
+@click.option("-c", "cpujob", is_flag=True, help="Its system calls and I/O keep it from no node.")
+@click.option("-n", "no_cpujob", is_flag=True, help="They do (the default).")
+@click.option("-e", "unsupported", flag_value="e", help="ENOSYS where the way home is missing.")
+@click.option("-w", "unsupported", flag_value="w", help="The same, with a message on stderr.")
+@click.option("-u", "unsupported", flag_value="u", help="The process is killed (the default).")
 @click.option(
     "--no-interface",
     is_flag=True,
@@ -135,6 +170,14 @@ def command(
     fallback: bool,
     lock: bool,
     unlock: bool,
+    localtime: bool,
+    home_time: bool,
+    job_class: int | None,
+    needmem: int | None,
+    decayrate: int | None,
+    cpujob: bool,
+    no_cpujob: bool,
+    unsupported: str | None,
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
@@ -144,13 +187,26 @@ def command(
         node = _any_of(ranges)
     if lock and unlock:
         raise click.UsageError("only one of -L and -l can be given")
+    if localtime and home_time:
+        raise click.UsageError("only one of -t and -T can be given")
+    if cpujob and no_cpujob:
+        raise click.UsageError("only one of -c and -n can be given")
+    changes = {
+        "lock": 1 if lock else 0 if unlock else None,
+        "job_class": job_class,
+        "needmem": needmem,
+        "decayrate": decayrate,
+        "cpujob": 1 if cpujob else 0 if no_cpujob else None,
+        "localtime": 1 if localtime else 0 if home_time else None,
+        "unsupportok": None if unsupported is None else _UNSUPPORTED[unsupported],
+    }
     if not program:
         raise click.UsageError("which program? Nothing to run was given")
     return Parsed(
         program=len(program),
         node=host if host is not None else node,
         fallback=fallback,
-        lock=lock,
+        changes={name: value for name, value in changes.items() if value is not None},
         interface=not no_interface,
     )
 
@@ -195,7 +251,7 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
         program=len(words) - parsed.program,
         node=parsed.node,
         fallback=parsed.fallback,
-        lock=parsed.lock,
+        changes=parsed.changes,
         interface=parsed.interface,
     )
 

@@ -4,7 +4,7 @@ Answers are awaited by type and epoch, so that a frame of an older epoch can nev
 one of the current; what the remote says unasked (a call to cancel, a need to come home, a death)
 goes to the owner. Made by `mosix.deputy.moves`; it never decides where a process is.
 
-Once the body runs there (`adopt`) the link outlives its connections: it is *down* until another one
+Once the body runs there (`keep`) the link outlives its connections: it is *down* until another one
 is made (`mosix.deputy.reconnect`), and lost when that is given up. What was said meanwhile is said
 then; what was waited for has failed at once, for no move goes on over two connections.
 """
@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import TypeVar
 
 import msgspec
@@ -23,8 +23,11 @@ from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolErr
 from mosix.wire.dialer import STALL
 from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
+    Ask,
+    AskDate,
     CallsLost,
     Cancel,
+    Date,
     Failed,
     GuestDied,
     NeedHome,
@@ -38,10 +41,12 @@ from mosix.wire.messages import (
 
 #: How often a remote that is waited for is asked whether it lives, in seconds.
 _ASK = 5.0
+#: Messages that wait for somebody to want them.
+_MAX_KEPT = 16
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
-Unasked = Cancel | NeedHome | GuestDied | CallsLost
+Unasked = Cancel | Ask | NeedHome | GuestDied | CallsLost
 
 
 class RemoteLink:
@@ -63,6 +68,8 @@ class RemoteLink:
         self.epoch: int | None = None
         #: ours of the ghost's connection for calls
         self._call: socket.socket | None = None
+        #: see `Launch`
+        self.date_ahead_ns = 0
         #: the connection over which the guest's image will go home, made beforehand: one of
         #: the two mosds may be dead by then. None: used up
         self.way_home: socket.socket | None = None
@@ -73,8 +80,14 @@ class RemoteLink:
         self._up = asyncio.Event()
         self._waiting: list[tuple[type[msgspec.Struct], int | None, asyncio.Future[ToDeputy]]] = []
         self._arrived: list[ToDeputy] = []
+        #: said unasked before `adopt`; None since then
+        self._early: list[Unasked] | None = []
         self._tasks: list[asyncio.Task[None]] = []
         self._begin()
+
+    def date_ns(self) -> int:
+        """Home's CLOCK_REALTIME, as guests are to see it."""
+        return time.time_ns() + self.date_ahead_ns
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -85,6 +98,14 @@ class RemoteLink:
     def post(self, message: ToRemote) -> None:
         """Sends in order, later; a lost connection is told by `expect` and `on_lost`."""
         self._lasting.say(message)
+
+    def adopt(self) -> None:
+        """The guest there has the body and its owner is ready to serve it: from now on what it
+        says unasked is told, first what it has said already. A guest may need home with its
+        first instruction, before anybody has taken note that it runs."""
+        early, self._early = self._early or [], None
+        for message in early:
+            self._on_unasked(self, message)
 
     async def expect(
         self, kind: type[M], epoch: int | None = None, timeout: float | None = STALL
@@ -196,7 +217,7 @@ class RemoteLink:
         except (OSError, MosixError):
             self.cut()
 
-    def adopt(self, epoch: int, call: socket.socket) -> None:
+    def keep(self, epoch: int, call: socket.socket) -> None:
         """The body runs there as `epoch`, its calls come over `call`: from now on the
         connections are made again when they are lost."""
         self.epoch = epoch
@@ -254,8 +275,15 @@ class RemoteLink:
             self._call = None
 
     def _dispatch(self, message: ToDeputy) -> None:
-        if isinstance(message, (Cancel, NeedHome, GuestDied, CallsLost)):
-            self._on_unasked(self, message)
+        if isinstance(message, AskDate):
+            self.post(Date(asked_ns=message.asked_ns, date_ns=self.date_ns()))
+            return
+        if isinstance(message, (Cancel, Ask, NeedHome, GuestDied, CallsLost)):
+            if self._early is None:
+                self._on_unasked(self, message)
+                return
+            self._early.append(message)
+            self._limit(self._early)
             return
         for kind, epoch, future in self._waiting:
             if not future.done() and self._matches(message, kind, epoch):
@@ -264,7 +292,10 @@ class RemoteLink:
         if isinstance(message, Pong):
             return  # of a `while_alive` that is over
         self._arrived.append(message)
-        if len(self._arrived) > 16:
+        self._limit(self._arrived)
+
+    def _limit(self, kept: Sized) -> None:
+        if len(kept) > _MAX_KEPT:
             raise ProtocolError(f"node {self.ip} sends what nobody asked for")
 
     def _fail(self, reason: str) -> None:

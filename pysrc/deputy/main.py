@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread  # noqa: F401 - asyncio imports it with the first transfer
 import contextlib
+import errno
+import itertools
 import logging
 import os
 import select
@@ -18,37 +20,48 @@ from collections.abc import Coroutine
 
 from mosix import failpoints
 from mosix.deputy import moves
+from mosix.deputy.interface import MIGRATE, birth, migrate, process_of, value_of
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
 from mosix.deputy.reconnect import reconnect
 from mosix.deputy.rest import members, pidfd_of_any, rest
 from mosix.errors import (
     LAUNCH_FAILED,
+    CannotMoveError,
     MosixError,
     NoSuchProcessError,
     ProtocolError,
 )
+from mosix.image import eligibility
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
+from mosix.native.listener import Asked, Listener
 from mosix.native.tracee import Stop, Tracee
 from mosix.native.watch import Watch
 from mosix.wire.adoption import returned, try_to_return
+from mosix.wire.attributes import changed
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
 from mosix.wire.messages import (
     Arm,
     Armed,
+    Ask,
     ComeHome,
     Dialed,
     Forsaken,
+    Join,
+    Joined,
     Launch,
     Move,
     Moved,
+    Name,
+    Named,
     NodeFeatures,
     NodeToWorker,
     ProcessState,
     Started,
     Token,
+    Told,
     WorkerToNode,
     decode,
 )
@@ -77,24 +90,34 @@ def run(sock: socket.socket) -> None:
     node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
     select.select([sock], [], [])
     launch, fds = node.receive_now()
-    if not isinstance(launch, Launch) or len(fds) != 2:
+    if not isinstance(launch, Launch) or len(fds) not in (2, 4):
         raise ProtocolError("the first message to a deputy must be Launch")
-    pidfd, stderr = fds
+    pidfd, stderr, *listening = fds
+    listener = Listener(*listening) if listening else None
+    filters = eligibility.filters_of(launch.pid)
     if launch.node is None:
         failpoints.hit("deputy.launch")
         node.send_now(Started())
+        others = (listener.event,) if listener else ()
         sock, pidfd = rest(
-            sock, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
+            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
         )
         node = Packets(sock, NodeToWorker)
     if pidfd >= 0:
-        asyncio.run(Deputy(node, launch, stderr).main(pidfd))
+        asyncio.run(Deputy(node, launch, stderr, listener, filters).main(pidfd))
 
 
 class Deputy:
     """The job, its processes and the way to mosd (`mosix.deputy.process.Home`)."""
 
-    def __init__(self, node: Packets[NodeToWorker], launch: Launch, stderr: int) -> None:
+    def __init__(
+        self,
+        node: Packets[NodeToWorker],
+        launch: Launch,
+        stderr: int,
+        listener: Listener | None,
+        filters: int,
+    ) -> None:
         self._node = node
         self.launch = launch
         self._processes: dict[int, JobProcess] = {}
@@ -103,6 +126,11 @@ class Deputy:
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
         self._stderr = stderr
+        self._listener = listener
+        self._names: dict[int, asyncio.Future[Named]] = {}
+        self._name_numbers = itertools.count(1)
+        self._mosd_gone = False
+        self.filters = filters
 
     @property
     def here(self) -> str:
@@ -122,11 +150,23 @@ class Deputy:
     def forsake(self, process: JobProcess, link: RemoteLink) -> None:
         self._outbox.put_nowait(Forsaken(ip=link.ip, pid=process.pid, token=link.token))
 
+    @property
+    def interface(self) -> bool:
+        return self._listener is not None
+
+    @property
+    def date_ahead_ns(self) -> int:
+        return self.launch.date_ahead_ns
+
     async def main(self, pidfd: int) -> None:
         """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()
+        if self._listener is not None:
+            self._listener.listen(self._asked)
         if self.launch.node is not None:
-            await self._stop_at_exec(self.launch.pid, self.launch.node)
+            await self._stop_at_exec(
+                self._process(self.launch.pid), self.launch.node, fallback=self.launch.fallback
+            )
             failpoints.hit("deputy.launch")
             await self._node.send(Started())
         workers = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
@@ -144,13 +184,19 @@ class Deputy:
             await asyncio.gather(*workers, return_exceptions=True)
             self._node.close()
 
-    async def _stop_at_exec(self, pid: int, node: str) -> None:
-        root = self._process(pid)
-        root.order(node, LAUNCH_RETURN)
+    async def _stop_at_exec(self, process: JobProcess, node: str, *, fallback: bool) -> None:
+        """A mosrun is about to execute its program, which leaves then for `node`."""
+        process.order(node, LAUNCH_RETURN)
         # No other move before this one: until then the process is traced, and not a program.
-        await root.moves.acquire()
-        tracee = Tracee.seize(pid, _PTRACE_O_TRACEEXEC)
-        self.watch.add(tracee, lambda stop: self._before_exec(root, tracee, stop))
+        await process.moves.acquire()
+        try:
+            tracee = Tracee.seize(process.pid, _PTRACE_O_TRACEEXEC)
+        except MosixError:
+            process.moves.release()
+            raise
+        self.watch.add(
+            tracee, lambda stop: self._before_exec(process, tracee, stop, node, fallback=fallback)
+        )
 
     # ---- mosd ----
 
@@ -160,9 +206,14 @@ class Deputy:
             with contextlib.suppress(EOFError, OSError):
                 await self._listen()
             self._dialer.fail_all()
+            self._mosd_gone = True
+            for number, future in self._names.items():
+                future.set_result(Named(request=number))
+            self._names.clear()
             self._node.close()
             self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
             self._dialer.back()
+            self._mosd_gone = False
             for process in self._processes.values():
                 if process.place is not Place.ENDED:
                     process.report()
@@ -174,6 +225,11 @@ class Deputy:
                 self._dialer.answered(message, fds)
             elif isinstance(message, Move):
                 self._spawn(self._move(message))
+            elif isinstance(message, Join):
+                self._spawn(self._join(message))
+            elif isinstance(message, Named):
+                if message.request in self._names:
+                    self._names.pop(message.request).set_result(message)
             elif isinstance(message, ComeHome):
                 self._spawn(self._all_home(message))
             elif isinstance(message, Arm):
@@ -211,10 +267,12 @@ class Deputy:
         )
         try:
             process = self._member(order.pid)
+            if not order.manual and process.attributes.lock:
+                raise CannotMoveError(f"process {order.pid} is locked", "mosrun -l unlocks it")
             async with process.moves:
                 moves_before = process.nmigs
                 try:
-                    await self._carry_out(process, order.target)
+                    await self.send_to(process, order.target)
                 except MosixError as error:
                     process.say_why_not(error)
                     raise
@@ -237,7 +295,8 @@ class Deputy:
         finally:
             self._outbox.put_nowait(moved)
 
-    async def _carry_out(self, process: JobProcess, target: str | None) -> None:
+    async def send_to(self, process: JobProcess, target: str | None) -> None:
+        """With its lock held; remembered, so that it goes back there. None: home."""
         if process.place is Place.ENDED:
             raise NoSuchProcessError(f"process {process.pid} has ended")
         if target is None or target == self.here:
@@ -274,10 +333,93 @@ class Deputy:
     # ---- the job ----
 
     def _process(self, pid: int) -> JobProcess:
-        process = self._processes.get(pid)
-        if process is None or process.place is Place.ENDED:
-            process = self._processes[pid] = JobProcess(self, pid)
+        """Its record, made when it is first needed out of that of its parent."""
+        known = self._processes.get(pid)
+        if known is not None and known.place in (Place.AWAY, Place.MOVING):
+            return known
+        parent, started = birth(pid)
+        if known is not None and known.place is not Place.ENDED:
+            if known.started == started or not started:
+                return known
+            known.end()  # somebody else has its number now
+        attributes, nmigs = self.launch.attributes, 0
+        if pid != self.launch.pid and parent in members(self.launch.cgroup):
+            ancestor = self._process(parent)
+            attributes, nmigs = ancestor.attributes, ancestor.nmigs
+        process = JobProcess(self, pid, attributes, nmigs=nmigs, started=started)
+        self._processes[pid] = process
         return process
+
+    def settle(self) -> None:
+        for pid in members(self.launch.cgroup):
+            self._process(pid)
+
+    # ---- nested mosrun ----
+
+    async def _join(self, order: Join) -> None:
+        joined = Joined(request=order.request)
+        try:
+            process = self._member(order.pid)
+            self.settle()
+            process.attributes = changed(process.attributes, order.changes)
+            if order.node is not None and process.place is Place.HOME:
+                await self._stop_at_exec(process, order.node, fallback=order.fallback)
+            process.report()
+        except MosixError as error:
+            joined = Joined(
+                request=order.request,
+                error=error.message[:2000],
+                code=error.code,
+                hint=error.hint[:2000],
+            )
+        self._outbox.put_nowait(joined)
+
+    # ---- what the programs say: /proc/self/{special} ----
+
+    def _asked(self, asked: Asked) -> None:
+        """From a process at home."""
+        assert self._listener is not None
+        pid = process_of(asked.tid)
+        if pid in members(self.launch.cgroup):
+            self._spawn(self._answer_at_home(self._process(pid), asked))
+        else:  # a job of another user inside this one
+            self._listener.let(asked)
+
+    async def _answer_at_home(self, process: JobProcess, asked: Asked) -> None:
+        assert self._listener is not None
+        result = await self._value(process, asked.name, asked.flags, asked.value, again=True)
+        if result is None:
+            result = -errno.EAGAIN
+        if self._listener.answer(asked, result):
+            process.failed_migrate = 0
+
+    async def answer(self, process: JobProcess, ask: Ask) -> None:
+        link = process.link
+        result = await self._value(process, ask.name, ask.flags, ask.value, again=ask.again)
+        if link is not None and link is process.link and result is not None:
+            link.post(Told(result=result))
+
+    async def _value(
+        self, process: JobProcess, name: str, flags: int, value: int, *, again: bool
+    ) -> int | None:
+        process.asks += 1
+        if name == MIGRATE:
+            return await migrate(self, process, flags, value, again=again)
+        return await value_of(self, process, name, flags, value)
+
+    def ask_again(self, pid: int, stopping: bool) -> None:
+        """While a stop of `pid` is waited for, what it asks waits until it has been stopped."""
+        if self._listener is not None:
+            self._listener.restart(pid if stopping else 0)
+
+    async def node_of(self, name: str) -> tuple[str | None, int | None]:
+        if self._mosd_gone:
+            return None, None
+        number = next(self._name_numbers)
+        self._names[number] = asyncio.get_running_loop().create_future()
+        self._outbox.put_nowait(Name(request=number, node=name))
+        named = await self._names[number]
+        return named.ip, named.number
 
     def _member(self, pid: int) -> JobProcess:
         if pid not in members(self.launch.cgroup):
@@ -291,29 +433,31 @@ class Deputy:
             os.close(pidfd)
             pidfd = pidfd_of_any(self.launch.cgroup)
 
-    def _before_exec(self, root: JobProcess, tracee: Tracee, stop: Stop) -> None:
+    def _before_exec(
+        self, root: JobProcess, tracee: Tracee, stop: Stop, node: str, *, fallback: bool
+    ) -> None:
         """Launch with -{node}: the program leaves at its first instruction."""
         if stop.ended:
             root.end()
             root.moves.release()
         elif stop.kind == "event" and stop.event == _PTRACE_EVENT_EXEC:
             self.watch.remove(tracee)
-            self._spawn(self._leave_at_exec(root, tracee))
+            self._spawn(self._leave_at_exec(root, tracee, node, fallback=fallback))
         elif stop.kind == "group":
             tracee.listen()
         else:
             tracee.cont(stop.signal if stop.kind == "signal" else 0)
 
-    async def _leave_at_exec(self, root: JobProcess, tracee: Tracee) -> None:
-        node = self.launch.node
-        assert node is not None
+    async def _leave_at_exec(
+        self, root: JobProcess, tracee: Tracee, node: str, *, fallback: bool
+    ) -> None:
         try:
             failpoints.hit("deputy.exec")
             await moves.leave(root, node, seized=tracee)
         except (MosixError, OSError) as failure:
             error = failure if isinstance(failure, MosixError) else moves.ran_short(root, failure)
             with contextlib.suppress(MosixError):
-                if self.launch.fallback:
+                if fallback:
                     root.why = f"home: {error.line()}"
                     root.report()
                     tracee.detach()

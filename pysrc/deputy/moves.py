@@ -34,7 +34,9 @@ from mosix.errors import (
 )
 from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
 from mosix.image.model import Image, PageRun
+from mosix.native import vdso
 from mosix.native.agent import Agent, NoDescriptorError
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
@@ -47,7 +49,6 @@ from mosix.wire.messages import (
     Prepare,
     Prepared,
     Ready,
-    Resume,
     Run,
     Running,
     Sent,
@@ -65,6 +66,8 @@ _RESTORE = 60
 _PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
 _SIGINFO_BYTES = 128
+#: When home's clock is behind what the guest read by so many ns, it was set meanwhile.
+_CLOCK_WAS_SET = 1_000_000_000
 _SIGNAL = struct.Struct("<i")
 #: A process that is sent signals without end leaves all the same.
 _MAX_SIGNALS = 64
@@ -100,7 +103,8 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
 
     CannotMoveError, RefusedError, NodeDownError, MoveFailedError: nothing changed, it runs on
     (or, if `seized`, stands where it stood)."""
-    reason = eligibility.why_not(process.pid) if seized is None else None
+    filters = process.home.filters
+    reason = eligibility.why_not(process.pid, filters) if seized is None else None
     if reason:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     epoch = process.epoch + 1
@@ -108,6 +112,7 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
         ip, ("guest", "call", "bulk", "home"), process.pid, epoch, None
     )
     link = RemoteLink(ip, token, control, process.on_unasked, process.on_down)
+    link.date_ahead_ns = process.home.date_ahead_ns
     link.way_home = way_home
     with contextlib.ExitStack() as sockets:
         sockets.callback(call.close)
@@ -135,16 +140,14 @@ async def _leave_prepared(
     call, bulk = sockets
     begin = time.monotonic_ns()
     tracee = seized or Tracee.seize(process.pid)
+    # Nobody answers what it asks while this thread waits for its stop.
+    tracee.stopping = functools.partial(process.home.ask_again, process.pid)
     agent: Agent | None = None
     image: Image | None = None
     process.place = Place.MOVING
     try:
         if seized is None:
-            stop = _begin_handlers(tracee, await _stand_still(tracee))
-            if stop.ended:
-                process.end()
-                raise MoveFailedError(f"process {process.pid} ended")
-            process.held = stop.kind == "group"
+            await _stop_to_leave(process, tracee)
         failpoints.hit("deputy.stopped", *link.sockets, call, bulk)
         image = _describe(process, tracee, epoch)
         ghost_mask = handlers.mask_outside(tracee, image)
@@ -176,13 +179,34 @@ async def _leave_prepared(
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
-    link.adopt(epoch, call)
+    link.keep(epoch, call)
     try:
         failpoints.hit("deputy.committed", *link.sockets)
         _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
+
+
+async def _stop_to_leave(process: JobProcess, tracee: Tracee) -> None:
+    stop = await _leave_vdso(tracee, await _stand_still(tracee))
+    stop = _begin_handlers(tracee, stop)
+    if stop.ended:
+        process.end()
+        raise MoveFailedError(f"process {process.pid} ended")
+    process.held = stop.kind == "group"
+
+
+async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
+    """Lets the stopped process run until it is not in the middle of a function of its kernel's
+    vdso, whose data will not be there where it goes, nor in a handler that interrupted one."""
+    for attempt in range(vdso.ATTEMPTS):
+        if stop.ended or stop.kind == "group" or not vdso.is_used(tracee, own_vdso()):
+            break
+        tracee.cont()
+        await asyncio.sleep(vdso.pause_s(attempt))
+        stop = await _stand_still(tracee)
+    return stop
 
 
 async def _stand_still(tracee: Tracee) -> Stop:
@@ -199,11 +223,12 @@ async def _stand_still(tracee: Tracee) -> Stop:
 
 def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
     mappings = maps.read_mappings(process.pid)
-    reason = eligibility.why_not_stopped(tracee, mappings=mappings)
+    reason = eligibility.why_not_stopped(tracee, process.home.filters, mappings)
     if reason:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
     image = capture.describe(tracee, epoch, mappings)
     image.process.stopped = process.held
+    image.process.cpu_ns = process.cpu_time.everywhere(image.process.cpu_ns)
     process.needs = needs_of(process.pid, mappings, image.runs)
     # What waits in the ghost's queue stays there: it is the process's only queue.
     image.process.pending, image.threads[0].pending = [], []
@@ -241,10 +266,11 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     assert link is not None and tracee is not None and agent is not None
     process.page_bytes = image.page_bytes
     process.epoch = image.header.epoch
-    process.nmigs += 1
+    process.count_move()
     agent.finish()
     tracee.set_options(PTRACE_O_EXITKILL)
     agent.obey()
+    process.cpu_time.stop()
     restore.empty_ghost(agent, image)
     failpoints.hit("deputy.emptied", *link.sockets)
     agent.finish()
@@ -260,6 +286,7 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     process.report()
     process.arm_agent()
     failpoints.hit("deputy.away", *link.sockets)
+    link.adopt()
 
 
 def _no_ghost(process: JobProcess, tracee: Tracee, error: MosixError | OSError) -> None:
@@ -350,7 +377,7 @@ async def come_home(process: JobProcess) -> None:
         # Committed: home has the body, whatever becomes of the guest now.
         process.link = None
         process.epoch = epoch
-        process.nmigs += 1
+        process.count_move()
         process.page_bytes = body.page_bytes
         try:
             await _become_body(process, tracee, agent, body)
@@ -411,7 +438,10 @@ async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: 
     """The ghost, filled with its body, goes on by itself: no agent, no tracer."""
     process.calls_before = process.calls_before + agent.calls_served()
     process.home.watch.remove(tracee)
-    await _until_clock(body.header.monotonic_ns)
+    await _until_clock(time.CLOCK_MONOTONIC, body.header.monotonic_ns)
+    if not process.attributes.localtime:
+        await _until_clock(time.CLOCK_REALTIME, body.header.date_ns)
+    process.cpu_time.came_home(body.process.cpu_ns)
     agent.leave(*restore.final_state(tracee, body))
     for siginfo in (*process.postponed, *process.at_home):
         _queue(tracee, process.pid, siginfo)
@@ -435,6 +465,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         ip, ("guest", "call", "home"), process.pid, epoch, None
     )
     new = RemoteLink(ip, token, control, process.on_unasked, process.on_down)
+    new.date_ahead_ns = process.home.date_ahead_ns
     new.way_home = way_home
     with contextlib.closing(call):
         done = _Done()
@@ -468,10 +499,10 @@ async def move_on(process: JobProcess, ip: str) -> None:
             raise
         # Committed.
         process.link = new
-        new.adopt(epoch, call)
+        new.keep(epoch, call)
     process.freeze_ns = time.monotonic_ns() - begin
     process.epoch = epoch
-    process.nmigs += 1
+    process.count_move()
     process.page_bytes = frozen.page_bytes
     process.needs = msgspec.structs.replace(process.needs, memory=frozen.page_bytes)
     await _serve_another(process, old, new, call_number, given)
@@ -492,6 +523,7 @@ async def _serve_another(
         process.report()
         process.arm_agent()
         failpoints.hit("deputy.served", *new.sockets)
+        new.adopt()
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
@@ -551,7 +583,7 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
         _no_ghost(process, tracee, error)
         return
     process.forward_postponed()  # a handler runs before whatever the guest did next
-    link.post(Resume(epoch=epoch, held=process.held))
+    process.resume_guest(link)
 
 
 async def _prepare(
@@ -573,8 +605,11 @@ async def _prepare(
             pinged_ns=pinged_ns,
             monotonic_ns=pinged_ns + round_trip,
             boottime_ns=pinged_ns + round_trip + asleep_ns,
+            date_ns=link.date_ns() - (time.monotonic_ns() - pinged_ns),
+            localtime=bool(process.attributes.localtime),
             features=process.home.features,
             grace_s=process.home.grace_s,
+            interface=process.home.interface,
         )
     )
     await link.expect(Prepared)
@@ -637,10 +672,10 @@ def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
     return asyncio.get_running_loop().run_in_executor(None, run)
 
 
-async def _until_clock(monotonic_ns: int) -> None:
+async def _until_clock(clock: int, reading_ns: int) -> None:
     """Waits (a round trip at the most) until home's clock has passed the body's last reading."""
-    behind = monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    if behind > 0:
+    behind = reading_ns - time.clock_gettime_ns(clock)
+    if 0 < behind < _CLOCK_WAS_SET:
         await asyncio.sleep(behind / 1e9)
 
 

@@ -8,6 +8,7 @@ Everything here runs in the deputy's one thread, from which all its ptrace calls
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
 import signal
@@ -17,12 +18,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from mosix import failpoints
 from mosix.deputy import signals
+from mosix.deputy.cputime import CpuTime
 from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
 from mosix.native.tracee import StillAsleepError, Stop, Tracee
+from mosix.wire.attributes import ENOSYS_WITH_MESSAGE, KILL, JobAttributes
 from mosix.wire.messages import (
+    Ask,
     CallsLost,
     Cancel,
     Cancelled,
@@ -33,6 +37,7 @@ from mosix.wire.messages import (
     Needs,
     NodeFeatures,
     ProcessState,
+    Resume,
     Signal,
     Token,
 )
@@ -85,6 +90,27 @@ class Home(Protocol):
 
     def forsake(self, process: JobProcess, link: RemoteLink) -> None: ...
 
+    @property
+    def interface(self) -> bool:
+        """Whether there are the files /proc/self/{special}."""
+        ...
+
+    @property
+    def filters(self) -> int:
+        """How many seccomp filters each process had before its program began."""
+        ...
+
+    def ask_again(self, pid: int, stopping: bool) -> None: ...
+
+    def settle(self) -> None:
+        """Every process of the job gets its record: what changes now is not inherited."""
+        ...
+
+    async def answer(self, process: JobProcess, ask: Ask) -> None: ...
+
+    @property
+    def date_ahead_ns(self) -> int: ...
+
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
     ) -> tuple[Token, list[socket.socket]]: ...
@@ -101,12 +127,21 @@ class Home(Protocol):
 class JobProcess:
     """Process `pid` of the job. `moves` serialises its moves."""
 
-    def __init__(self, home: Home, pid: int) -> None:
+    def __init__(
+        self, home: Home, pid: int, attributes: JobAttributes, *, nmigs: int = 0, started: int = 0
+    ) -> None:
         self.home = home
         self.pid = pid
+        #: as in /proc/PID/stat: tells it from another one that got its number
+        self.started = started
+        self.attributes = attributes
         self.place = Place.HOME
         self.epoch = 0
-        self.nmigs = 0
+        #: moves of it and, before it was born, of its ancestors in the job
+        self.nmigs = nmigs
+        #: questions of its program so far, and the errno of a migrate whose call was stopped
+        self.asks = 0
+        self.failed_migrate = 0
         self.why = ""
         self.link: RemoteLink | None = None
         self.tracee: Tracee | None = None
@@ -120,6 +155,7 @@ class JobProcess:
         #: what the body took of its node when it last left home
         self.needs = Needs()
         self.freeze_ns = 0
+        self.cpu_time = CpuTime(pid)
         #: calls served for bodies that have come home since
         self.calls_before = 0
         self.ordered: str | None = None
@@ -127,9 +163,10 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        #: why the body must come home, until it has
+        self._needs: NeedHome | None = None
         #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
         self._cancelling: int | None = None
-        self._wanted_home = False
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
         self.at_home: list[bytes] = []
@@ -150,6 +187,7 @@ class JobProcess:
                     "page_bytes": self.page_bytes,
                     "freeze_us": self.freeze_ns // 1000,
                 },
+                attributes=self.attributes,
                 ended=self.place is Place.ENDED,
             )
         )
@@ -244,6 +282,16 @@ class JobProcess:
             self.spawn(self._come_home())
         return 0
 
+    def count_move(self) -> None:
+        """A move has succeeded; the process is told by the signal that it has asked for."""
+        self.home.settle()
+        self.nmigs += 1
+        self.failed_migrate = 0
+        self._needs = None
+        if self.attributes.sigmig:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, self.attributes.sigmig)
+
     def keep_signal(self, stop: Stop) -> bool:
         """The ghost, about to be paused, meets a signal: one for a handler waits here for whoever
         runs the body next. In a queue it would overtake those that the guest still has."""
@@ -316,10 +364,12 @@ class JobProcess:
             return
         if isinstance(message, Cancel):
             self.cancel(message.id)
+        elif isinstance(message, Ask):
+            self.spawn(self.home.answer(self, message))
         elif isinstance(message, NeedHome):
             self.why = f"home: {message.reason}"
-            if not self._wanted_home:
-                self._wanted_home = True
+            wanted, self._needs = self._needs is not None, message
+            if not wanted:
                 self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
             self._guest_died(message.status)
@@ -365,6 +415,7 @@ class JobProcess:
         if self.place is Place.ENDED:
             return
         self.place = Place.ENDED
+        self.cpu_time.stop()
         if self._returning is not None:
             self._returning.cancel()
         if self.link is not None:
@@ -387,23 +438,54 @@ class JobProcess:
         task.add_done_callback(self._tasks.discard)
 
     async def _come_home(self) -> None:
+        """For a fault, or before a call which only home can do."""
         while True:
-            try:
-                async with self.moves:
-                    self._wanted_home = False
-                    if self.place is Place.AWAY:
-                        await self.home.come_home(self)
-                break
-            except MosixError as error:
-                link = self.link
-                if self.place is Place.AWAY and link is not None and link.down:
-                    await link.until_up()
-                    continue
-                if self.place is Place.AWAY:
-                    # A guest that waits before a call which only home can do cannot go on.
-                    self.lose(f"it could not come home: {error.message}")
-                return
+            async with self.moves:
+                if self.place is not Place.AWAY or (self._needs is None and not self.at_home):
+                    return
+                epoch, link = self.epoch, self.link
+                try:
+                    await self.home.come_home(self)
+                    break
+                except MosixError as error:
+                    if self.place is not Place.AWAY:
+                        return
+                    if link is None or not link.down:
+                        self._cannot_come_home(error, resumed=self.epoch != epoch)
+                        return
+            await link.until_up()
         self.go_back_later()
+
+    def _cannot_come_home(self, error: MosixError, *, resumed: bool) -> None:
+        """The guest cannot go on before its call: unsupportok says what becomes of it."""
+        needs, ok = self._needs, self.attributes.unsupportok
+        if needs is None or not self._may_refuse:
+            self.lose(f"it could not come home: {error.message}")
+            return
+        self.why = f"away: {needs.reason}, but it could not come home: {error.message}"
+        if ok == ENOSYS_WITH_MESSAGE:
+            self.home.tell_user(
+                f"process {self.pid}: {needs.reason}: not supported on node "
+                f"{self.link and self.link.ip}, and it could not come home: {error.message}"
+            )
+        if not resumed and self.link is not None:
+            self.resume_guest(self.link)
+        self._needs = None
+        self.report()
+
+    @property
+    def _may_refuse(self) -> bool:
+        """Whether the guest stands before a call that may fail instead of killing it."""
+        return (
+            self._needs is not None
+            and self._needs.nr >= 0
+            and not self.at_home
+            and self.attributes.unsupportok != KILL
+        )
+
+    def resume_guest(self, link: RemoteLink) -> None:
+        """A move away from there has failed."""
+        link.post(Resume(epoch=self.epoch, held=self.held, unsupported=self._may_refuse))
 
     def go_back_later(self) -> None:
         """Schedules the return to the last ordered node (rule 2 of the design)."""

@@ -1,8 +1,9 @@
 """A job at home of which nobody wants anything: all that its deputy does most of the time.
 
 Called by `mosix.deputy.main.run`. The deputy shares the spawner's pages until it touches them, so
-this is a plain loop over two descriptors: an event loop would cost every job two megabytes, and its
-launch milliseconds. Must never take a message: whoever starts the event loop finds it.
+this is a plain loop over a few descriptors: an event loop would cost every job two megabytes, and
+its launch milliseconds. Opens are served meanwhile by the listener's own thread. Must never take a
+message: whoever starts the event loop finds it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mosix.wire.adoption import PAUSE_S
 
@@ -18,13 +19,18 @@ _GONE = select.POLLHUP | select.POLLERR
 
 
 def rest(
-    node: socket.socket, pidfd: int, cgroup: str, back: Callable[[], socket.socket | None]
+    node: socket.socket,
+    others: Sequence[int],
+    pidfd: int,
+    cgroup: str,
+    back: Callable[[], socket.socket | None],
 ) -> tuple[socket.socket, int]:
-    """Returns when mosd has sent something, with the socket to it and a pidfd of a process of the
-    job, or -1 when the job is over. `pidfd` becomes ours. Without mosd the job goes on; `back`
-    looks for another."""
+    """Returns when mosd has sent something or one of `others` is readable, a program having
+    asked, with the socket to mosd and a pidfd of a process of the job, or -1 when the job is over.
+    `pidfd` becomes ours. Without mosd the job goes on; `back` looks for another."""
     waiting = select.poll()
-    waiting.register(node, select.POLLIN)
+    for call in (node.fileno(), *others):
+        waiting.register(call, select.POLLIN)
     waiting.register(pidfd, select.POLLIN)
     gone = False
     while True:
@@ -42,8 +48,8 @@ def rest(
                     return node, -1
                 waiting.register(pidfd, select.POLLIN)
             elif event & _GONE:
-                waiting.unregister(node)
-                gone = True
+                waiting.unregister(fd)
+                gone = gone or fd == node.fileno()
             else:
                 return node, pidfd
 

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from mosix.errors import CannotMoveError
@@ -27,18 +28,21 @@ from mosix.image.model import (
     Image,
     MemoryMap,
     PageRun,
+    PendingCall,
     Process,
     Rseq,
     Thread,
     Vma,
 )
 from mosix.image.pending import resolve
+from mosix.native import vdso
 from mosix.native._native import ffi, lib
-from mosix.native.cpu import cpu_features
+from mosix.native.cpu import cpu_features, own_vdso
 from mosix.native.tracee import Registers, Tracee, TraceError
 
 SYS_MMAP, SYS_MUNMAP, SYS_BRK, SYS_RT_SIGACTION = 9, 11, 12, 13
-SYS_GETITIMER, SYS_SIGALTSTACK, SYS_PERSONALITY, SYS_PRCTL = 36, 131, 135, 157
+SYS_GETITIMER, SYS_GETRUSAGE = 36, 98
+SYS_SIGALTSTACK, SYS_PERSONALITY, SYS_PRCTL = 131, 135, 157
 PR_GET_DUMPABLE = 3
 PR_GET_TID_ADDRESS = 40
 _MAP_PRIVATE_ANON_NOREPLACE = 0x100022
@@ -46,7 +50,7 @@ _ITIMER_VIRTUAL, _ITIMER_PROF = 1, 2
 _SIGCHLD = 17
 #: CHLD, CONT, URG, WINCH: default action is to ignore
 _IGNORED_BY_DEFAULT = (1 << 16) | (1 << 17) | (1 << 22) | (1 << 27)
-_SIGACTION_SIZE, _STACK_T_SIZE, _AUXV_SIZE, _ITIMER_SIZE = 32, 24, 1024, 32
+_SIGACTION_SIZE, _STACK_T_SIZE, _AUXV_SIZE, _ITIMER_SIZE, _RUSAGE_SIZE = 32, 24, 1024, 32, 144
 _NO_PAGES = frozenset(("vdso", "vvar", "vsyscall", "eof"))
 _WHOLE = frozenset(("file", "shared-file"))
 _RANGES = 4096
@@ -67,13 +71,32 @@ class ProcFiles:
                 os.close(fd)
 
 
+@dataclass(frozen=True, slots=True)
+class GuestVdso:
+    """Of a guest: the VMAs of kind vdso and vvar that it has at home, and its functions here."""
+
+    vmas: Sequence[Vma]
+    place: vdso.Place
+
+    @classmethod
+    def of(cls, image: Image, node: tuple[int, int]) -> GuestVdso:
+        """Of a guest that `image` was restored in; `node`: where the node's own vdso lies there."""
+        vmas = [vma for vma in image.vmas if vma.kind in ("vdso", "vvar")]
+        start = next(vma.start for vma in vmas if vma.kind == "vdso")
+        return cls(vmas, vdso.Place(start, image.process.vdso, node))
+
+
 def describe(
     tracee: Tracee,
     epoch: int,
     mappings: list[Mapping] | None = None,
+    *,
     files: ProcFiles | None = None,
+    guest: GuestVdso | None = None,
+    call: PendingCall | None = None,
 ) -> Image:
     """All of a single-threaded process but its pages. `mappings`: if they are known already.
+    Of a guest: its vdso, and what is left of a call that was made for it.
 
     CannotMoveError: it changed into something that cannot move; TraceError: it ended."""
     pid = tracee.pid
@@ -92,10 +115,16 @@ def describe(
     mask = tracee.signal_mask
     flags = _first_handler_flags(pending, mask, asked.sigactions)
     offset = time_offsets(str(pid))[0] - time_offsets("self")[0]
-    registers, call = resolve(tracee, offset, flags)
+    registers, interrupted = resolve(tracee, offset, flags)
     rseq = tracee.rseq()
-    if rseq is not None and call is None:
+    if rseq is not None and interrupted is None:
         registers = _leave_rseq_section(tracee, registers, rseq)
+    call = call or interrupted
+    if guest is not None:
+        vmas = _as_at_home(vmas, guest.vmas)
+        if vdso.begin_again(guest.place, registers, partial(vdso.read_up, tracee)):
+            call = None  # what such a function asks for is asked again
+        vdso.begin_frames_again(tracee, guest.place)
     registers.orig_rax = -1
     for signal in range(1, 65):
         if ignored >> signal - 1 & 1:
@@ -115,6 +144,7 @@ def describe(
             epoch=epoch,
             monotonic_ns=now,
             boottime_ns=boottime,
+            date_ns=time.time_ns(),
         ),
         process=Process(
             pid=pid,
@@ -124,12 +154,13 @@ def describe(
             sigactions=asked.sigactions,
             pending=pending[1],
             itimers=asked.itimers,
-            cpu_ns=_cpu_time(pid, stat),
+            cpu_ns=(asked.user_ns, cpu_clock(pid) - asked.user_ns),
             dumpable=asked.dumpable,
             personality=asked.personality,
             stopped=tracee.current is not None and tracee.current.kind == "group",
             rlimits=_rlimits(pid),
             ignored=ignored | (_IGNORED_BY_DEFAULT & ~caught),
+            vdso=guest.place.image if guest is not None else own_vdso(),
         ),
         threads=[
             Thread(
@@ -151,6 +182,25 @@ def describe(
     )
 
 
+def _as_at_home(vmas: list[Vma], kernels: Sequence[Vma]) -> list[Vma]:
+    """`vmas` of a guest without the node's own vdso, and with `kernels` in the places of what
+    stands for them, which the kernel may have made one mapping with its neighbours."""
+    vmas = [vma for vma in vmas if vma.kind not in ("vdso", "vvar")]
+    for kernel in kernels:
+        rest = []
+        for vma in vmas:
+            if vma.end <= kernel.start or kernel.end <= vma.start:
+                rest.append(vma)
+                continue
+            if vma.start < kernel.start:
+                rest.append(msgspec.structs.replace(vma, end=kernel.start))
+            if kernel.end < vma.end:
+                offset = vma.offset + kernel.end - vma.start if vma.offset else 0
+                rest.append(msgspec.structs.replace(vma, start=kernel.end, offset=offset))
+        vmas = sorted([*rest, kernel], key=lambda vma: vma.start)
+    return vmas
+
+
 # ---- what only the process itself can tell ----
 
 
@@ -161,6 +211,7 @@ class _Answers:
     tid_address: int
     brk: int
     itimers: tuple[tuple[int, int], tuple[int, int]]
+    user_ns: int
     dumpable: int
     personality: int
 
@@ -172,7 +223,8 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
     actions = page
     altstack = actions + len(signals) * _SIGACTION_SIZE
     timers = altstack + _STACK_T_SIZE
-    tid_address = timers + 2 * _ITIMER_SIZE
+    rusage = timers + 2 * _ITIMER_SIZE
+    tid_address = rusage + _RUSAGE_SIZE
     assert tid_address + 8 <= page + PAGE_SIZE
     calls: list[tuple[int, Sequence[int]]] = [
         (SYS_MMAP, (page, PAGE_SIZE, 3, _MAP_PRIVATE_ANON_NOREPLACE, -1, 0)),
@@ -182,6 +234,7 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
         (SYS_SIGALTSTACK, (0, altstack)),
         (SYS_GETITIMER, (_ITIMER_VIRTUAL, timers)),
         (SYS_GETITIMER, (_ITIMER_PROF, timers + _ITIMER_SIZE)),
+        (SYS_GETRUSAGE, (0, rusage)),
         (SYS_PRCTL, (PR_GET_TID_ADDRESS, tid_address)),
     ]
     calls += [
@@ -211,17 +264,19 @@ def _ask(tracee: Tracee, vmas: list[Vma], caught: int) -> _Answers:
             _itimer(data[timers - page :]),
             _itimer(data[timers - page + _ITIMER_SIZE :]),
         ),
+        user_ns=_timeval(data[rusage - page :]),
         dumpable=results[2],
         personality=results[3],
     )
 
 
 def _itimer(data: bytes) -> tuple[int, int]:
-    interval_s, interval_us, value_s, value_us = struct.unpack_from("<qqqq", data)
-    return (
-        interval_s * 1_000_000_000 + interval_us * 1000,
-        value_s * 1_000_000_000 + value_us * 1000,
-    )
+    return _timeval(data), _timeval(data[16:])
+
+
+def _timeval(data: bytes) -> int:
+    seconds, us = struct.unpack_from("<qq", data)
+    return int(seconds) * 1_000_000_000 + int(us) * 1000
 
 
 def _read_auxv(pid: int, files: ProcFiles | None) -> bytes:
@@ -295,10 +350,16 @@ def _memory_map(stat: list[bytes], brk: int) -> MemoryMap:
     )
 
 
-def _cpu_time(pid: int, stat: list[bytes]) -> tuple[int, int]:
-    """User and system ns: the exact sum, divided as the ticks say."""
+def cpu_clock(pid: int) -> int:
+    """CPU time of a process, in ns: clock_getcpuclockid(3)."""
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+def cpu_time(pid: int) -> tuple[int, int]:
+    """User and system ns of a process: the exact sum, divided as the ticks say."""
+    stat = _stat(pid)
     user, system = int(stat[14]), int(stat[15])
-    total = time.clock_gettime_ns((~pid << 3) | 2)
+    total = cpu_clock(pid)
     return (
         (total * user // (user + system), total * system // (user + system))
         if (user + system)

@@ -19,6 +19,8 @@ import stat
 
 from mosix.errors import NoSuchProcessError
 from mosix.image.maps import Mapping, read_mappings
+from mosix.native import vdso
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import Tracee, TraceError
 
 _SYS_KCMP = 312
@@ -70,6 +72,12 @@ def why_not(pid: int, own_filters: int | None = None) -> str | None:
     return reason
 
 
+def filters_of(pid: int) -> int:
+    """How many seccomp filters a process has."""
+    status = _status(pid)
+    return int(status.get("Seccomp_filters", status.get("Seccomp") == "2"))
+
+
 def why_not_stopped(
     tracee: Tracee, own_filters: int | None = None, mappings: list[Mapping] | None = None
 ) -> str | None:
@@ -87,6 +95,15 @@ def why_not_stopped(
         tracee.in_stub(registers)
     except TraceError as error:
         return error.message
+    return _by_vdso(tracee)
+
+
+def _by_vdso(tracee: Tracee) -> str | None:
+    """Elsewhere the functions of the vdso are others, so it must not be inside one."""
+    if vdso.stands_inside(tracee, own_vdso()):
+        return "it is reading the clock in this very moment"
+    if vdso.handler_interrupted(tracee, own_vdso()):
+        return "it runs a signal handler that interrupted it while it read the clock"
     return None
 
 
@@ -136,8 +153,8 @@ def _by_status(status: dict[str, str], own_filters: int | None, tracer: int) -> 
     if traced_by not in (0, tracer):
         return f"process {traced_by} traces it"
     if own_filters is None:
-        own_filters = int(_status(os.getpid()).get("Seccomp_filters", "0"))
-    filters = int(status.get("Seccomp_filters", "1" if status.get("Seccomp", "0") != "0" else "0"))
+        own_filters = filters_of(os.getpid())
+    filters = int(status.get("Seccomp_filters", status.get("Seccomp") == "2"))
     if status.get("Seccomp") == "1" or filters > own_filters:
         return "it has a seccomp filter of its own"
     return None

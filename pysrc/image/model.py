@@ -108,7 +108,7 @@ class Process(msgspec.Struct):
     those that are not SIG_DFL with no flags. `pending`: the shared queue (siginfo_t, 128 bytes).
     `itimers`: ITIMER_VIRTUAL and ITIMER_PROF as (interval_ns, value_ns). `cpu_ns`: user and
     system time so far. `stopped`: in group stop (SIGSTOP, SIGTSTP…). `ignored`: mask of signals
-    that SIG_IGN or a default of "ignore" would drop.
+    that SIG_IGN or a default of "ignore" would drop. `vdso`: the bytes of home's.
     """
 
     pid: int
@@ -124,10 +124,12 @@ class Process(msgspec.Struct):
     stopped: bool
     rlimits: dict[int, tuple[int, int]]
     ignored: int = 0
+    vdso: bytes = b""
 
 
 class Header(msgspec.Struct, frozen=True):
-    """First section of a stream: what the target must be able to run, and when it was taken."""
+    """First section of a stream: what the target must be able to run, and when it was taken.
+    `date_ns`: CLOCK_REALTIME as the process reads it."""
 
     version: int
     kernel: str
@@ -137,6 +139,7 @@ class Header(msgspec.Struct, frozen=True):
     epoch: int
     monotonic_ns: int
     boottime_ns: int
+    date_ns: int = 0
 
 
 class Image(msgspec.Struct):

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from mosix.errors import MoveFailedError
 from mosix.image.model import PAGE_SIZE, Image, MemoryMap, Process, Rseq, Thread, Vma
 from mosix.image.pending import reissue
+from mosix.native import vdso
 from mosix.native.agent import Agent, Argument
 from mosix.native.blob import Mapped, find_hole, mapped
 from mosix.native.tracee import Registers, Tracee
@@ -37,8 +38,9 @@ _PRLIMIT64, _RSEQ, _GETPID, _GETTID = 302, 334, 39, 186
 _CLOSE, _MEMFD_CREATE = 3, 319
 
 # mman.h
-_PROT_WRITE, _PROT_RW = 2, 3
-_MAP_PRIVATE, _MAP_DROPPABLE, _MAP_FIXED, _MAP_ANONYMOUS = 0x02, 0x08, 0x10, 0x20
+_PROT_NONE, _PROT_READ, _PROT_WRITE, _PROT_RW, _PROT_RX = 0, 1, 2, 3, 5
+_MAP_SHARED, _MAP_PRIVATE, _MAP_DROPPABLE = 0x01, 0x02, 0x08
+_MAP_FIXED, _MAP_ANONYMOUS = 0x10, 0x20
 _MAP_GROWSDOWN = 0x100
 _MAP_NORESERVE, _MAP_POPULATE, _MAP_FIXED_NOREPLACE = 0x4000, 0x8000, 0x100000
 _MREMAP_MAYMOVE_FIXED = 3
@@ -60,6 +62,8 @@ _STACK_T = struct.Struct("<QiIQ")
 _SS_ONSTACK = 1
 _RLIMIT = struct.Struct("<QQ")
 _RLIM_INFINITY = 2**64 - 1
+#: no more is kept free for a stack to grow, and between it and other memory, in bytes
+_STACK_ROOM, _STACK_GAP = 1 << 30, 1 << 20
 #: what the agent takes of a limit on memory: its blob, in bytes, and some more
 _AGENT_ROOM = 128 << 10
 _RSEQ_FLAG_UNREGISTER = 1
@@ -166,42 +170,79 @@ def _munmap(start: int, end: int) -> Call:
     return Call(_MUNMAP, (start, end - start), f"munmap of {start:#x}-{end:#x}")
 
 
-def plan_vdso(current: Sequence[Mapped], image: Image) -> list[Call]:
-    """mremap of the process's vdso and its data pages to where the image has them.
+def vdso_range(image: Image) -> Range:
+    """Where the image has its vdso. MoveFailedError: not as every kernel puts it."""
+    found = [vma for vma in image.vmas if vma.kind == "vdso"]
+    if [vma.size for vma in found] != [len(image.process.vdso)]:
+        raise MoveFailedError("the image has another vdso than its process")
+    start, end = found[0].start, found[0].end
+    if subtract(
+        [(start - vdso.BEFORE, start)], [(at.start, at.end) for at in _vdso_of_image(image)]
+    ):
+        raise MoveFailedError("the data of home's vdso do not lie before it")
+    return start, end
 
-    The vdso finds its data by their distance from its code: all move by the same distance.
-    MoveFailedError when the two kernels lay them out differently."""
-    here, there = _vdso_of_process(current), _vdso_of_image(image)
 
-    def layout(group: list[Mapped]) -> list[tuple[bool, int, int]]:
-        return [(at.name == "[vdso]", at.start - group[0].start, at.end - at.start) for at in group]
-
-    if layout(here) != layout(there):
-        raise MoveFailedError(
-            "the vdso of this kernel is laid out differently", "use a node with the same kernel"
-        )
-    if not here or here[0].start == there[0].start:
-        return []
-    source, goal = (here[0].start, here[-1].end), (there[0].start, there[-1].end)
-    steps = [there[0].start]
-    if intersect([source], [goal]):
-        # mremap refuses an overlap, and one VMA would land on the next: by way of a hole
-        taken = [*((at.start, at.end) for at in current), *body_ranges(image)]
-        steps.insert(0, find_hole(source[1] - source[0], taken))
-    calls: list[Call] = []
-    base = source[0]
-    for step in steps:
-        for at in here:
-            distance, size = at.start - source[0], at.end - at.start
-            calls.append(
-                Call(
-                    _MREMAP,
-                    (base + distance, size, size, _MREMAP_MAYMOVE_FIXED, step + distance),
-                    f"mremap of {at.name} to {step + distance:#x}",
-                )
+def plan_vdso(current: Sequence[Mapped], image: Image, clock: int) -> list[Call]:
+    """The process's own vdso and its data pages are got out of the way, if they are in it, and
+    there is memory in the places of home's: the clock page (`clock`: its descriptor), the blob,
+    still to be written like home's vdso behind it, and nothing where it has other data pages, for
+    at home they will be there again."""
+    start, end = vdso_range(image)
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
+    before = start - vdso.BEFORE
+    kernels = [(at.start, at.end) for at in _vdso_of_image(image)]
+    return [
+        *_plan_aside(current, image),
+        Call(
+            _MMAP,
+            (before, PAGE_SIZE, _PROT_READ, _MAP_SHARED | _MAP_FIXED_NOREPLACE, clock, 0),
+            "mmap of the clock page",
+        ),
+        Call(_CLOSE, (clock,), "close"),
+        *(
+            Call(_MMAP, (low, high - low, prot, flags, _NO_FD, 0), "mmap for home's vdso")
+            for ranges, prot in (
+                ([(before + PAGE_SIZE, end)], _PROT_RW),
+                (subtract(kernels, [(before, end)]), _PROT_NONE),
             )
-        base = step
-    return calls
+            for low, high in ranges
+        ),
+    ]
+
+
+def _plan_aside(current: Sequence[Mapped], image: Image) -> list[Call]:
+    """mremap of the process's vdso and its data pages, if the image needs their place or may
+    come to need it. The vdso finds its data by their distance: all move by the same."""
+    here = _vdso_of_process(current)
+    if not here or not intersect([(here[0].start, here[-1].end)], _claimed(image)):
+        return []
+    size = here[-1].end - here[0].start
+    hole = find_hole(size, [*((at.start, at.end) for at in current), *body_ranges(image)])
+    return [
+        Call(
+            _MREMAP,
+            (
+                at.start,
+                at.end - at.start,
+                at.end - at.start,
+                _MREMAP_MAYMOVE_FIXED,
+                hole + at.start - here[0].start,
+            ),
+            f"mremap of {at.name}",
+        )
+        for at in here
+    ]
+
+
+def _claimed(image: Image) -> list[Range]:
+    """`body_ranges`, and where the stack may grow."""
+    limit = image.process.rlimits.get(resource.RLIMIT_STACK, (_RLIM_INFINITY,))[0] % 2**64
+    room = min(limit, _STACK_ROOM) + _STACK_GAP
+    return [
+        *body_ranges(image),
+        *((vma.end - room, vma.end) for vma in image.vmas if vma.kind == "stack"),
+    ]
 
 
 class Mapping(NamedTuple):
@@ -394,11 +435,13 @@ def plan_itimers(process: Process) -> list[Call]:
     return calls
 
 
-def plan_rlimits(process: Process, current: dict[int, tuple[int, int]]) -> list[Call]:
+def plan_rlimits(
+    process: Process, current: dict[int, tuple[int, int]], before_ns: int = 0
+) -> list[Call]:
     """The job's limits in a guest, as far as they are below the guest's `current` ones: it has
     no capability to raise them. RLIMIT_CPU counts from the guest's own start: what the body
-    has used is taken off."""
-    used_s = sum(process.cpu_ns) // 10**9
+    has used is taken off, and what the guest has used for itself (`before_ns`) comes on top."""
+    used_s = (sum(process.cpu_ns) - before_ns) // 10**9  # too few: the signal comes never early
     calls: list[Call] = []
     for which, wanted in sorted(process.rlimits.items()):
         soft, hard = (limit % 2**64 for limit in wanted)
@@ -483,11 +526,19 @@ def prefault(agent: Agent, ranges: Iterable[Range]) -> list[Range]:
     return [range_ for range_, got in zip(wanted, results, strict=True) if got == range_[0]]
 
 
-def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range]) -> Range | None:
+def fill_guest(
+    agent: Agent,
+    image: Image,
+    bulk: int,
+    prefaulted: Sequence[Range],
+    *,
+    clock: int,
+) -> Range | None:
     """Puts the body into the confined, empty process in which `agent` obeys.
 
     `bulk`: number in that process of the descriptor from which the pages come, in the order of
     ``image.runs``; closed when the agent leaves. `prefaulted`: what `prefault` has returned.
+    `clock`: number there of the clock page, which is closed.
     Returns the place that is kept free for an agent, if memory is limited.
     MoveFailedError; the guest is then good for nothing but killing."""
     process = image.process
@@ -497,8 +548,9 @@ def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range
         plan = plan_mapping(image, premapped=ready, empty_file=empty, locks_may_fail=True)
         useless = subtract(prefaulted, ready)
         # vdso and data pages, before anything is mapped where they have to go
-        moved = plan_vdso(mapped(agent.pid), image)
+        moved = plan_vdso(mapped(agent.pid), image, clock)
         _run(agent, [*(_munmap(*range_) for range_ in useless), *moved, *plan.before])
+    _write_vdso(agent, image)
     _receive(agent, image, bulk)
     _run(
         agent,
@@ -513,9 +565,19 @@ def fill_guest(agent: Agent, image: Image, bulk: int, prefaulted: Sequence[Range
         ],
     )
     room = _reserve(agent, image)
-    _run(agent, plan_rlimits(process, _current_limits(agent.pid, process.rlimits)))
+    before_ns = time.clock_gettime_ns((~agent.pid << 3) | 2)
+    limits = _current_limits(agent.pid, process.rlimits)
+    _run(agent, plan_rlimits(process, limits, before_ns))
     _requeue(agent, image)
     return room
+
+
+def _write_vdso(agent: Agent, image: Image) -> None:
+    """Into the memory of `plan_vdso`, which then becomes readable and executable."""
+    content = vdso.guest_vdso(image.process.vdso)
+    begin = vdso_range(image)[1] - len(content)
+    agent.write(begin, content)
+    _run(agent, [Call(_MPROTECT, (begin, len(content), _PROT_RX), "mprotect of the vdso")])
 
 
 def _reserve(agent: Agent, image: Image) -> Range | None:

@@ -67,6 +67,7 @@ _KINDS_WITH_PAGES = frozenset(("anon", "file", "shared-file", "heap", "stack"))
 _KINDS = _KINDS_WITH_PAGES | {"vdso", "vvar", "vsyscall", "eof"}
 _U64 = 1 << 64
 _CHUNK_BYTES = 1 << 20
+_MAX_VDSO = 1 << 18
 
 
 def encode(image: Image, packed: bool = False) -> bytes:
@@ -187,6 +188,7 @@ def check(image: Image) -> None:
     _require(header.page_size == PAGE_SIZE, "page size")
     _require(0 <= header.epoch < 1 << 31, "epoch")
     _require(0 <= header.monotonic_ns < 1 << 63 and 0 <= header.boottime_ns < 1 << 63, "clocks")
+    _require(0 <= header.date_ns < 1 << 63, "date")
     _require(len(header.cpu_features) < 1024 and len(header.kernel) < 256, "header")
     _check_process(image.process)
     _require(0 < len(image.threads) <= MAX_THREADS, "number of threads")
@@ -220,6 +222,7 @@ def _check_process(process: Process) -> None:
     for number, limits in process.rlimits.items():
         _require(0 <= number < 16 and _u64(*limits), "limit")
     _require(_u64(process.ignored), "mask")
+    _require(len(process.vdso) <= _MAX_VDSO and len(process.vdso) % PAGE_SIZE == 0, "vdso")
 
 
 def _check_thread(thread: Thread, xsave_size: int) -> None:

@@ -136,14 +136,19 @@ def status(lab: Lab) -> list[NodeStatus]:
     return [_node_status(lab, node) for node in lab.nodes]
 
 
-def order_mosd(lab: Lab, node: Node, order: str, deadline_s: float = 45.0) -> None:
-    """Start, stop (it brings its jobs home) or kill a node's mosd, and wait until that is done."""
+def order_mosd(
+    lab: Lab, node: Node, order: str, options: Sequence[str] = (), deadline_s: float = 45.0
+) -> None:
+    """Start (with more options), stop (it brings its jobs home) or kill a node's mosd, and wait
+    until that is done."""
     before = state.read_mosd(lab.name, node.name)
     wanted = order == "start"
     if bool(before.pid) == wanted:
         return
     if wanted and not lab.mosd:
         raise MosixError(f"lab {lab.name!r} was brought up without mosd")
+    if wanted:
+        state.write_json(lab.directory / node.name / "mosd-options.json", list(options))
     numbers = {"start": signal.SIGUSR1, "stop": signal.SIGHUP, "kill": signal.SIGUSR2}
     _order_init(lab, node, numbers[order])
     if wanted:

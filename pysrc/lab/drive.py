@@ -161,9 +161,10 @@ class NodeHandle:
             self._orders.communicate()
             self._orders = None
 
-    def mosd(self, order: str) -> None:
-        """start, stop or kill, and wait until it is done."""
-        _command("mosd", f"--name={self.lab}", self.name, order)
+    def mosd(self, order: str, *options: str) -> None:
+        """start (with these options), stop or kill, and wait until it is done."""
+        more = [f"--option={option}" for option in options]
+        _command("mosd", f"--name={self.lab}", *more, self.name, order)
 
     def link(self, up: bool) -> None:
         """Plug the network cable in or out."""

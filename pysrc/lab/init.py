@@ -14,6 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
+import msgspec
 from mosix.lab.state import Mosd, write_json
 
 STATE = Path("/run/lab")
@@ -77,7 +78,7 @@ class Init:
             os.dup2(null, 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os.execvp(self.command[0], self.command)
+            os.execvp(self.command[0], [*self.command, *_options()])
         except OSError as error:
             os.write(2, f"{self.command[0]}: {error}\n".encode())
         finally:
@@ -86,6 +87,12 @@ class Init:
     def tell(self, mosd: Mosd) -> None:
         self.mosd = mosd
         write_json(STATE / "mosd.json", mosd)
+
+
+def _options() -> list[str]:
+    """Further options of mosd, as the last `mosix-lab mosd NODE start` gave them."""
+    path = STATE / "mosd-options.json"
+    return msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
 
 
 if __name__ == "__main__":

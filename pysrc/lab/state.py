@@ -127,7 +127,7 @@ def directory(name: str) -> Path:
     return RUN / name
 
 
-def write_json(path: Path, value: msgspec.Struct) -> None:
+def write_json(path: Path, value: msgspec.Struct | list[str]) -> None:
     """Readers see the old or the new content, never a part."""
     new = path.with_name(f".{path.name}.new")
     new.write_bytes(msgspec.json.format(msgspec.json.encode(value)))

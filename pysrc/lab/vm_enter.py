@@ -129,7 +129,7 @@ def _size() -> tuple[int, int]:
 def _raw() -> Iterator[None]:
     """The caller's terminal hands every byte to the one in the machine."""
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is for the command
     try:
         yield
     finally:

@@ -14,7 +14,16 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 UNITS = tuple(
     name
-    for name in ("tracee", "inject", "pages", "redirect", "decide", "spin")
+    for name in (
+        "tracee",
+        "inject",
+        "pages",
+        "clock",
+        "redirect",
+        "listener",
+        "decide",
+        "spin",
+    )
     if (HERE / f"{name}.c").exists()
 )
 

@@ -55,8 +55,10 @@ def xsave_size() -> int:
     return size
 
 
-def vdso_digest() -> str:
-    """SHA-256 of our own vdso: equal digests mean that a body's vdso needs no patching."""
+@functools.cache
+def own_vdso() -> bytes:
+    """The vdso that this kernel gives to programs. Kept: a process that has become another user
+    cannot read its own maps."""
     with open("/proc/self/auxv", "rb") as file:
         auxv = file.read()
     value = dict(struct.iter_unpack("<QQ", auxv)).get(_AT_SYSINFO_EHDR)
@@ -67,8 +69,13 @@ def vdso_digest() -> str:
             start, _, rest = line.partition("-")
             if int(start, 16) == value:
                 size = int(rest.split()[0], 16) - value
-                return hashlib.sha256(ffi.buffer(ffi.cast("char *", value), size)).hexdigest()
+                return bytes(ffi.buffer(ffi.cast("char *", value), size))
     raise KernelError("the vdso is not among the mappings")
+
+
+def vdso_digest() -> str:
+    """SHA-256 of our own vdso: equal digests mean that a body can use ours as its own."""
+    return hashlib.sha256(own_vdso()).hexdigest()
 
 
 def spin_ns(rounds: int) -> int:

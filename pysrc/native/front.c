@@ -10,11 +10,17 @@
  *
  * Request: a 4-byte length, then msgpack {"t": "launch", "argv": [bin...], "columns": n};
  * standard error rides along.  Answer: a 4-byte length, then msgpack
- * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).  An answer JOIN, which asks
- * us into the cgroup of the job, may come before the one that tells what to do.
+ * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).  An answer PREPARE, which asks
+ * us into the cgroup of the job and to install a filter that tells of opens of
+ * /proc/self/{special}, may come before the one that tells what to do.
  */
+#include "interface.h"
+
 #include <errno.h>
-#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +28,8 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -39,7 +47,10 @@
 #define MOSIX_PYTHON "python3"
 #endif
 
-enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, JOIN = 3 };
+/* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: a signal does not end an open that was received. */
+#define FILTER_WAIT_KILLABLE (1u << 5)
+
+enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, PREPARE = 3 };
 
 struct buffer {
 	unsigned char *data;
@@ -206,19 +217,19 @@ static int connect_mosd(const char *path, int argc, char **argv)
 	return fd;
 }
 
-static void send_request(int fd, const struct buffer *b)
+/* Sends it all; descriptor `with`, if it is open, rides along. */
+static void send_with(int fd, const void *data, size_t size, int with)
 {
 	union {
 		struct cmsghdr header;
 		char space[CMSG_SPACE(sizeof(int))];
 	} control = { 0 };
-	struct iovec iov = { b->data, b->size };
+	struct iovec iov;
 	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 	size_t sent = 0;
 
-	if (fcntl(2, F_GETFD) >= 0) {
+	if (with >= 0 && fcntl(with, F_GETFD) >= 0) {
 		struct cmsghdr *header;
-		int error_fd = 2;
 
 		message.msg_control = &control;
 		message.msg_controllen = sizeof(control.space);
@@ -226,13 +237,13 @@ static void send_request(int fd, const struct buffer *b)
 		header->cmsg_level = SOL_SOCKET;
 		header->cmsg_type = SCM_RIGHTS;
 		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &error_fd, sizeof(int));
+		memcpy(CMSG_DATA(header), &with, sizeof(int));
 	}
-	while (sent < b->size) {
+	while (sent < size) {
 		ssize_t n;
 
-		iov.iov_base = b->data + sent;
-		iov.iov_len = b->size - sent;
+		iov.iov_base = (char *)data + sent;
+		iov.iov_len = size - sent;
 		n = sendmsg(fd, &message, MSG_NOSIGNAL);
 		if (n < 0) {
 			if (errno == EINTR)
@@ -341,7 +352,7 @@ static void receive_answer(int fd, struct answer *answer, int *passed)
  * period as everybody else must who moves a process.  mosd looks whether it has worked, and does it
  * itself if not.
  */
-static void join(int fd, int directory)
+static void join(int directory)
 {
 	int tasks = openat(directory, "tasks", O_WRONLY | O_CLOEXEC);
 
@@ -352,8 +363,86 @@ static void join(int fd, int directory)
 		close(tasks);
 	}
 	close(directory);
-	if (send(fd, "", 1, MSG_NOSIGNAL) != 1)
-		fail("mosd closed the connection", strerror(errno), "see mosd's log");
+}
+
+/* Notifies of opens with the flags of interface.h and of nothing else.  The new descriptor, or
+ * -errno; *unprivileged: set-user-ID programs will run without their privilege. */
+static int install_filter(int *unprivileged)
+{
+	const uint32_t flags_of_open = offsetof(struct seccomp_data, args[1]);
+	const uint32_t flags_of_openat = offsetof(struct seccomp_data, args[2]);
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 9),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_open, 0, 6),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, flags_of_open),
+		BPF_STMT(BPF_JMP | BPF_JA, 1),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, flags_of_openat),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MX_INTERFACE_READ, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MX_INTERFACE_WRITE, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MX_INTERFACE_EXCHANGE, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+	};
+	struct sock_fprog program = { sizeof(code) / sizeof(code[0]), code };
+	unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | FILTER_WAIT_KILLABLE;
+	long fd;
+
+	_Static_assert(sizeof(code) / sizeof(code[0]) == 13, "the jumps are counted");
+	for (;;) {
+		fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+		if (fd >= 0)
+			return fd;
+		if (errno == EINVAL && flags & FILTER_WAIT_KILLABLE) /* before Linux 5.19 */
+			flags &= ~FILTER_WAIT_KILLABLE;
+		else if (errno == EACCES && !*unprivileged && !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+			*unprivileged = 1;
+		else
+			return -errno;
+	}
+}
+
+/* A filter without no_new_privs needs CAP_SYS_ADMIN; under it a set-user-ID program runs, but
+ * as its caller: then it is said. */
+static void warn_of_setuid(const char *name)
+{
+	const char *path = strchr(name, '/') ? "" : getenv("PATH");
+	char file[4096];
+	struct stat st;
+
+	while (path) {
+		const char *end = strchrnul(path, ':');
+
+		if (snprintf(file, sizeof(file), "%.*s%s%s", (int)(end - path), path, end > path ? "/" : "", name) <
+			    (int)sizeof(file) &&
+		    !stat(file, &st) && S_ISREG(st.st_mode) && !access(file, X_OK)) {
+			if ((st.st_mode & S_ISUID && st.st_uid != geteuid()) ||
+			    (st.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
+				complain(name, "runs without the privilege of its set-user-ID bit",
+					 "mosrun --no-interface keeps it");
+			return;
+		}
+		path = *end ? end + 1 : NULL;
+	}
+}
+
+static void prepare(int fd, int directory, int interface, int *unprivileged)
+{
+	int listener = -1;
+
+	if (directory >= 0)
+		join(directory);
+	if (interface)
+		listener = install_filter(unprivileged);
+	send_with(fd, "", 1, listener);
+	if (listener >= 0)
+		close(listener);
+	else if (interface)
+		complain("no files /proc/self/{special}",
+			 listener == -EBUSY ? "another program serves such files here" : strerror(-listener),
+			 "--no-interface leaves them out");
 }
 
 int main(int argc, char **argv)
@@ -363,7 +452,7 @@ int main(int argc, char **argv)
 	struct answer answer;
 	char path[4096];
 	int directory = -1;
-	int fd, error;
+	int fd, error, unprivileged = 0;
 	char **program;
 
 	if (!run_dir || !*run_dir)
@@ -377,10 +466,10 @@ int main(int argc, char **argv)
 	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
 	build_request(&request, argc, argv);
 	fd = connect_mosd(path, argc, argv);
-	send_request(fd, &request);
+	send_with(fd, request.data, request.size, 2);
 	receive_answer(fd, &answer, &directory);
-	if (answer.what == JOIN) {
-		join(fd, directory);
+	if (answer.what == PREPARE) {
+		prepare(fd, directory, answer.number, &unprivileged);
 		receive_answer(fd, &answer, &directory);
 	}
 	if (answer.what != EXECUTE) {
@@ -394,6 +483,8 @@ int main(int argc, char **argv)
 		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
 	prctl(PR_SET_PTRACER, (unsigned long)answer.deputy, 0, 0, 0);
 	program = argv + 1 + answer.number;
+	if (unprivileged)
+		warn_of_setuid(program[0]);
 	execvp(program[0], program);
 	error = errno;
 	complain(program[0], strerror(error), "");

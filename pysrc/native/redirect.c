@@ -2,6 +2,7 @@
 /* The redirector's loop; what it promises and its states are described in redirect.h. */
 #include "redirect.h"
 #include "failpoint.h"
+#include "interface.h"
 #include "own_proc.h"
 
 #include <errno.h>
@@ -42,7 +43,9 @@
 /* One request moves at most this many bytes of a read or write; longer ones are
  * sums.  Neither side then needs more memory than this for one call. */
 #define CHUNK (4u << 20)
-#define EARLY (32u << 10) /* so much of a reply that is not whole yet is worth a system call */
+/* So much is received at once, and written into the guest, from the caches, while more comes. */
+#define STEP (64u << 10)
+#define EARLY (STEP / 2) /* so much of a reply that is not whole yet is worth a system call */
 #define KEEP_BUFFER (1u << 20)
 #define MAX_IOV 1024
 /* Relocations per message: name, iov, control, base; one for the array. */
@@ -116,6 +119,7 @@ struct internal {
 	/* the sleep */
 	clockid_t clock;
 	struct timespec until;
+	int64_t date; /* it ends at this date at home; 0: `until` is enough */
 	int forever;
 	uint64_t rem;
 
@@ -336,6 +340,12 @@ static int64_t guest_now(const struct mx_redirect *r)
 	return now_ns(CLOCK_MONOTONIC) + r->monotonic_offset_ns;
 }
 
+/* Dates are this node's, not home's. */
+static int date_is_nodes(const struct mx_redirect *r)
+{
+	return !r->clock || r->clock->direct & 1u << CLOCK_REALTIME;
+}
+
 static struct timespec timespec_of(int64_t ns)
 {
 	struct timespec t = { ns / NS, ns % NS };
@@ -540,6 +550,20 @@ static int names_own_body(const struct mx_redirect *r, const char *path)
 	if (p && (p = after(p, pid)))
 		q = p;
 	return mx_is_own_proc(q, strcspn(q, "/"));
+}
+
+/* Is the open that is being made the program's word to mosix?  Then r->asked is its name. */
+static int asks(struct mx_redirect *r, int nr, const uint64_t *args, const char *path)
+{
+	const char *name;
+
+	if (!r->interface || (nr != SYS_open && nr != SYS_openat) ||
+	    !mx_interface_flags(args[nr == SYS_openat ? 2 : 1]))
+		return 0;
+	name = mx_interface_name(path);
+	if (name)
+		strcpy(r->asked, name);
+	return !!name;
 }
 
 static uint64_t length_of(const struct mx_shape *shape, const uint64_t *args)
@@ -752,6 +776,8 @@ static int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const str
 			return at;
 		if (shape->kind == MX_ARG_OPEN_PATH && names_own_body(r, area(in, at)))
 			return MX_EV_HOME;
+		if (shape->kind == MX_ARG_OPEN_PATH && asks(r, nr, original, area(in, at)))
+			return MX_EV_ASKS;
 		error = relocate_arg(in, i, at);
 		if (error)
 			return error;
@@ -1602,6 +1628,17 @@ static int next_piece(struct mx_redirect *r)
 	return error ? answered(r, in->done) : 0;
 }
 
+/* Of the body here; a negative errno when the guest is gone. */
+static int64_t cpu_total(const struct mx_redirect *r)
+{
+	struct timespec t;
+
+	/* The CPU clock of a process: clock_getcpuclockid(3). */
+	if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
+		return -errno;
+	return t.tv_sec * NS + t.tv_nsec - r->before_ns;
+}
+
 /* CPU time of the guest here and of its body elsewhere, in ns: the exact sum, divided as the
  * ticks in /proc say.  Neither part ever runs back (cputime_adjust() in kernel/sched/cputime.c). */
 static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uint64_t faults[2])
@@ -1609,8 +1646,7 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 	struct internal *in = r->internal;
 	char path[40], text[1024], *p;
 	unsigned long minor, major, utime, stime;
-	struct timespec t;
-	uint64_t total;
+	int64_t total;
 	ssize_t n;
 	int fd;
 
@@ -1627,16 +1663,15 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 	if (!p ||
 	    sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu", &minor, &major, &utime, &stime) != 4)
 		return -1;
-	/* The CPU clock of a process: clock_getcpuclockid(3). */
-	if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
+	total = cpu_total(r);
+	if (total < 0)
 		return -1;
-	total = t.tv_sec * NS + t.tv_nsec;
-	*user = utime + stime ? (uint64_t)((unsigned __int128)total * utime / (utime + stime)) : total;
+	*user = utime + stime ? (unsigned __int128)total * utime / (utime + stime) : (uint64_t)total;
 	*user += r->carried_user_ns;
 	total += r->carried_user_ns + r->carried_system_ns;
 	if (*user < in->user_ns)
 		*user = in->user_ns;
-	if (*user > total - in->system_ns)
+	if (*user > (uint64_t)total - in->system_ns)
 		*user = total - in->system_ns;
 	*system = total - *user;
 	in->user_ns = *user;
@@ -1644,6 +1679,13 @@ static int cpu_used(struct mx_redirect *r, uint64_t *user, uint64_t *system, uin
 	faults[0] = minor;
 	faults[1] = major;
 	return 0;
+}
+
+int mx_redirect_cpu(struct mx_redirect *r, uint64_t *used)
+{
+	uint64_t faults[2];
+
+	return cpu_used(r, &used[0], &used[1], faults);
 }
 
 static void correct_times(struct mx_redirect *r)
@@ -1836,7 +1878,7 @@ static int call_agent(struct mx_redirect *r)
 		if (!in->received)
 			most = sizeof(*reply) / 2;
 	}
-	n = step(r, SYS_recvfrom, in->reply + in->received, most - in->received);
+	n = step(r, SYS_recvfrom, in->reply + in->received, min64(most - in->received, STEP));
 	if (n == -EINTR)
 		return cancel_wanted(in);
 	if (n < 0)
@@ -1870,6 +1912,14 @@ static int sleep_on(struct mx_redirect *r)
 
 	if (in->forever)
 		until = long_time;
+	if (in->date) {
+		int64_t left = in->date - mx_clock_date(r->clock, r->monotonic_offset_ns);
+
+		if (left <= 0)
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		/* Not in one piece: home's clock may be set, or our estimate of it be bettered. */
+		until = timespec_of(now_ns(CLOCK_MONOTONIC) + (left < NS ? left : NS));
+	}
 	n = mx_interruptible(&in->stop, SYS_clock_nanosleep, in->clock, in->forever ? 0 : TIMER_ABSTIME, (long)&until,
 			     0);
 	if (n == -EINTR) {
@@ -1881,7 +1931,7 @@ static int sleep_on(struct mx_redirect *r)
 		r->deadline_ns = in->deadline;
 		return hold(r, HELD_SLEEPING, MX_EV_SLEEPING);
 	}
-	if (in->forever)
+	if (in->forever || in->date)
 		return 0;
 	send_answer(r, n, CONTINUE_NO);
 	return 0;
@@ -1897,6 +1947,7 @@ static int begin_sleep(struct mx_redirect *r)
 	in->state = WAITING;
 	in->forever = in->call->special == MX_SPECIAL_PAUSE;
 	in->clock = CLOCK_MONOTONIC;
+	in->date = 0;
 	if (in->forever)
 		return 0;
 	in->rem = r->args[1];
@@ -1928,12 +1979,52 @@ static int begin_sleep(struct mx_redirect *r)
 
 		when -= in->clock == CLOCK_MONOTONIC ? r->monotonic_offset_ns : r->boottime_offset_ns;
 		t = timespec_of(when > 0 ? when : 0);
+	} else if (!date_is_nodes(r)) {
+		in->date = t.tv_sec * NS + t.tv_nsec;
+		in->date += !in->date;
+		in->clock = CLOCK_MONOTONIC;
 	}
 	in->until = t;
 	return 0;
 }
 
 /* ---- answered here ---- */
+
+static int begin_call(struct mx_redirect *r);
+
+/* time(2), gettimeofday(2), or clock_gettime(2) of a clock with a date. */
+static int answer_date(struct mx_redirect *r)
+{
+	struct timespec t;
+	struct timeval tv;
+	time_t seconds;
+
+	if (date_is_nodes(r))
+		return send_answer(r, 0, CONTINUE_YES), 0;
+	/* How far TAI is ahead only home's kernel knows. */
+	if (r->nr == SYS_clock_gettime && (int32_t)r->args[0] == CLOCK_TAI)
+		return begin_call(r);
+	t = timespec_of(mx_clock_date(r->clock, r->monotonic_offset_ns));
+	if (r->nr == SYS_clock_gettime)
+		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
+	if (r->nr == SYS_gettimeofday) {
+		tv.tv_sec = t.tv_sec;
+		tv.tv_usec = t.tv_nsec / 1000;
+		if (!r->args[0])
+			return send_answer(r, 0, CONTINUE_NO), 0;
+		return send_answer(r, poke(r, r->args[0], &tv, sizeof(tv)), CONTINUE_NO), 0;
+	}
+	seconds = t.tv_sec;
+	if (r->args[0] && poke(r, r->args[0], &seconds, sizeof(seconds)))
+		return send_answer(r, -EFAULT, CONTINUE_NO), 0;
+	return send_answer(r, seconds, CONTINUE_NO), 0;
+}
+
+static int has_date(int32_t clock)
+{
+	return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE || clock == CLOCK_REALTIME_ALARM ||
+	       clock == CLOCK_TAI;
+}
 
 static int answer_here(struct mx_redirect *r)
 {
@@ -1943,11 +2034,14 @@ static int answer_here(struct mx_redirect *r)
 	uint64_t user, system, faults[2];
 	int64_t ns;
 
+	if (in->call->special == MX_SPECIAL_DATE ||
+	    (in->call->special == MX_SPECIAL_CPU_CLOCK && has_date((int32_t)r->args[0])))
+		return answer_date(r);
 	if (in->call->special == MX_SPECIAL_CPU_CLOCK) {
-		if (clock_gettime(((clockid_t)~r->pid << 3) | 2, &t))
-			return send_answer(r, -errno, CONTINUE_NO), 0;
-		ns = t.tv_sec * NS + t.tv_nsec + r->carried_user_ns + r->carried_system_ns;
-		t = timespec_of(ns);
+		ns = cpu_total(r);
+		if (ns < 0)
+			return send_answer(r, ns, CONTINUE_NO), 0;
+		t = timespec_of(ns + r->carried_user_ns + r->carried_system_ns);
 		return send_answer(r, poke(r, r->args[1], &t, sizeof(t)), CONTINUE_NO), 0;
 	}
 	if (cpu_used(r, &user, &system, faults))
@@ -2054,6 +2148,8 @@ static int begin_call(struct mx_redirect *r)
 		r->reason = in->call->proc_reason;
 		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
+	if (error == MX_EV_ASKS)
+		return hold(r, HELD_HOME, MX_EV_ASKS);
 	if (error) {
 		/* An unreadable byte behind readable ones ends a write, as natively. */
 		return answered(r, in->done ? (int64_t)in->done : error);

@@ -23,7 +23,7 @@
  *             again waits on.  Over                          -> answered, IDLE
  *   HELD      the notification is Python's to answer, by mx_redirect_finish() or
  *             mx_redirect_answer(); both lead to IDLE.  Entered with the events
- *             HOME, CANCELLED and SLEEPING; run() in HELD is a sleep's continuation
+ *             HOME, ASKS, CANCELLED and SLEEPING; run() in HELD is a sleep's continuation
  *             or an error.
  *
  * run() blocks without polling.  stop sets a flag and sends MX_WAKE_SIGNAL to the
@@ -44,6 +44,7 @@
 #include <stdint.h>
 
 #include "abi.h"
+#include "clock.h"
 
 /* ---- the packed table: mosix.syscalls.descriptors writes it, numbers are those of shapes.py ---- */
 
@@ -88,6 +89,7 @@ enum mx_special {
 	MX_SPECIAL_RUSAGE,
 	MX_SPECIAL_TIMES,
 	MX_SPECIAL_IOCTL,
+	MX_SPECIAL_DATE,
 };
 
 enum mx_timeout { MX_TIMEOUT_NONE, MX_TIMEOUT_MILLISECONDS, MX_TIMEOUT_TIMESPEC, MX_TIMEOUT_TIMEVAL };
@@ -153,6 +155,7 @@ struct mx_table {
 #define MX_EV_LINK 6 /* the connection ended: see mx_redirect_renew() */
 #define MX_EV_GONE 7
 #define MX_EV_MISUSE 8
+#define MX_EV_ASKS 9
 #define MX_WAKE_SIGNAL 44
 #define MX_REASON_UNKNOWN 0
 #define MX_REASON_DESCRIPTORS 1
@@ -174,6 +177,8 @@ struct mx_redirect {
 	int64_t boottime_offset_ns;
 	int64_t carried_user_ns; /* CPU time used on other nodes */
 	int64_t carried_system_ns;
+	int64_t before_ns;	/* CPU time that the guest used before its body began */
+	struct mx_clock *clock; /* what makes dates; NULL: they are this node's */
 
 	int nr;	    /* the call the event is about; -1: none */
 	int reason; /* HOME: index into the reasons of the table */
@@ -186,6 +191,8 @@ struct mx_redirect {
 	int completed;	     /* CANCELLED: the call is over, a signal came meanwhile */
 	int error;	     /* LINK, GONE: errno */
 	int synchronous;     /* SYNC_WAKE_UP is on */
+	int interface;	     /* opens of /proc/self/{special} are asked about: ASKS */
+	char asked[16];	     /* ASKS: the name of the file */
 	uint64_t signals;    /* given to the guest so far: mx_agent_state.signals in abi.h */
 	uint64_t owed;	     /* CANCELLED: as many it must have been given before it goes on */
 	uint64_t total_calls;
@@ -222,6 +229,8 @@ int mx_redirect_take_undelivered(struct mx_redirect *r, int64_t *result);
 void mx_redirect_prime(struct mx_redirect *r, int nr, const uint64_t *args, int64_t done, int64_t deadline_ns);
 /* Tests only: what the loops of this process do at the hits-th visit of a point (failpoint.h). */
 void mx_redirect_arm(int point, int fault, int value, int hits);
+/* User and system time of the body on all nodes, in ns, as the guest is told.  -1: it is gone. */
+int mx_redirect_cpu(struct mx_redirect *r, uint64_t *used);
 /* While on, every notification is answered by CONTINUE: the tracer injects. */
 void mx_redirect_inject(struct mx_redirect *r, int on);
 /* cffi: end */

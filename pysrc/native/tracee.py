@@ -198,6 +198,8 @@ class Tracee:
         self.current: Stop | None = None
         #: set once it is known to have ended
         self.end: Stop | None = None
+        #: called in `stop`: True once an interrupt is pending, False when it stands still
+        self.stopping: Callable[[bool], None] | None = None
         #: where it slept when `stop` interrupted it (for `mosix.image.pending`)
         self.sleep: SleepEvidence | None = None
         self._site: Any = None
@@ -292,8 +294,14 @@ class Tracee:
             if error.errno != errno.ESRCH:
                 raise
             # Killed: the end comes, if it is not there already.
-        with _alarm(patience_s) as deadline:
-            return self._wait_for_quiet(on_signal, asleep, deadline)
+        if self.stopping is not None:
+            self.stopping(True)
+        try:
+            with _alarm(patience_s) as deadline:
+                return self._wait_for_quiet(on_signal, asleep, deadline)
+        finally:
+            if self.stopping is not None:
+                self.stopping(False)
 
     def _wait_for_quiet(
         self, on_signal: OnSignal | None, asleep: tuple[bytes, bytes] | None, deadline: float
@@ -409,6 +417,11 @@ class Tracee:
         return address[0], size[0], sig[0]
 
     # ---- memory ----
+
+    @property
+    def vdso(self) -> tuple[int, int]:
+        """Where its kernel's vdso begins and ends."""
+        return _find_vdso(self.pid)
 
     def read(self, addr: int, size: int) -> bytes:
         """`size` bytes at `addr`. OSError EFAULT if not all of it can be read."""
@@ -546,7 +559,7 @@ class Tracee:
         """Where stubs go; found again when the vdso has moved (exec, restore)."""
         if self._site is not None and lib.mx_site_valid(self._site, self.pid):
             return self._site
-        start, end = _find_vdso(self.pid)
+        start, end = self.vdso
         site = ffi.new("struct mx_site *")
         error = lib.mx_site_init(site, self.pid, start, end)
         if error == -errno.ENOEXEC:

@@ -22,9 +22,9 @@ import msgspec
 from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError
 from mosix.node.peers import Complaints
 from mosix.node.requests import (
-    JOIN,
     MAX_ANSWER,
     MAX_REQUEST,
+    PREPARE,
     TO_STDERR,
     Answer,
     Failure,
@@ -54,30 +54,40 @@ class Client:
         self._sock = sock
         #: mosrun's, which stays the server's; -1: none
         self.stderr = stderr
-        self._joined: asyncio.Future[None] | None = None
+        self._prepared: asyncio.Future[int] | None = None
 
     async def until_gone(self) -> None:
         """Returns when it has closed or says what nobody has asked for."""
         while True:
             await _readable(self._sock)
-            joined = self._joined
+            prepared = self._prepared
             try:
-                said = self._sock.recv(1)
+                said, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
             except BlockingIOError:
                 continue
             except OSError:
                 return
-            if not said or joined is None or joined.done():
+            for fd in fds:
+                os.set_inheritable(fd, False)  # as in `_receive`
+            self._prepared = None
+            if said and prepared is not None and not prepared.done():
+                prepared.set_result(fds[0] if fds else -1)
+                continue
+            for fd in fds:
+                os.close(fd)
+            if not said or prepared is None:
                 return
-            joined.set_result(None)
 
-    async def join(self, directory: int) -> None:
-        """Has it try to join the cgroup that `directory` is open on. OSError when it is gone; who
-        waits here is cancelled with the request when it goes."""
-        self._joined = asyncio.get_running_loop().create_future()
-        order = frame(encode(LaunchAnswer(JOIN, 0)), MAX_ANSWER)
-        socket.send_fds(self._sock, [order], [directory], socket.MSG_NOSIGNAL)
-        await self._joined
+    async def prepare(self, directory: int, *, interface: bool) -> int:
+        """Has it try to join the cgroup that `directory` is open on (-1: none) and, with
+        `interface`, install its filter; the listener of that, which is the caller's, or -1.
+        OSError when it is gone; who waits here is cancelled with the request when it goes."""
+        prepared: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._prepared = prepared
+        order = frame(encode(LaunchAnswer(PREPARE, int(interface))), MAX_ANSWER)
+        with_it = [directory] if directory >= 0 else []
+        socket.send_fds(self._sock, [order], with_it, socket.MSG_NOSIGNAL)
+        return await prepared
 
 
 @dataclass(frozen=True)

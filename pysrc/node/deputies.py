@@ -7,13 +7,14 @@ disappearing mosrun leaves nothing: no deputy, no cgroup, no entry.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +30,10 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
+from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
+from mosix.node.listeners import Held
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
@@ -38,13 +41,18 @@ from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
+from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import (
     ComeHome,
     Dial,
     Forsaken,
+    Join,
+    Joined,
     Launch,
     Move,
     Moved,
+    Name,
+    Named,
     NodeFeatures,
     ProcessState,
     Started,
@@ -74,7 +82,16 @@ class LaunchOptions:
 
     node: str | None = None
     fallback: bool = False
-    lock: bool = False
+    changes: Changes = field(default_factory=dict)
+    interface: bool = True
+
+
+class NodeNames(Protocol):
+    """Which node a word of the user's means (`mosix.node.services.Names`)."""
+
+    async def resolve(self, name: str) -> str: ...
+
+    def number_of(self, ip: str) -> int | None: ...
 
 
 class Client(Protocol):
@@ -83,7 +100,7 @@ class Client(Protocol):
     #: -1: it has none
     stderr: int
 
-    async def join(self, directory: int) -> None: ...
+    async def prepare(self, directory: int, *, interface: bool) -> int: ...
 
 
 class LastWords:
@@ -126,9 +143,10 @@ class DeputyLink(WorkerLink):
         worker: Worker,
         dialer: Dialer,
         features: NodeFeatures,
+        *,
         job: Job,
         registry: Registry,
-        *,
+        names: NodeNames,
         last_words: LastWords,
         forsake: Callable[[DeputyLink, int, str, Token], None],
     ) -> None:
@@ -136,9 +154,11 @@ class DeputyLink(WorkerLink):
         self._forsake = forsake
         self.job = job
         self.last_words = last_words
+        self._names = names
         self._registry = registry
         self._requests = itertools.count(1)
         self._moves: dict[int, asyncio.Future[Moved]] = {}
+        self._joins: dict[int, asyncio.Future[Joined]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         #: by PID of those that have not ended: where their last two guests were made
         self._guests: dict[int, list[tuple[str, Token]]] = {}
@@ -150,6 +170,8 @@ class DeputyLink(WorkerLink):
             lost = MoveFailedError("the job's deputy ended", "see mosd's log")
             for future in self._moves.values():
                 _lose(future, lost)
+            for joining in self._joins.values():
+                _lose(joining, lost)
             _lose(self.started, lost)
 
     async def handle(self, message: WorkerToNode) -> None:
@@ -163,6 +185,12 @@ class DeputyLink(WorkerLink):
                     future.set_result(message)
             case Forsaken():
                 self._forsake(self, message.pid, message.ip, message.token)
+            case Joined():
+                joining = self._joins.pop(message.request, None)
+                if joining is not None and not joining.done():
+                    joining.set_result(message)
+            case Name():
+                self.later(self._name(message))
             case ProcessState():
                 if message.ended:
                     self._guests.pop(message.pid, None)
@@ -181,6 +209,38 @@ class DeputyLink(WorkerLink):
         for pid, guests in self._guests.items():
             for ip, token in guests:
                 self._forsake(self, pid, ip, token)
+
+    async def join(self, pid: int, options: LaunchOptions) -> None:
+        """A nested mosrun: process `pid` of the job goes on as `options` say. MosixError."""
+        request = next(self._requests)
+        future: asyncio.Future[Joined] = asyncio.get_running_loop().create_future()
+        self._joins[request] = future
+        order = Join(
+            request=request,
+            pid=pid,
+            node=options.node,
+            fallback=options.fallback,
+            changes=options.changes,
+        )
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self.send(order)
+                joined = await future
+        except (TimeoutError, OSError) as error:
+            raise KernelError("the job's deputy does not answer", "see mosd's log") from error
+        finally:
+            self._joins.pop(request, None)
+        if joined.error:
+            raise from_code(joined.code, joined.error, joined.hint)
+
+    async def _name(self, asked: Name) -> None:
+        """Tells the deputy which node a number or an IP is."""
+        named = Named(request=asked.request)
+        with contextlib.suppress(MosixError):
+            ip = await self._names.resolve(asked.node)
+            named = Named(request=asked.request, ip=ip, number=self._names.number_of(ip))
+        with contextlib.suppress(OSError):
+            await self.send(named)
 
     async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
         """Orders a move; the future is its outcome (`check_moved`). NoSuchProcessError."""
@@ -233,8 +293,10 @@ class Launcher:
         *,
         own_ip: str,
         directory: Path,
+        names: NodeNames,
         adoption: Path,
         grace_s: int,
+        date_ahead_ns: int = 0,
     ) -> None:
         self._spawner = spawner
         self._dialer = dialer
@@ -247,43 +309,64 @@ class Launcher:
         self._grace_s = grace_s
         #: of a mosd that died: jobs by their deputies, which have not come back yet
         self._expected: dict[Identity, JobRecord] = {}
+        self._names = names
+        self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
 
     async def launch(self, caller: Caller, options: LaunchOptions, client: Client) -> DeputyLink:
-        """A job whose first process is `caller`, ready for its exec. The caller must wait for
-        the answer: that keeps its PID true."""
+        """A job whose first process is `caller`, ready for its exec; in a job of the same user
+        the process stays a part of that. The caller must wait for the answer: that keeps its PID
+        true."""
+        around = self.deputy_of(caller.pid)
+        if around is not None and around.job.uid == caller.uid:
+            pidfd, _ = _identify(caller)
+            os.close(pidfd)
+            await around.join(caller.pid, options)
+            return around
         mine = sum(job.uid == caller.uid for job in self._registry.jobs.values())
         if caller.uid and mine >= MAX_JOBS_PER_USER:
             raise RefusedError(f"uid {caller.uid} has {mine} jobs already", "wait for some to end")
-        pidfd, who = _identify(caller)
-        try:
-            return await self._launch(caller, who, options, pidfd, client)
-        finally:
-            os.close(pidfd)
+        with contextlib.ExitStack() as descriptors:
+            pidfd, who = _identify(caller)
+            descriptors.callback(os.close, pidfd)
+            if client.stderr < 0:
+                stderr = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+                descriptors.callback(os.close, stderr)
+            else:
+                stderr = client.stderr
+            return await self._launch(caller, who, options, client, [pidfd, stderr])
 
     async def _launch(
-        self, caller: Caller, who: Credentials, options: LaunchOptions, pidfd: int, client: Client
+        self,
+        caller: Caller,
+        who: Credentials,
+        options: LaunchOptions,
+        client: Client,
+        descriptors: list[int],
     ) -> DeputyLink:
-        stderr = client.stderr
         job_id = secrets.token_hex(8)
+        attributes = changed(JobAttributes(), options.changes)
         group = JobGroup.create(self.membership, job_id, caller.pid, caller.uid)
-        job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, options.lock)
+        job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, attributes)
         link: DeputyLink | None = None
-        joining: asyncio.Task[bool] | None = None
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if stderr < 0 else -1
+        preparing: asyncio.Task[tuple[bool, int]] | None = None
+        held: list[int] = []
         try:
             self._record(job)
-            joining = asyncio.create_task(self._has_joined(job, client))
+            preparing = asyncio.create_task(self._prepare(job, client, options))
             failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
-            link = self._adopt(worker, job, LastWords(null if stderr < 0 else stderr, who))
+            link = self._adopt(worker, job, LastWords(descriptors[1], who))
             self._record(job, Identity.of(worker.pid))
-            if not await joining:
+            joined, listener = await preparing
+            preparing = None
+            held = await self._hold(job, worker, listener)
+            if not joined:
                 await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
                 job=job_id,
@@ -292,7 +375,8 @@ class Launcher:
                 gid=job.gid,
                 node=options.node,
                 fallback=options.fallback,
-                lock=options.lock,
+                attributes=attributes,
+                date_ahead_ns=self._date_ahead_ns,
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
@@ -300,7 +384,7 @@ class Launcher:
                 adoption=self._adoption,
             )
             async with asyncio.timeout(START_TIMEOUT_S):
-                await link.send(message, [pidfd, null if stderr < 0 else stderr])
+                await link.send(message, [*descriptors, *held])
                 await asyncio.shield(link.started)
                 failpoints.hit("mosd.launched")
         except BaseException as error:
@@ -312,31 +396,60 @@ class Launcher:
                 raise KernelError("the job's deputy does not start", "see mosd's log") from error
             raise
         finally:
-            if joining is not None:
-                joining.cancel()
-                await asyncio.gather(joining, return_exceptions=True)
-            if null >= 0:
-                os.close(null)
+            if preparing is not None:
+                await _forget(preparing)
+            for fd in held:
+                os.close(fd)
         return link
 
-    async def _has_joined(self, job: Job, client: Client) -> bool:
-        """Whether the launching process has made itself a member, where it can."""
-        if not job.group.membership.own:
-            return False
-        directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    async def _prepare(self, job: Job, client: Client, options: LaunchOptions) -> tuple[bool, int]:
+        """Whether the launching process has made itself a member, where it can, and the listener
+        of its filter (-1: it has none)."""
+        directory = -1
+        if job.group.membership.own:
+            directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        elif not options.interface:
+            return False, -1
         try:
-            await client.join(directory)
+            if options.interface:  # it cannot begin without: if it is stopped we wait
+                listener = await client.prepare(directory, interface=True)
+            else:
+                listener = -1
+                with contextlib.suppress(TimeoutError):  # it is stopped, it may be: we do it
+                    async with asyncio.timeout(START_TIMEOUT_S):
+                        await client.prepare(directory, interface=False)
         finally:
-            os.close(directory)
-        return job.group.holds(job.pid)
+            if directory >= 0:
+                os.close(directory)
+        if listener >= 0 and not is_listener(listener):
+            os.close(listener)
+            raise PermissionDeniedError("mosrun sent something else than a listener")
+        return directory >= 0 and job.group.holds(job.pid), listener
+
+    async def _hold(self, job: Job, worker: Worker, listener: int) -> list[int]:
+        """The listener (< 0: there is none) is held for the case that the deputy dies; returns
+        what the deputy gets, to be closed by the caller."""
+        if listener < 0:
+            return []
+        held = Held(job.uid, job.gid, listener, new_memory(), os.dup(worker.pidfd))
+        ours = [os.dup(held.listener), os.dup(held.memory)]
+        await self._spawner.hold(held)
+        return ours
+
+    def deputy_of(self, pid: int) -> DeputyLink | None:
+        """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
+        job = self.membership.job_of(pid)
+        link = self.deputies.get(job) if job else None
+        return link if link is not None and link.job.group.holds(pid) else None
 
     def _adopt(self, worker: Worker, job: Job, last_words: LastWords) -> DeputyLink:
         link = DeputyLink(
             worker,
             self._dialer,
             self._features,
-            job,
-            self._registry,
+            job=job,
+            registry=self._registry,
+            names=self._names,
             last_words=last_words,
             forsake=self._forsake,
         )
@@ -399,7 +512,7 @@ class Launcher:
             uid=job.uid,
             gid=job.gid,
             group=str(job.group.path),
-            locked=job.locked,
+            attributes=job.attributes,
             started=job.started,
             deputy=deputy,
         )
@@ -419,7 +532,7 @@ class Launcher:
         del self._expected[identity]
         self._leftovers.pop(record.id, None)
         group = JobGroup(Path(record.group), self.membership)
-        job = Job(record.id, record.pid, record.uid, record.gid, group, record.locked)
+        job = Job(record.id, record.pid, record.uid, record.gid, group, record.attributes)
         job.started = record.started
         self._adopt(worker, job, last_words).started.set_result(None)
         return True
@@ -485,6 +598,14 @@ class Launcher:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
         self._remove_empty()
+
+
+async def _forget(preparing: asyncio.Task[tuple[bool, int]]) -> None:
+    """After a failure: the listener of a process that will execute nothing."""
+    preparing.cancel()
+    (outcome,) = await asyncio.gather(preparing, return_exceptions=True)
+    if not isinstance(outcome, BaseException) and outcome[1] >= 0:
+        os.close(outcome[1])
 
 
 def _identify(caller: Caller) -> tuple[int, Credentials]:

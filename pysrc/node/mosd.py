@@ -55,12 +55,16 @@ class Mosd:
         *,
         stop_s: float = STOP_S,
         grace_s: int = GRACE_S,
+        foreign_vdso: bool = False,
+        date_ahead_ns: int = 0,
         accounting: Choice = "auto",
     ) -> None:
         self._config = config
         self._programs = programs
         self._parse_launch = parse_launch
         self._ready = ready
+        self._foreign_vdso = foreign_vdso
+        self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
         self._grace_s = grace_s
         self._accounting = accounting
@@ -81,11 +85,12 @@ class Mosd:
             spawner.start()
             stack.callback(spawner.stop)
             secret = load_secret(paths)
-            features = probe()
+            features = probe(foreign_vdso=self._foreign_vdso)
             mount_own()
             registry = Registry()
             complaints = Complaints()
             dialer = Dialer(self._config, secret)
+            names = Names(self._config)
             launcher = Launcher(
                 spawner,
                 dialer,
@@ -95,6 +100,8 @@ class Mosd:
                 directory=paths.jobs,
                 adoption=paths.workers,
                 grace_s=self._grace_s,
+                names=names,
+                date_ahead_ns=self._date_ahead_ns,
             )
             host = Host(
                 spawner,
@@ -114,7 +121,7 @@ class Mosd:
             )
             accounting = Accounting(registry.at_home, self._accounting)
             services = Services(
-                Names(self._config),
+                names,
                 launcher,
                 host,
                 registry,
@@ -128,7 +135,9 @@ class Mosd:
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
             )
-            peers = PeerServer(self._config, secret, PeerService(services, host).handle, complaints)
+            peers = PeerServer(
+                self._config, secret, PeerService(services, launcher, host).handle, complaints
+            )
             try:
                 peers.listen()
             except OSError as error:

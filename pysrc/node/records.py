@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from mosix.wire.attributes import JobAttributes
 
 _START_TIME = 19  # field 22 of /proc/PID/stat, counted behind the command
 
@@ -46,7 +47,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     uid: int
     gid: int
     group: str
-    locked: bool
+    attributes: JobAttributes
     started: float
     deputy: Identity | None = None
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mosix.node.jobgroup import JobGroup
+from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import GuestState, ProcessState
 
 #: Processes of one job that a deputy may report; more are still members of the cgroup.
@@ -28,6 +29,7 @@ class Process:
     why: str = ""
     epoch: int = 0
     stats: dict[str, int] = field(default_factory=dict)
+    attributes: JobAttributes = field(default_factory=JobAttributes)
 
 
 @dataclass
@@ -39,7 +41,8 @@ class Job:
     uid: int
     gid: int
     group: JobGroup
-    locked: bool = False
+    #: of its first process when it began
+    attributes: JobAttributes = field(default_factory=JobAttributes)
     started: float = field(default_factory=time.time)
     processes: dict[int, Process] = field(default_factory=dict)
 
@@ -56,6 +59,8 @@ class Guest:
     epoch: int
     outer_pid: int = 0
     frozen: bool = False
+    #: how far its date may be from home's; None: not known, or not wanted
+    date_bound_ns: int | None = None
 
 
 class Registry:
@@ -73,12 +78,23 @@ class Registry:
         if state.pid not in job.processes and len(job.processes) >= MAX_REPORTED:
             return
         job.processes[state.pid] = Process(
-            state.pid, state.where, state.nmigs, state.why, state.epoch, dict(state.stats)
+            state.pid,
+            state.where,
+            state.nmigs,
+            state.why,
+            state.epoch,
+            dict(state.stats),
+            state.attributes,
         )
 
     def update_guest(self, guest: Guest, state: GuestState) -> None:
         guest.outer_pid = state.outer_pid
         guest.frozen = state.frozen
+        guest.date_bound_ns = state.date_bound_ns
+
+    def date_bound_ns(self) -> int | None:
+        """How far the date of any guest may be from that of its home; None: no guest has one."""
+        return max((g.date_bound_ns for g in self.guests.values() if g.date_bound_ns), default=None)
 
     def guest_by_outer_pid(self, pid: int) -> Guest | None:
         return next((g for g in self.guests.values() if g.outer_pid == pid), None)
@@ -95,4 +111,4 @@ class Registry:
     def processes_of(self, job: Job) -> Iterator[Process]:
         """Reported ones and those only the cgroup knows: these are at home."""
         for pid in sorted({*job.processes, *job.group.pids()}):
-            yield job.processes.get(pid) or Process(pid)
+            yield job.processes.get(pid) or Process(pid, attributes=job.attributes)

@@ -1,7 +1,7 @@
 """What commands and mosd say to each other on the control socket (msgpack in frames).
 
-One request per connection, one answer; before that of a launch may come JOIN. mosrun's front is C
-and decodes `LaunchAnswer` by hand: it is an array and must stay so. Used by `control.py`,
+One request per connection, one answer; before that of a launch may come PREPARE. mosrun's front is
+C and decodes `LaunchAnswer` by hand: it is an array and must stay so. Used by `control.py`,
 `client.py` and native/front.c.
 """
 
@@ -71,13 +71,14 @@ Request = Launch | Migrate | Whois | Status | LocalStatus | Processes | Failpoin
 EXECUTE = 0
 TO_STDOUT = 1
 TO_STDERR = 2
-JOIN = 3
+PREPARE = 3
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
     """`what` EXECUTE: execute argv[number], `deputy` may trace it. TO_STDOUT, TO_STDERR: print
-    `text` there and exit with `number`. JOIN: try to join the cgroup whose directory rides along,
-    say so with one byte and wait for the next answer."""
+    `text` there and exit with `number`. PREPARE: try to join the cgroup whose directory rides
+    along, if one does; install the filter of the interface, if `number` is 1; say so with one
+    byte, with which rides the filter's listener, and wait for the next answer."""
 
     what: int
     number: int
@@ -117,6 +118,8 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     memory_free: int
     jobs: int
     guests: int
+    #: how far a guest's date may be from that of its home
+    date_bound_ns: int | None = None
     counters: dict[str, int] = {}
     load: NodeLoad | None = None
 
@@ -154,6 +157,7 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     job: str
     origin_pid: int = 0
+    job_class: int = 0
     command: str
     stats: dict[str, int] = {}
 

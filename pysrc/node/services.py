@@ -60,6 +60,7 @@ from mosix.node.requests import (
     Whois,
 )
 from mosix.node.rights import Caller, check_owner
+from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
 from mosix.wire.messages import (
     NodeFeatures,
@@ -92,7 +93,9 @@ class ParsedLaunch(Protocol):
     @property
     def fallback(self) -> bool: ...
     @property
-    def lock(self) -> bool: ...
+    def changes(self) -> Changes: ...
+    @property
+    def interface(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -180,7 +183,7 @@ class Services:
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.lock)
+        options = LaunchOptions(node, parsed.fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
@@ -221,7 +224,7 @@ class Services:
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
         target = None if request.target == HOME else await self._names.resolve(request.target)
-        link = self.deputy_of(request.pid)
+        link = self._launcher.deputy_of(request.pid)
         if link is not None:
             check_owner(caller.uid, link.job.uid, request.pid)
             return await self.move(link, request.pid, target, request.wait)
@@ -241,12 +244,6 @@ class Services:
                 f"process {request.pid} is not part of a job", "start programs with mosrun"
             )
         raise NoSuchProcessError(f"there is no process {request.pid}", "mosps lists those of jobs")
-
-    def deputy_of(self, pid: int) -> DeputyLink | None:
-        """By cgroup, which only mosd writes; never by what a deputy says about a PID."""
-        job = self._launcher.membership.job_of(pid)
-        link = self._launcher.deputies.get(job) if job else None
-        return link if link is not None and link.job.group.holds(pid) else None
 
     def check_node(self, ip: str) -> None:
         """UnknownNodeError unless a peer's `ip` is in our map too."""
@@ -330,6 +327,7 @@ class Services:
             memory_free=status.memory_free,
             jobs=status.jobs,
             guests=status.guests,
+            date_bound_ns=status.date_bound_ns,
             counters=counters,
             load=status.load,
         )
@@ -341,6 +339,7 @@ class Services:
             jobs=len(self._registry.jobs),
             memory_free=self._host.memory_free(),
             version=metadata.version("mosix"),
+            date_bound_ns=self._registry.date_bound_ns(),
             load=self._load(),
         )
 
@@ -378,6 +377,7 @@ class Services:
             nmigs=process.nmigs,
             why=process.why,
             job=job.id,
+            job_class=process.attributes.job_class,
             command=_command(process.pid),
             stats={**process.stats, **self._use(process.pid)},
         )
@@ -412,8 +412,9 @@ class Services:
 class PeerService:
     """What a proved peer may ask."""
 
-    def __init__(self, services: Services, host: Host) -> None:
+    def __init__(self, services: Services, launcher: Launcher, host: Host) -> None:
         self._services = services
+        self._launcher = launcher
         self._host = host
 
     async def handle(self, hello: PeerHello, sock: socket.socket) -> None:
@@ -446,7 +447,7 @@ class PeerService:
     async def _move(self, hello: PeerHello, frames: Frames[PeerMove]) -> None:
         if hello.pid is None:
             raise ProtocolError("a move without a process")
-        link = self._services.deputy_of(hello.pid)
+        link = self._launcher.deputy_of(hello.pid)
         if link is None or link.job.id != hello.job:
             raise NoSuchProcessError(f"process {hello.pid} is not part of that job any more")
         check_owner(hello.uid, link.job.uid, hello.pid)

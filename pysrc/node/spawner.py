@@ -4,11 +4,13 @@ Started by mosd (`python -m mosix.node.spawner`) as a program of its own before 
 secret, and again whenever it has died: the secret is never in its memory nor in its children's.
 It imports what workers need, once; a worker is then a fork of a few milliseconds that shares
 those pages. It never reads anything but orders from mosd's socket, and ends when that closes;
-workers go on without it.
+workers go on without it. Only while it holds listeners of jobs (`mosix.node.listeners`) it stays:
+for a job whose deputy has died it makes a survivor, a worker that does nothing but let opens go on.
 """
 
 from __future__ import annotations
 
+import array
 import fcntl
 import gc
 import importlib
@@ -22,6 +24,9 @@ from typing import Literal
 
 import msgspec
 from mosix import failpoints
+from mosix.native import listener
+from mosix.native.cpu import own_vdso
+from mosix.node.listeners import Held, Holder
 from mosix.node.privileges import Capabilities, become, lift_limits, own_bounding
 from mosix.wire.messages import decode, encode
 
@@ -29,6 +34,7 @@ Run = Callable[[socket.socket], None]
 WorkerKind = Literal["deputy", "remote"]
 
 MAX_ORDER_BYTES = 512 << 10  # 65536 supplementary groups are allowed by the kernel
+_MAX_FDS = 3
 
 
 class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -41,6 +47,14 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     groups: tuple[int, ...] = ()
     capabilities: Capabilities = Capabilities()
     failpoints: str = ""
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """mosd → spawner: hold a job's listener, its memory and the pidfd of who serves it, which
+    ride along in this order."""
+
+    uid: int
+    gid: int
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -58,7 +72,23 @@ class Died(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     status: int
 
 
+Order = Spawn | Hold
 Report = Spawned | Died
+
+
+class _Survivor:
+    """The child that serves a listener whose deputy is dead."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+
+    def run(self) -> None:
+        held = self._held
+        os.setsid()
+        _close_all_but(held.listener, held.memory)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        become(held.uid, held.gid, (), Capabilities())
+        listener.survive(held.listener, held.memory)
 
 
 class _Worker:
@@ -75,9 +105,7 @@ class _Worker:
         os.chdir("/")
         os.umask(0o077)
         # Nothing of mosd's or the spawner's may be open in a process of the user.
-        fd = self._sock.fileno()
-        os.closerange(3, fd)
-        os.closerange(fd + 1, 1 << 20)
+        _close_all_but(self._sock.fileno())
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(score, b"0")
@@ -88,6 +116,15 @@ class _Worker:
         # its memory, and so not take over its connections.
         become(order.uid, order.gid, order.groups, order.capabilities)
         self._run(self._sock)
+
+
+def _close_all_but(*kept: int) -> None:
+    """And the standard descriptors."""
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, 1 << 20)
 
 
 def _default_signals() -> None:
@@ -107,20 +144,71 @@ class Spawner:
         self._workers = workers
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ, None)
+        self._holder = Holder()
+        self._selector.register(self._holder, selectors.EVENT_READ, self._holder)
+        self._alone = False
 
-    def serve(self) -> _Worker | None:
-        """None when mosd is gone; a `_Worker` in each forked child, whose caller runs it."""
-        while True:
+    def serve(self) -> _Worker | _Survivor | None:
+        """None when mosd is gone and nothing is held; in each forked child what it has to do."""
+        while not (self._alone and not len(self._holder)):
             for key, _ in self._selector.select():
+                if self._selector.get_map().get(key.fd) is not key:
+                    continue  # what came before it has ended it
+                worker: _Worker | _Survivor | None = None
                 if isinstance(key.data, int):
                     self._reap(key.fd, key.data)
-                    continue
-                data = self._sock.recv(MAX_ORDER_BYTES)
-                if not data:
-                    return None
-                worker = self._fork(decode(data, Spawn))
+                elif key.data is self._holder:
+                    self._let_go()
+                elif isinstance(key.data, Held):
+                    worker = self._survive(key.data)
+                else:
+                    worker = self._obey()
                 if worker is not None:
                     return worker
+        return None
+
+    def _obey(self) -> _Worker | None:
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(
+                MAX_ORDER_BYTES, socket.CMSG_SPACE(4 * _MAX_FDS), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            data = b""  # mosd died before it read our last report
+        if not data:
+            self._alone = True
+            self._selector.unregister(self._sock)
+            return None
+        order: Order = decode(data, Order)
+        if isinstance(order, Spawn):
+            return self._fork(order)
+        fds = array.array("i", b"".join(data for _, _, data in ancillary))
+        held = Held(order.uid, order.gid, *fds)
+        self._holder.keep(held)
+        self._selector.register(held.server, selectors.EVENT_READ, held)
+        return None
+
+    # ---- listeners whose deputy has died ----
+
+    def _let_go(self) -> None:
+        for held in self._holder.finished():
+            self._selector.unregister(held.server)
+            held.close()
+
+    def _survive(self, held: Held) -> _Survivor | None:
+        """Its server has ended. In the child: the survivor."""
+        self._let_go()
+        if held not in self._holder.all():
+            return None
+        self._selector.unregister(held.server)
+        os.close(held.server)
+        pid = os.fork()
+        if pid == 0:
+            self._forget_descriptors()
+            return _Survivor(held)
+        held.server = os.pidfd_open(pid)
+        self._selector.register(held.server, selectors.EVENT_READ, held)
+        self._watch(pid)
+        return None
 
     def _fork(self, order: Spawn) -> _Worker | None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -134,17 +222,25 @@ class Spawner:
                 self._tell(Spawned(request=order.request, error=f"fork: {error.strerror}"))
                 return None
             if pid == 0:
-                # Objects that own a descriptor would close its number once more when they are
-                # collected, and by then it is somebody else's.
-                self._selector.close()
-                self._sock.close()
+                self._forget_descriptors()
                 return _Worker(order, theirs, self._workers[order.kind])
             theirs.close()
-            pidfd = os.pidfd_open(pid)
-            # Registered before mosd hears of it; closed when the worker is reaped.
-            self._selector.register(pidfd, selectors.EVENT_READ, pid)
+            pidfd = self._watch(pid)
             self._tell(Spawned(request=order.request, pid=pid), [ours.fileno(), pidfd])
         return None
+
+    def _forget_descriptors(self) -> None:
+        """In a child: objects that own a descriptor would close its number once more when they
+        are collected, and by then it is somebody else's."""
+        self._selector.close()
+        self._holder.forget()
+        self._sock.close()
+
+    def _watch(self, pid: int) -> int:
+        """A pidfd that is closed when the child is reaped."""
+        pidfd = os.pidfd_open(pid)
+        self._selector.register(pidfd, selectors.EVENT_READ, pid)
+        return pidfd
 
     def _reap(self, pidfd: int, pid: int) -> None:
         self._selector.unregister(pidfd)
@@ -183,6 +279,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _default_signals()
     workers: dict[WorkerKind, Run] = {"deputy": load_worker(deputy), "remote": load_worker(remote)}
+    own_vdso()  # kept for the workers, who may not look at their own maps any more
     own_bounding()
     gc.collect()
     gc.freeze()  # a collection in a worker must not copy all of these pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 
 from mosix import failpoints
 from mosix.errors import KernelError
+from mosix.node.listeners import Held, Holder
 from mosix.node.privileges import Capabilities
-from mosix.node.spawner import Died, Report, Spawn, Spawned, WorkerKind
+from mosix.node.spawner import Died, Hold, Report, Spawn, Spawned, WorkerKind
 from mosix.wire.channel import Packets
 
 _log = logging.getLogger("mosd.spawner")
@@ -73,6 +75,7 @@ class SpawnerClient:
         self._pending: dict[int, asyncio.Future[Worker]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._packets: Packets[Report] | None = None
+        self._holder = Holder()
         self.restarts = 0
         self._restarted = asyncio.Condition()
 
@@ -102,6 +105,7 @@ class SpawnerClient:
 
     async def keep_running(self) -> None:
         """Receives reports; starts the spawner again when it dies. Ends by cancellation."""
+        asyncio.get_running_loop().add_reader(self._holder, self._let_go)
         while True:
             await self._receive_reports()
             self._reap()
@@ -109,6 +113,8 @@ class SpawnerClient:
             _log.error("the spawner died, starting it again")
             await asyncio.sleep(_RESTART_PAUSE_S)
             self.start()
+            for held in self._holder.all():
+                await self._hold(held)
             async with self._restarted:
                 self.restarts += 1
                 self._restarted.notify_all()
@@ -163,6 +169,21 @@ class SpawnerClient:
         except TimeoutError as error:
             raise KernelError("the spawner does not answer", "see mosd's log") from error
 
+    async def hold(self, held: Held) -> None:
+        """Takes over a job's listener. When it returns the spawner has a copy, or its successor
+        will: should mosd end now, the job goes on."""
+        self._holder.keep(held)
+        await self._hold(held)
+
+    async def _hold(self, held: Held) -> None:
+        assert self._packets is not None
+        with contextlib.suppress(OSError):  # it has died: its successor gets them all
+            await self._packets.send(Hold(uid=held.uid, gid=held.gid), held.descriptors)
+
+    def _let_go(self) -> None:
+        for held in self._holder.finished():
+            held.close()
+
     async def _until_restarted(self, restarts: int) -> None:
         async with self._restarted:
             await self._restarted.wait_for(lambda: self.restarts > restarts)
@@ -214,7 +235,12 @@ class SpawnerClient:
         self._pending.clear()
 
     def stop(self) -> None:
-        self._reap()
+        """The spawner goes on alone as long as there are jobs whose listeners it holds."""
+        self._let_go()
+        if not len(self._holder):
+            self._reap()
+        elif self._packets:
+            self._packets.close()
 
 
 def _discard(future: asyncio.Future[Worker]) -> None:

@@ -17,19 +17,24 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
+import msgspec
 from mosix import failpoints
 from mosix.errors import KernelError, MosixError, MoveFailedError
 from mosix.image import capture, pending, restore, stream
-from mosix.image.capture import ProcFiles
+from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
+from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
+from mosix.native.cpu import own_vdso
 from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
 from mosix.native.watch import Watch
+from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
     ERESTARTSYS,
+    Asks,
     Cancelled,
     CancelWanted,
     Event,
@@ -39,7 +44,7 @@ from mosix.remote.redirector import (
     Stopped,
 )
 from mosix.syscalls import filter as syscall_filter
-from mosix.wire.messages import CallsLost, Cancel, GuestDied, NeedHome, ToDeputy
+from mosix.wire.messages import Ask, CallsLost, Cancel, GuestDied, NeedHome, ToDeputy
 
 _NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
 _SIGTRAP = 5
@@ -49,13 +54,16 @@ _SI_CODE = struct.Struct("<8xi")
 #: futex, futex_waitv, futex_wait: executed here, by the kernel
 _WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
+#: the one file whose open may last, and in which the guest is stopped for what it asks
+_MIGRATE = "migrate"
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 
 
 class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
-    `say` sends a message to the deputy. `on_broken`: a system call can never be finished."""
+    `say` sends a message to the deputy. `on_broken`: a system call can never be finished.
+    `foreign_vdso`: home's vdso is not this kernel's; `localtime`: its dates are this node's."""
 
     def __init__(
         self,
@@ -63,8 +71,13 @@ class Guest:
         watch: Watch,
         say: Callable[[ToDeputy], None],
         on_broken: Callable[[], None],
+        *,
+        foreign_vdso: bool,
+        localtime: bool,
+        interface: bool = False,
     ) -> None:
         self.shell = shell
+        self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
         #: job control has stopped it
@@ -78,8 +91,13 @@ class Guest:
         self._prefaulted: list[tuple[int, int]] = []
         #: memory that a body with limits is kept from, for what we do in its process
         self._room: tuple[int, int] | None = None
-        #: user and system time that the body used before it came here
-        self._carried_ns = (0, 0)
+        self._foreign_vdso = foreign_vdso
+        theirs, ours = capture.time_offsets(str(shell.pid)), capture.time_offsets("self")
+        #: the guest's boottime minus ours
+        self._boottime_offset_ns = theirs[1] - ours[1]
+        self.clock = ClockPage(theirs[0] - ours[0], localtime=localtime)
+        self._vdso: GuestVdso | None = None
+        self._begun = False
         self._redirector: NotifyRedirector | None = None
         #: the redirector's: listener and call socket
         self._descriptors: tuple[int, ...] = ()
@@ -95,6 +113,12 @@ class Guest:
         self._gone = False
         #: an interrupted call that the next redirector, or home, has to finish
         self._pending: PendingCall | None = None
+        #: an open of /proc/self/{special} that the deputy has been asked about, or was before
+        #: the guest was stopped in it
+        self._asking: Asks | None = None
+        self._asked: Asks | None = None
+        #: the call that only home can do, and that is made again, is answered ENOSYS
+        self._unsupported = False
         #: signals from home: given so far, and so many before it may see its last result
         self._given = 0
         self._owed = 0
@@ -137,7 +161,8 @@ class Guest:
                 f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
             )
         number = agent.give_fd(bulk.fileno())
-        self._room = restore.fill_guest(agent, image, number, self._prefaulted)
+        clock = agent.give_fd(self.clock.fd)
+        self._room = restore.fill_guest(agent, image, number, self._prefaulted, clock=clock)
         stream.read_end(bulk.fileno(), image)
         return image
 
@@ -147,16 +172,18 @@ class Guest:
         assert agent is not None
         agent.finish()
         self._watch.remove(tracee)
+        self._vdso = self._find_vdso(image)
         self._descriptors = (_install_filter(agent), call.detach())
-        self._carried_ns = image.process.cpu_ns
-        theirs, ours = capture.time_offsets(str(tracee.pid)), capture.time_offsets("self")
+        self.clock.begin(image.header.date_ns)
         self._redirector = NotifyRedirector(
             *self._descriptors,
             tracee.pid,
             self.home_pid,
-            monotonic_offset_ns=theirs[0] - ours[0],
-            boottime_offset_ns=theirs[1] - ours[1],
-            carried_ns=self._carried_ns,
+            monotonic_offset_ns=self.clock.shift_ns,
+            boottime_offset_ns=self._boottime_offset_ns,
+            carried_ns=image.process.cpu_ns,
+            interface=self._interface,
+            clock=self.clock,
         )
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
@@ -178,20 +205,32 @@ class Guest:
         if self._halting:  # asked for while it could not answer
             self.redirector.request_stop()
 
+    def _find_vdso(self, image: Image) -> GuestVdso:
+        """The body's memory is in place: where its vdso is, and the one that it calls."""
+        found = GuestVdso.of(image, self.tracee.vdso)
+        node = None if self._foreign_vdso else found.place.node[0]
+        self.clock.call(vdso.node_functions(found.place.start, own_vdso(), node))
+        return found
+
     def clock_ns(self) -> int:
         """The guest's CLOCK_MONOTONIC."""
         return capture.clocks(self.tracee.pid)[0]
 
     # ---- running ----
 
-    def resume(self, *, held: bool) -> None:
-        """Runs (or, `held`, will run when job control says so)."""
+    def resume(self, *, held: bool, unsupported: bool = False) -> None:
+        """Runs (or, `held`, will run when job control says so). `unsupported`: the call that it
+        stands at, and that only home can do, fails with ENOSYS."""
         self.held = held
+        self._unsupported = unsupported
         if not self._halted:
             return
         if self._pending is not None:
             self.redirector.prime(self._pending)
             self._pending = None
+        if not self._begun:
+            self._begun = True
+            self.redirector.body_begins(capture.cpu_clock(self.tracee.pid))
         self._halted = False
         self._still.clear()
         self._event = None
@@ -241,7 +280,7 @@ class Guest:
             registers = self.tracee.get_registers()
             registers.rax, registers.orig_rax = result, -1
             self.tracee.set_registers(registers)
-        elif not isinstance(self._event, (NeedsHome, Cancelled, Sleeping)):
+        elif not isinstance(self._event, (NeedsHome, Asks, Cancelled, Sleeping)):
             self._rewind_unnoticed()
 
     def _rewind_unnoticed(self) -> None:
@@ -266,7 +305,9 @@ class Guest:
         event = self._event
         if isinstance(event, Cancelled):
             self._owed = event.owed
-        if isinstance(event, NeedsHome):
+        if isinstance(event, Asks):
+            self._asking = None
+        if isinstance(event, (NeedsHome, Asks)):
             self.redirector.answer(ERESTARTNOINTR)
         elif isinstance(event, (Cancelled, Sleeping)):
             if for_signal or (isinstance(event, Cancelled) and event.completed):
@@ -312,14 +353,12 @@ class Guest:
         await self.halt()
         self._owing = False
         with self.redirector.injecting(), self._with_room():
-            image = capture.describe(self.tracee, epoch, files=self._files)
-        image.process.cpu_ns = (
-            image.process.cpu_ns[0] + self._carried_ns[0],
-            image.process.cpu_ns[1] + self._carried_ns[1],
-        )
+            image = capture.describe(
+                self.tracee, epoch, files=self._files, guest=self._vdso, call=self._pending
+            )
+        image.header = msgspec.structs.replace(image.header, date_ns=self.clock.date_ns())
+        image.process.cpu_ns = self.redirector.cpu_ns()
         image.process.pid = image.threads[0].tid = self.home_pid
-        if self._pending is not None:
-            image.threads[0].call = self._pending
         image.process.stopped = self.held
         return image
 
@@ -355,6 +394,7 @@ class Guest:
         if self._redirector is not None:
             self._redirector.close()
         self._files.close()
+        self.clock.close()
         for fd in self._descriptors:
             os.close(fd)
         if self._agent is not None:
@@ -420,17 +460,56 @@ class Guest:
                 else:
                     self._say(CallsLost())
                 continue
+            if isinstance(event, Asks) and event.name != _MIGRATE:
+                # Whoever stops the guest waits until it is told, so that nothing is done twice.
+                self._ask(event)
+                continue
             self._event = event
             self._still.set()
             if isinstance(event, LinkBroken):
                 self._on_broken()
             if self._halting or self._halted:
                 continue
-            if isinstance(event, NeedsHome):
+            if isinstance(event, Asks):
+                self._ask(event)
+            elif isinstance(event, NeedsHome) and self._unsupported:
+                self._refuse()
+            elif isinstance(event, NeedsHome):
                 self._spawn_need_home(event.reason, event.call.nr)
             elif isinstance(event, Stopped):  # asked for by a halt that is over
                 self._still.clear()
                 redirector.resume()
+
+    # ---- what the program says to mosix ----
+
+    def _ask(self, event: Asks) -> None:
+        self._asking = event
+        again, self._asked = event == self._asked, event
+        self._say(Ask(name=event.name, flags=event.flags, value=event.value, again=again))
+
+    def told(self, result: int) -> None:
+        """The deputy's answer. To a guest that has been stopped in its call meanwhile it means
+        nothing: it asks again."""
+        event, self._asking = self._asking, None
+        if event is None:
+            return
+        self._asked = None
+        self.redirector.answer(result)
+        if self._halting:
+            self._event = Stopped()
+            self._still.set()
+        else:
+            self._still.clear()
+            self._event = None
+            self.redirector.resume()
+
+    def _refuse(self) -> None:
+        """The call that only home can do is made again, and there is no way home."""
+        self._unsupported = False
+        self.redirector.answer(-errno.ENOSYS)
+        self._still.clear()
+        self._event = None
+        self.redirector.resume()
 
 
 def _install_filter(agent: Agent) -> int:

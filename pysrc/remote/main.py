@@ -27,6 +27,7 @@ from mosix.remote import room
 from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
+from mosix.remote.homedate import INTERVAL_S, HomeDate
 from mosix.remote.notify import arm_redirectors
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
@@ -37,8 +38,10 @@ from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
     Arm,
     Armed,
+    AskDate,
     Attach,
     Cancelled,
+    Date,
     Dialed,
     Drop,
     Failed,
@@ -63,6 +66,7 @@ from mosix.wire.messages import (
     Sent,
     Signal,
     ToDeputy,
+    Told,
     ToRemote,
     Welcome,
     WorkerToNode,
@@ -118,6 +122,8 @@ class Remote:
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._date = HomeDate()
         self._broken = asyncio.Event()
         self._steps = {step: asyncio.Event() for step in _UNUSED}
         #: of the last pings: home's clock when they were sent, ours when they came
@@ -162,7 +168,8 @@ class Remote:
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            await _end(*tasks, *([self._receiving] if self._receiving else []))
+            begun = (task for task in (self._receiving, self._asking) if task is not None)
+            await _end(*tasks, *begun)
             if self._guest is not None:
                 await self._guest.destroy()
             await _end(*workers)
@@ -246,8 +253,12 @@ class Remote:
                 case Ping():
                     self._pings.append((message.sent_ns, time.monotonic_ns()))
                     self._say(Pong(sent_ns=message.sent_ns))
+                case Date():
+                    self._date_told(message.asked_ns, message.date_ns, time.monotonic_ns())
                 case Cancelled():
                     self.guest.cancel_was_early()
+                case Told():
+                    self.guest.told(message.result)
                 case Drop():
                     return
                 case _:
@@ -277,7 +288,7 @@ class Remote:
                 case Freeze():
                     await self._freeze(message)
                 case Resume():
-                    self.guest.resume(held=message.held)
+                    self.guest.resume(held=message.held, unsupported=message.unsupported)
 
     async def _prepare(self, order: Prepare) -> None:
         welcome = self.welcome
@@ -304,7 +315,15 @@ class Remote:
                 map_ids=self._map_ids,
                 comm=order.comm,
             )
-            self._guest = Guest(shell, self._watch, self._say, self._broken.set)
+            self._guest = Guest(
+                shell,
+                self._watch,
+                self._say,
+                self._broken.set,
+                interface=order.interface,
+                foreign_vdso=order.features.vdso != welcome.features.vdso,
+                localtime=order.localtime,
+            )
             self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
         except OSError as error:
@@ -314,9 +333,31 @@ class Remote:
             self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
             return
         self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
+        if not order.localtime:
+            # The ping told it like an answer does: to a question of a round trip before.
+            round_trip_ns = order.monotonic_ns - order.pinged_ns
+            self._date_told(arrived_ns - round_trip_ns, order.date_ns, arrived_ns)
+            self._asking = asyncio.create_task(self._ask_date())
         self._hit("remote.prepared")
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
+
+    async def _ask_date(self) -> None:
+        """As long as there is a guest."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            self._say(AskDate(asked_ns=time.monotonic_ns()))
+
+    def _date_told(self, asked_ns: int, date_ns: int, now_ns: int) -> None:
+        estimate = self._date.answered(asked_ns, date_ns, now_ns)
+        ahead_ns = self.guest.clock.set_date(estimate.offset_ns)
+        # until the next answer comes
+        bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
+        self._to_node.put_nowait(
+            GuestState(
+                outer_pid=self.guest.tracee.pid, pid=self.welcome.pid, date_bound_ns=bound_ns
+            )
+        )
 
     def _memory(self) -> int:
         """Bytes a guest may take: the node's free memory, and its cgroup's limit."""

@@ -18,8 +18,10 @@ from enum import Enum
 from mosix.failpoints import Fault
 from mosix.image.model import PendingCall
 from mosix.native._native import ffi, lib
+from mosix.remote.clock import ClockPage
 from mosix.remote.redirector import (
     Args,
+    Asks,
     Call,
     Cancelled,
     CancelWanted,
@@ -35,6 +37,8 @@ from mosix.remote.redirector import (
 from mosix.syscalls.descriptors import CALLS, packed
 from mosix.syscalls.table import REASONS
 
+_NR_OPENAT = 257
+_M32 = (1 << 32) - 1
 _FAULTS = {
     "kill": lib.MX_FAULT_KILL,
     "cut": lib.MX_FAULT_CUT,
@@ -65,7 +69,9 @@ class _Order(Enum):
 
 class NotifyRedirector(Redirector):
     """`pid`: the guest as seen from here; `home_pid`: its number at home. The offsets are the
-    guest's clocks minus ours, the carried times what its body used on other nodes (ns)."""
+    guest's clocks minus ours, the carried times what its body used on other nodes (ns).
+    `interface`: it has the files /proc/self/{special}. `clock`: makes its dates; None: they are
+    this node's."""
 
     def __init__(
         self,
@@ -77,6 +83,8 @@ class NotifyRedirector(Redirector):
         monotonic_offset_ns: int = 0,
         boottime_offset_ns: int = 0,
         carried_ns: tuple[int, int] = (0, 0),
+        interface: bool = False,
+        clock: ClockPage | None = None,
     ) -> None:
         table = packed()
         self._c = lib.mx_redirect_new(listener, call_fd, pid, home_pid, table, len(table))
@@ -84,6 +92,9 @@ class NotifyRedirector(Redirector):
             raise OSError(ffi.errno, "redirector")
         self._c.monotonic_offset_ns = monotonic_offset_ns
         self._c.boottime_offset_ns = boottime_offset_ns
+        self._c.interface = interface
+        self._clock = clock  # kept as long as we read it
+        self._c.clock = clock.c if clock is not None else ffi.NULL
         self._c.carried_user_ns, self._c.carried_system_ns = carried_ns
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -92,6 +103,19 @@ class NotifyRedirector(Redirector):
         self._still.set()
         self._traced_event = 0
         self._thread: threading.Thread | None = None
+
+    def body_begins(self, used_ns: int) -> None:
+        """So much CPU time has the guest used already, which is not its body's."""
+        self._must_stand_still()
+        self._c.before_ns = used_ns
+
+    def cpu_ns(self) -> tuple[int, int]:
+        """User and system time of the body on all nodes. OSError: the guest is gone."""
+        self._must_stand_still()
+        used = ffi.new("uint64_t[2]")
+        if lib.mx_redirect_cpu(self._c, used):
+            raise ProcessLookupError("the guest is gone")
+        return int(used[0]), int(used[1])
 
     def start(self, *, still: bool = False) -> None:
         self._thread = threading.Thread(target=self._serve, name="redirector", daemon=True)
@@ -218,10 +242,18 @@ class NotifyRedirector(Redirector):
         args: Args = (int(a[0]), int(a[1]), int(a[2]), int(a[3]), int(a[4]), int(a[5]))
         return Call(int(self._c.nr), args)
 
+    def _asks(self) -> Asks:
+        call = self._call()
+        at = 2 if call.nr == _NR_OPENAT else 1
+        name = ffi.string(self._c.asked).decode("ascii")
+        return Asks(name, call.args[at] & _M32, call.args[at + 1] & _M32)
+
     def _event(self, number: int) -> Event:
         c = self._c
         if number == lib.MX_EV_HOME:
             return NeedsHome(self._call(), REASONS[c.reason])
+        if number == lib.MX_EV_ASKS:
+            return self._asks()
         if number == lib.MX_EV_CANCELLED:
             return Cancelled(
                 id=int(c.id),
@@ -236,8 +268,6 @@ class NotifyRedirector(Redirector):
             return Sleeping(self._call(), int(c.deadline_ns))
         if number == lib.MX_EV_LINK:
             return LinkBroken(self._call(), int(c.error))
-        if number == lib.MX_EV_GONE:
-            return Gone()
         if number == lib.MX_EV_MISUSE:
             raise RuntimeError("resumed while a call is held")
-        return Stopped()
+        return Gone() if number == lib.MX_EV_GONE else Stopped()

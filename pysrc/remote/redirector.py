@@ -5,9 +5,9 @@ Used by the remote's state machine (`mosix.remote`); implemented by `mosix.remot
 the rest as events; it never decides whether a guest moves, stops or dies.
 
 All methods are called from the event loop's thread. After every event except `CancelWanted` the
-redirector stands still until `resume`. An event that holds a call (`NeedsHome`, `Cancelled`,
-`Sleeping`) wants `answer` or `finish` before `resume`; while it is held the guest's thread
-waits in the kernel, and comes to a pending ptrace stop only when it is answered.
+redirector stands still until `resume`. An event that holds a call (`NeedsHome`, `Asks`,
+`Cancelled`, `Sleeping`) wants `answer` or `finish` before `resume`; while it is held the guest's
+thread waits in the kernel, and comes to a pending ptrace stop only when it is answered.
 """
 
 from __future__ import annotations
@@ -45,6 +45,16 @@ class NeedsHome:
 
     call: Call
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """The guest has opened /proc/self/{name}, one of those through which it speaks to mosix.
+    Answer with what the deputy says, or as `NeedsHome`, to be asked again."""
+
+    name: str
+    flags: int
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ class Gone:
     """The listener has no guest any more."""
 
 
-Event = Stopped | NeedsHome | CancelWanted | Cancelled | Sleeping | LinkBroken | Gone
+Event = Stopped | NeedsHome | Asks | CancelWanted | Cancelled | Sleeping | LinkBroken | Gone
 
 
 @dataclass(frozen=True, slots=True)

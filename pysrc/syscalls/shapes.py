@@ -69,6 +69,7 @@ class Special(IntEnum):
     RUSAGE = 16
     TIMES = 17
     IOCTL = 18
+    DATE = 19
 
 
 class Timeout(IntEnum):

@@ -134,9 +134,11 @@ _MREMAP = (
     _go_home(has(3, 4), reason="mremap"),
     _go_home(null(1), reason="maps shared memory"),
 )
-# clockids: CPU time of oneself is 2 (process) and 3 (thread); negative ones name another
-# process or a device by descriptor
+# clockids: CPU time of oneself is 2 (process) and 3 (thread); REALTIME 0, its coarse 5 and its
+# alarm 8, and TAI 11 have a date, which is home's; negative ones name another process or a
+# device by descriptor
 _CLOCK = (
+    *(_when(_HERE, is_(0, clock)) for clock in (0, 5, 8, 11)),
     _when(_HERE, is_(0, 2)),
     _when(_HERE, is_(0, 3)),
     _when(_HOME, has(0, 0x80000000)),
@@ -442,8 +444,15 @@ TABLE: tuple[Row, ...] = (
     _home(93, "fchown", fd, value, value),
     _home(94, "lchown", path, value, value),
     _home(95, "umask", value),
-    # gettimeofday and the clocks are the body's, who has them in its vdso
-    _local(96, "gettimeofday"),
+    # the time zone is home's
+    _home(
+        96,
+        "gettimeofday",
+        writes(_TIMEVAL),
+        writes(8),
+        special=Special.DATE,
+        rules=(_when(_HERE, null(1)),),
+    ),
     _home(97, "getrlimit", value, writes(_RLIMIT)),
     # RUSAGE_SELF 0 and RUSAGE_THREAD 1 are the body's
     _home(
@@ -547,7 +556,16 @@ TABLE: tuple[Row, ...] = (
     ),
     _local(158, "arch_prctl"),
     _home(159, "adjtimex", updates(_TIMEX)),
-    _home(160, "setrlimit", value, reads(_RLIMIT), cls=_BOTH, special=Special.PRLIMIT),
+    # RLIMIT_CPU 0 counts what is used on all nodes: a guest's is made of the process's own
+    _home(
+        160,
+        "setrlimit",
+        value,
+        reads(_RLIMIT),
+        cls=_BOTH,
+        special=Special.PRLIMIT,
+        rules=(_go_home(is_(0, 0), reason="changes its limit of CPU time"),),
+    ),
     _at_home(161, "chroot"),
     _home(162, "sync"),
     _home(163, "acct", path),
@@ -589,8 +607,9 @@ TABLE: tuple[Row, ...] = (
     _home(198, "lremovexattr", path, string(_XATTR_NAME)),
     _home(199, "fremovexattr", fd, string(_XATTR_NAME)),
     _home(200, "tkill", value, value),
-    _local(201, "time"),
-    _local(202, "futex"),
+    _home(201, "time", writes(8), special=Special.DATE, cls=_HERE),
+    # FUTEX_CLOCK_REALTIME 256: a timeout that is a date, which only home's kernel can wait for
+    _local(202, "futex", _go_home(has(1, 256), given(3), reason="waits on a futex until a date")),
     # Which CPUs there are is home's affair: the mask is kept and asked there
     _home(203, "sched_setaffinity", value, value, reads_n(1)),
     _home(204, "sched_getaffinity", value, value, writes_result(1)),
@@ -644,14 +663,14 @@ TABLE: tuple[Row, ...] = (
         rules=(_when(_HOME, has(0, 0x80000000)),),
         reason="clock_getres",
     ),
-    # REALTIME 0, MONOTONIC 1, BOOTTIME 7, TAI 11; CPU clocks and alarms only at home
+    # REALTIME 0, MONOTONIC 1, BOOTTIME 7; CPU clocks, alarms and TAI only at home
     Row(
         230,
         "clock_nanosleep",
         _AT_HOME,
         (value, value, value, value),
         _REMAINING,
-        rules=tuple(_when(_WAIT, is_(0, clock)) for clock in (0, 1, 7, 11)),
+        rules=tuple(_when(_WAIT, is_(0, clock)) for clock in (0, 1, 7)),
         special=Special.CLOCK_NANOSLEEP,
         reason="sleeps on an unusual clock",
     ),
@@ -803,6 +822,7 @@ TABLE: tuple[Row, ...] = (
         rules=(
             _when(_HOME, null(2)),
             _when(_HOME, is_not(0, 0), is_not(0, HOME_PID)),
+            _go_home(is_(1, 0), reason="changes its limit of CPU time"),
         ),
     ),
     _at_home(303, "name_to_handle_at"),
@@ -908,13 +928,21 @@ TABLE: tuple[Row, ...] = (
     _at_home(446, "landlock_restrict_self", "landlock"),
     _at_home(447, "memfd_secret"),
     _home(448, "process_mrelease", fd, value),
-    _local(449, "futex_waitv"),
+    _local(
+        449,
+        "futex_waitv",
+        _go_home(given(3), is_(4, 0), reason="waits on a futex until a date"),
+    ),
     _at_home(450, "set_mempolicy_home_node", "NUMA placement"),
     _home(451, "cachestat", fd, reads(16), writes(32), value),
     _home(452, "fchmodat2", fd, path, value, value),
     _at_home(453, "map_shadow_stack"),
     _local(454, "futex_wake"),
-    _local(455, "futex_wait"),
+    _local(
+        455,
+        "futex_wait",
+        _go_home(given(4), is_(5, 0), reason="waits on a futex until a date"),
+    ),
     _local(456, "futex_requeue"),
     _at_home(457, "statmount"),
     _at_home(458, "listmount"),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from mosix.errors import ProtocolError
+from mosix.wire.attributes import JobAttributes
 
 #: Peers whose numbers differ refuse each other, naming both.
 PROTOCOL_VERSION = 1
@@ -24,6 +25,7 @@ Ns = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -58,15 +60,15 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
     bytes, what may be lent; `psi_*`: part of the time in which some task stood still for it;
     `accounting`: how the work of processes is counted."""
 
-    running: float
-    exported: float
-    dilation: float
-    cores: float
-    speed: int
+    running: Amount
+    exported: Amount
+    dilation: Amount
+    cores: Amount
+    speed: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
     memory: Size
     free: Size
-    psi_memory: float = 0.0
-    psi_io: float = 0.0
+    psi_memory: Amount = 0.0
+    psi_io: Amount = 0.0
     accounting: Text = ""
 
 
@@ -91,7 +93,8 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     """Make an empty guest. `needs`: what the body will take; `prefault`: ranges of
     anonymous memory to populate before the freeze. The guest's clocks must not be behind
     home's, which at the arrival of the `Ping` sent at `pinged_ns` were at most
-    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip)."""
+    `monotonic_ns`/`boottime_ns` (when it was sent, and the whole round trip); its date
+    then was `date_ns`. `localtime`: dates are those of the node where it runs, else home's."""
 
     pid: Pid
     comm: Text
@@ -101,9 +104,13 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
+    date_ns: Ns
+    localtime: bool = False
     features: NodeFeatures
     #: how long home will try to make a lost connection again
     grace_s: Seconds
+    #: it has the files /proc/self/{special}
+    interface: bool = False
 
 
 class Run(_Tagged, frozen=True, kw_only=True):
@@ -137,10 +144,12 @@ class Freeze(_Tagged, frozen=True, kw_only=True):
 
 
 class Resume(_Tagged, frozen=True, kw_only=True):
-    """The move failed: the source goes on, as `epoch`."""
+    """The move failed: the source goes on, as `epoch`. `unsupported`: the call for which it
+    needed home fails with ENOSYS."""
 
     epoch: Epoch
     held: bool = False
+    unsupported: bool = False
 
 
 class Drop(_Tagged, frozen=True, kw_only=True):
@@ -170,7 +179,34 @@ class Rejoin(_Tagged, frozen=True, kw_only=True):
     received: Ns
 
 
-ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping | Ack | Rejoin
+class Told(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Ask`: what the open returns, or -errno."""
+
+    result: Annotated[int, msgspec.Meta(ge=-4095, le=2**32 - 1)]
+
+
+class Date(_Tagged, frozen=True, kw_only=True):
+    """Answer to `AskDate`: home's CLOCK_REALTIME. `asked_ns` as it was asked."""
+
+    asked_ns: Ns
+    date_ns: Ns
+
+
+ToRemote = (
+    Prepare
+    | Run
+    | Signal
+    | Hold
+    | Freeze
+    | Resume
+    | Drop
+    | Cancelled
+    | Ping
+    | Ack
+    | Rejoin
+    | Date
+    | Told
+)
 
 
 # ---- remote → deputy ----
@@ -225,6 +261,16 @@ class Cancel(_Tagged, frozen=True, kw_only=True):
     id: int
 
 
+class Ask(_Tagged, frozen=True, kw_only=True):
+    """The guest has opened /proc/self/{name} with these flags and third argument, and waits for
+    `Told`. `again`: it did so before, and stopped before it was told."""
+
+    name: Text
+    flags: int
+    value: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+    again: bool = False
+
+
 class NeedHome(_Tagged, frozen=True, kw_only=True):
     """The guest made a call that only home can do; it stands before it, rewound."""
 
@@ -253,6 +299,12 @@ class Rejoined(_Tagged, frozen=True, kw_only=True):
     received: Ns
 
 
+class AskDate(_Tagged, frozen=True, kw_only=True):
+    """What is the date at home? `asked_ns`: the remote's own CLOCK_MONOTONIC."""
+
+    asked_ns: Ns
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -262,12 +314,14 @@ ToDeputy = (
     | Sent
     | Failed
     | Cancel
+    | Ask
     | NeedHome
     | GuestDied
     | Pong
     | Ack
     | CallsLost
     | Rejoined
+    | AskDate
 )
 
 
@@ -275,7 +329,8 @@ ToDeputy = (
 
 
 class Launch(_Tagged, frozen=True, kw_only=True):
-    """First message to a deputy; rides with the launching process's pidfd and its stderr.
+    """First message to a deputy; rides with the launching process's pidfd and its stderr, and
+    with the listener of its filter and the memory for that, if it has one.
     `node`: where to send the program at its first instruction."""
 
     job: JobId
@@ -284,7 +339,9 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     gid: Uid
     node: Ip | None = None
     fallback: bool = False  # -F
-    lock: bool = False  # -L
+    attributes: JobAttributes = JobAttributes()
+    #: for tests: what guests are told of home's date is so much later than it is
+    date_ahead_ns: int = 0
     cgroup: str
     #: this node's own IP, and its features
     home: Ip
@@ -293,6 +350,25 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     grace_s: Seconds
     #: where the next mosd listens for its workers
     adoption: Text
+
+
+class Join(_Tagged, frozen=True, kw_only=True):
+    """A process of the job is about to execute a program as a nested mosrun says. Answered by
+    `Joined`."""
+
+    request: int
+    pid: Pid
+    node: Ip | None = None
+    fallback: bool = False
+    changes: dict[str, int] = {}
+
+
+class Named(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Name`."""
+
+    request: int
+    ip: Ip | None = None
+    number: int | None = None
 
 
 class Move(_Tagged, frozen=True, kw_only=True):
@@ -361,7 +437,9 @@ class Arm(_Tagged, frozen=True, kw_only=True):
     spec: Text
 
 
-NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | Leave | Arm
+NodeToWorker = (
+    Launch | Join | Move | ComeHome | Dialed | Named | Welcome | Attach | Mapped | Leave | Arm
+)
 
 
 # ---- deputy or remote → mosd ----
@@ -369,6 +447,20 @@ NodeToWorker = Launch | Move | ComeHome | Dialed | Welcome | Attach | Mapped | L
 
 class Started(_Tagged, frozen=True, kw_only=True):
     """The deputy is ready, the program may be executed."""
+
+
+class Joined(_Tagged, frozen=True, kw_only=True):
+    request: int
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
+
+
+class Name(_Tagged, frozen=True, kw_only=True):
+    """Which node is `node`: a number of the user's view, or an IP? Answered by `Named`."""
+
+    request: int
+    node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
 
 
 class Moved(_Tagged, frozen=True, kw_only=True):
@@ -402,6 +494,7 @@ class ProcessState(_Tagged, frozen=True, kw_only=True):
     why: Text  # "home: REASON", or how the last order ended
     epoch: Epoch
     stats: dict[str, int] = {}
+    attributes: JobAttributes = JobAttributes()
     ended: bool = False
 
 
@@ -418,6 +511,8 @@ class GuestState(_Tagged, frozen=True, kw_only=True):
     outer_pid: Pid
     pid: Pid
     frozen: bool = False
+    #: how far its date may be from home's; None: it has this node's
+    date_bound_ns: Ns | None = None
 
 
 class Armed(_Tagged, frozen=True, kw_only=True):
@@ -439,7 +534,17 @@ class Returned(_Tagged, frozen=True, kw_only=True):
 
 
 WorkerToNode = (
-    Started | Moved | Dial | ProcessState | MapIds | GuestState | Forsaken | Armed | Returned
+    Started
+    | Joined
+    | Name
+    | Moved
+    | Dial
+    | ProcessState
+    | MapIds
+    | GuestState
+    | Forsaken
+    | Armed
+    | Returned
 )
 
 
@@ -492,6 +597,7 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
     jobs: int
     memory_free: Size
     version: Text
+    date_bound_ns: Ns | None = None
     load: NodeLoad | None = None  # mosd has only just been started
 
 

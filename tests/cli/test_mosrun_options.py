@@ -19,11 +19,16 @@ def words(text: str) -> list[bytes]:
         ("ls -l", Parsed(program=0)),
         ("-h ls", Parsed(program=1)),
         ("-3 -F ls -F", Parsed(program=2, node="3", fallback=True)),
-        ("-10.0.0.2 -L ls", Parsed(program=2, node="10.0.0.2", lock=True)),
-        ("-rn2 -l ls", Parsed(program=2, node="n2")),
-        ("-FLrn2 ls", Parsed(program=1, node="n2", fallback=True, lock=True)),
+        ("-10.0.0.2 -L ls", Parsed(program=2, node="10.0.0.2", changes={"lock": 1})),
+        ("-rn2 -l ls", Parsed(program=2, node="n2", changes={"lock": 0})),
+        ("-FLrn2 ls", Parsed(program=1, node="n2", fallback=True, changes={"lock": 1})),
         ("--no-interface -- -x", Parsed(program=2, interface=False)),
-        ("-L - x", Parsed(program=1, lock=True)),
+        ("-L - x", Parsed(program=1, changes={"lock": 1})),
+        ("-G ls -G7", Parsed(program=1, changes={"job_class": 1})),
+        ("-G5 -u ls", Parsed(program=2, changes={"job_class": 5, "unsupportok": 0})),
+        ("-e -m100 ls", Parsed(program=2, changes={"unsupportok": 1, "needmem": 100})),
+        ("-wn ls", Parsed(program=1, changes={"unsupportok": 2, "cpujob": 0})),
+        ("-c -d 10000 ls", Parsed(program=3, changes={"cpujob": 1, "decayrate": 10000})),
         ("-j7 -F ls", Parsed(program=2, node="7", fallback=True)),
     ],
 )
@@ -42,6 +47,10 @@ def test_the_manuals_options_are_understood(line: str, parsed: Parsed) -> None:
         "--nope ls",
         "-q ls",
         "-Fb ls",
+        "-c -n ls",
+        "-m262144 ls",
+        "-d -1 ls",
+        "-G99999999999 ls",
         "-j ls",
         "-j3-1 ls",
         "-j0 ls",
@@ -73,7 +82,7 @@ def test_options_of_later_versions_are_refused_by_name(letter: str) -> None:
 def test_help_lists_what_is_accepted_and_what_is_refused() -> None:
     text = " ".join((parse(words("--help"), 80).text or "").split())
     accepted, refused = text.split("are not supported yet and are refused")
-    assert all(f" -{letter} " in accepted for letter in "hrjFLl")
+    assert all(f" -{letter} " in accepted for letter in "hrjFLlmdcnewu")
     assert all(f" -{letter}" in refused for letter in LATER)
 
 

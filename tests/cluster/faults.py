@@ -6,10 +6,12 @@ of mosix by what they are: all workers have the command line of their spawner.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from mosix.wire.frames import FrameDecoder, frame
 from mosix.wire.messages import decode, encode
 
 STATUS = 7
+#: What mosd says on the stderr of a job that was away.
+DEPUTY_DIED = "mosix: process {pid} ended: the job's deputy died"
 
 
 def children(pid: int) -> list[int]:
@@ -53,11 +57,11 @@ def workers(node: NodeHandle) -> list[int]:
 
 def mosd(node: NodeHandle) -> list[int]:
     """Host's PID of the node's mosd, if it lives."""
-    inside = state.read_mosd(node.lab, node.name).pid
-    try:
-        return [node.host_pid(inside)] if inside else []
-    except ProcessLookupError:  # it has just died
-        return []
+    while inside := state.read_mosd(node.lab, node.name).pid:
+        with contextlib.suppress(ProcessLookupError):  # PID 1 is about to take note of its death
+            return [node.host_pid(inside)]
+        time.sleep(0.01)
+    return []
 
 
 def stubs(node: NodeHandle) -> list[int]:

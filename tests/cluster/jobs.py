@@ -73,10 +73,10 @@ class Job:
     def move(self, target: str) -> dict[str, Any]:
         """Move, and see that it is where it was sent."""
         moved = self.home.migrate(self.pid, target)
-        assert self.where() == (target if target == "home" else self._ip(target))
+        assert self.where() == (target if target == "home" else self.ip(target))
         return moved
 
-    def _ip(self, number: str) -> str:
+    def ip(self, number: str) -> str:
         return f"{self.home.ip.rpartition('.')[0]}.{number}"
 
     def wait_until_at(self, where: str) -> None:

@@ -185,6 +185,8 @@ def _away(lab: Cluster, cell: Cell, ledger: Ledger) -> Result:
     finally:
         _disarm(node)
     outcome = ledger.finish(signals)
+    if outcome == faults.DEPUTY_DIED.format(pid=job.pid):
+        return Result("killed", outcome)
     if outcome not in ("done", "killed"):
         return Result("lost", outcome)
     return Result(outcome, said)
@@ -198,7 +200,7 @@ its kernel that there is no room. The job counts in a file and on its output; ev
 once, but for the last one of a job that was lost.
 
 `done`: the job ended rightly, moved or where it was before. `lost`: it ended by SIGKILL with one
-line on its stderr that names the node. `killed`: it ended by SIGKILL, as mosd's log says.
+line on its stderr that names the node. `killed`: it ended by SIGKILL, as mosd says there.
 `refused`: mosrun said why in one line, ended with 125, and nothing had run.
 
 | way | point | what has happened | at | {faults} |

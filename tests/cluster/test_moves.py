@@ -158,6 +158,17 @@ def states(kind: str) -> list[str]:
     return [str(built(PROGRAMS / "states.c", *(["-static"] if kind == "static" else [])))]
 
 
+def test_what_needs_home_at_once_comes_home_each_time(start: Callable[..., Job]) -> None:
+    """Its guest says so before its deputy has taken note that it runs."""
+    job = start(act("signals", "1"))  # in sigsuspend
+    assert job.line() == "ready"
+    for number in range(30):
+        job.home.migrate(job.pid, str(2 + number % 2))
+        job.wait_until_at("home")
+    job.kill(signal.SIGRTMIN)
+    assert job.finish() == (0, "0\n", "")
+
+
 def test_stopped_when_a_move_begins_it_does_nothing_more(start: Callable[..., Job]) -> None:
     """Natively nothing is done after kill has returned, whatever has come to be read."""
     job = start(states("dynamic"))

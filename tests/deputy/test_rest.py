@@ -41,7 +41,7 @@ def test_a_message_ends_it_and_is_left_for_the_event_loop(
     process: subprocess.Popen[bytes],
 ) -> None:
     mosd[0].send(b"message")
-    pidfd = rest(mosd[1].fileno(), os.pidfd_open(process.pid), _members(tmp_path, process.pid))
+    pidfd = rest([mosd[1].fileno()], os.pidfd_open(process.pid), _members(tmp_path, process.pid))
     assert mosd[1].recv(100) == b"message"
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert process.wait(5) == -signal.SIGKILL
@@ -59,7 +59,7 @@ def test_the_job_is_over_when_the_last_process_is(
         cgroup = _members(tmp_path, first.pid, process.pid)
         ended: list[int] = []
         thread = threading.Thread(
-            target=lambda: ended.append(rest(mosd[1].fileno(), pidfd, cgroup))
+            target=lambda: ended.append(rest([mosd[1].fileno()], pidfd, cgroup))
         )
         thread.start()
         assert ended == []  # the second one goes on
@@ -77,4 +77,4 @@ def test_without_mosd_the_job_goes_on(
     mosd[0].close()
     process.send_signal(signal.SIGKILL)
     pidfd = os.pidfd_open(process.pid)
-    assert rest(mosd[1].fileno(), pidfd, _members(tmp_path)) == -1
+    assert rest([mosd[1].fileno()], pidfd, _members(tmp_path)) == -1

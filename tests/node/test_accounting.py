@@ -19,16 +19,19 @@ def how(node: Node) -> str:
     return str(load["accounting"]) if load else ""
 
 
+def read_per_s(node: Node, pid: int) -> int:
+    """Bytes that the job's process `pid` is known to read."""
+    found = [row["stats"] for row in node.rows() if row["pid"] == pid]
+    return found[0].get("read_per_s", 0) if found else 0  # type: ignore[attr-defined]
+
+
 def counted(node: Node, expected: str) -> None:
     """A working job's calls and bytes are seen, with the accounting that is `expected`."""
     with subprocess.Popen(
         [str(MOSRUN), "/usr/bin/python3", "-c", _WORK], env=node.environment, cwd="/"
     ) as job:
         try:
-            eventually(
-                lambda: node.row(job.pid)["stats"].get("read_per_s", 0) > 1000,  # type: ignore[attr-defined]
-                30,
-            )
+            eventually(lambda: read_per_s(node, job.pid) > 1000, 30)
             assert how(node) == expected
             assert f"counting {expected}" in node.mosix("mosctl", "status").out
         finally:

@@ -100,9 +100,40 @@ def test_environment_masks_dispositions_and_limits_are_as_natively(node: Node) -
 
     program = ["/usr/bin/python3", "-c", _STATE, "-x", "ü", ""]
     natively = node.run(*program, preexec_fn=prepare, env={"A": "ü b", "LC_ALL": ""})
-    as_job = node.mosrun("--", *program, preexec_fn=prepare, env={"A": "ü b", "LC_ALL": ""}, uid=0)
     assert natively.status == 0
+    options = ["--no-interface", "--"]
+    as_job = node.mosrun(*options, *program, preexec_fn=prepare, env={"A": "ü b", "LC_ALL": ""})
     assert as_job.out == natively.out
+    as_job = node.mosrun("--", *program, preexec_fn=prepare, env={"A": "ü b", "LC_ALL": ""})
+    # The one trace of the interface: its filter, for which root needs no no_new_privs.
+    assert [line for line in as_job.out.splitlines() if "Seccomp" not in line] == [
+        line for line in natively.out.splitlines() if "Seccomp" not in line
+    ]
+    assert "NoNewPrivs:\t0" in as_job.out
+
+
+def test_the_locale_is_as_natively(node: Node) -> None:
+    """A launcher in Python would set LC_CTYPE where the C locale is."""
+    for locale in ({"LC_ALL": ""}, {"LC_ALL": "", "LC_NUMERIC": "C"}, {"LC_ALL": "C"}):
+        assert node.mosrun("env", env=locale).out == node.run("env", env=locale).out
+
+
+def test_a_set_user_id_program_runs_as_its_caller_and_that_is_said(
+    node: Node, tmp_path: Path
+) -> None:
+    mine = tmp_path / "who"
+    mine.write_bytes(Path("/usr/bin/id").read_bytes())
+    mine.chmod(0o4755)
+    for part in (tmp_path, *tmp_path.parents[:2]):
+        part.chmod(0o755)
+    done = node.mosrun(mine, "-u", uid=NOBODY)
+    assert (done.status, done.out) == (0, f"{NOBODY}\n")
+    assert done.err == (
+        f"mosrun: {mine}: runs without the privilege of its set-user-ID bit "
+        "(mosrun --no-interface keeps it)\n"
+    )
+    done = node.mosrun("--no-interface", mine, "-u", uid=NOBODY)
+    assert (done.status, done.out, done.err) == (0, "0\n", "")
 
 
 def test_a_job_is_in_its_cgroup_and_its_children_too(node: Node) -> None:
@@ -118,14 +149,14 @@ def test_a_job_is_in_its_cgroup_and_its_children_too(node: Node) -> None:
 
 _FRONT_THAT_CANNOT_JOIN = """
 import socket, sys
-from mosix.node.requests import JOIN, Launch, LaunchAnswer
+from mosix.node.requests import PREPARE, Launch, LaunchAnswer
 from mosix.wire.frames import frame
 from mosix.wire.messages import decode, encode
 sock = socket.socket(socket.AF_UNIX)
 sock.connect(sys.argv[1])
 sock.sendall(frame(encode(Launch(argv=[b"true"])), 1 << 16))
 data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
-if decode(data[4:], LaunchAnswer).what == JOIN:
+if decode(data[4:], LaunchAnswer).what == PREPARE:
     sock.sendall(b"x")
     data = sock.recv(1 << 16)
 print(decode(data[4:], LaunchAnswer).what, open("/proc/self/cgroup").read())

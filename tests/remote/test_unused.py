@@ -12,7 +12,7 @@ import pytest
 from mosix.node.features import probe
 from mosix.remote import main
 from mosix.wire.channel import Frames, Packets
-from mosix.wire.messages import Ping, Pong, Prepare, Refused, ToDeputy, Welcome, WorkerToNode
+from mosix.wire.messages import Needs, Ping, Pong, Prepare, Refused, ToDeputy, Welcome, WorkerToNode
 
 SOON = 0.05
 
@@ -69,10 +69,11 @@ async def test_it_ends_when_no_body_comes(monkeypatch: pytest.MonkeyPatch) -> No
                 pid=7,
                 comm="x",
                 epoch=1,
-                needs=1 << 45,
+                needs=Needs(memory=1 << 45),
                 pinged_ns=1,
                 monotonic_ns=1,
                 boottime_ns=1,
+                date_ns=1,
                 features=probe(),
             )
         )

@@ -23,6 +23,10 @@ def lab() -> Iterator[Cluster]:
     name = f"t{os.getpid()}-vm"
     try:
         cluster = Cluster.up(name, 2, "--vm", "--kernel=6.1,6.12")
+        for node in cluster.nodes:
+            # Much is done for the first time, and slowly: after this, limits of time hold.
+            first = ["mosrun", "true"]
+            drive.wait_for(f"a job in {node.name}", lambda: node.run(first).returncode == 0, 60)  # noqa: B023
         yield cluster
         for node in cluster.nodes:
             node.close()

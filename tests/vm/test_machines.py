@@ -78,7 +78,8 @@ def test_signals_sent_to_run_reach_the_command_and_its_end_ends_it(lab: Cluster)
 
 
 def test_a_shell_has_a_terminal_of_the_callers_size(lab: Cluster) -> None:
-    with terminal([*LAB, "shell", f"--name={lab.name}", "n1"]) as screen:
+    # Without somebody's .bashrc, which may take its time.
+    with terminal(["env", "HOME=/node", *LAB, "shell", f"--name={lab.name}", "n1"]) as screen:
         screen.prompt()
         screen.type("tty; exit 5\n")
         assert "/dev/pts/" in screen.expect("exit\r\n")

@@ -27,7 +27,7 @@ CONVERSATIONS = (
 _INT = 2**63
 
 
-def values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: PLR0911
+def values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: PLR0911, PLR0912
     """Values that a field of this type may have."""
     match kind:
         case inspect.StructType():
@@ -35,6 +35,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: PLR0911
         case inspect.IntType():
             low, high = kind.ge if kind.ge is not None else -_INT, kind.le
             return st.integers(low, high if high is not None else _INT - 1)
+        case inspect.FloatType():
+            return st.floats(kind.ge, kind.le, allow_nan=False, allow_infinity=False)
         case inspect.StrType() if kind.pattern:
             return st.from_regex(kind.pattern.replace(r"\d", "[0-9]").removesuffix("$") + r"\Z")
         case inspect.StrType():

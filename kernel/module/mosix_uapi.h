@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * What mosix.ko and user space agree on: /dev/mosix, and the verdict of the eBPF program that the
+ * module asks about each hooked system call.  Included by the module and by intercept.bpf.c; Python
+ * takes what lies between the two cffi lines (mosix.kernel.device).
+ *
+ * Increment MOSIX_API_VERSION whenever a structure, a number or the meaning of a field changes.
+ */
+#ifndef MOSIX_UAPI_H
+#define MOSIX_UAPI_H
+
+/*
+ * A verdict: 4 bits of action, 4 bits of what to do when nobody serves the owner any more, and in the
+ * remaining 24 the owner (of a redirected call) or the errno (of a denied one).
+ */
+#define MOSIX_VERDICT(action, orphan, value) ((action) | (orphan) << 4 | (value) << 8)
+#define MOSIX_VERDICT_ACTION(verdict) ((verdict)&0xf)
+#define MOSIX_VERDICT_ORPHAN(verdict) ((verdict) >> 4 & 0xf)
+#define MOSIX_VERDICT_VALUE(verdict) ((verdict) >> 8)
+
+/* cffi: begin */
+#define MOSIX_API_VERSION 1
+
+/* What becomes of a hooked system call. */
+#define MOSIX_NATIVE 0
+#define MOSIX_REDIRECT 1
+#define MOSIX_DENY 2
+#define MOSIX_KILL 3
+
+/* What becomes of a redirected one whose owner has closed its file. */
+#define MOSIX_ORPHAN_NATIVE 0
+#define MOSIX_ORPHAN_EIO 1
+#define MOSIX_ORPHAN_KILL 2
+
+/* read(2) of an owner's file gives as many of these as there are and fit. */
+struct mosix_request {
+	uint64_t id;   /* never used twice in the life of the file */
+	uint32_t kind; /* MOSIX_CALL or MOSIX_CANCEL */
+	uint32_t nr;
+	int32_t tid; /* as seen from the reader's PID namespace; 0: not visible there */
+	int32_t tgid;
+	uint64_t args[6];
+	uint64_t ip; /* behind the instruction that made the call */
+	uint64_t sp;
+};
+
+#define MOSIX_CALL 1
+/* The task of a call that was read has a signal to take.  The owner still answers that call, once:
+ * with what it got, or with a restart code when nothing was done. */
+#define MOSIX_CANCEL 2
+
+/* write(2) takes any number of these.  ENOENT: the task has been killed meanwhile, or nothing of that
+ * id has been read. */
+struct mosix_reply {
+	uint64_t id;
+	int64_t result; /* as in rax: -errno, or a restart code (-512, -513, -514) */
+	uint32_t flags; /* MOSIX_RUN_NATIVELY */
+	uint32_t zero;
+};
+
+/* The call is made here and now, by its own task; `result` is not looked at and must be 0. */
+#define MOSIX_RUN_NATIVELY 1
+
+struct mosix_counters {
+	uint64_t redirected; /* calls that were parked */
+	uint64_t answered;
+	uint64_t ran_natively;
+	uint64_t interrupted; /* by a signal, before anybody had read them */
+	uint64_t killed;      /* SIGKILL while parked */
+	uint64_t orphaned;
+	uint64_t denied;
+	uint64_t hooks;	 /* functions that are hooked now */
+	uint64_t owners; /* files that own tasks now */
+	uint64_t parked; /* tasks that wait now */
+};
+
+#define MOSIX_NAME_SIZE 32
+
+struct mosix_hook {
+	char name[MOSIX_NAME_SIZE]; /* of the system call, as in asm/unistd_64.h; NUL-terminated */
+};
+/* cffi: end */
+
+#define MOSIX_IOC_MAGIC 'M'
+/* Argument: uint32_t *; the version is stored there. */
+#define MOSIX_IOC_VERSION _IOR(MOSIX_IOC_MAGIC, 0, uint32_t)
+/* Argument: uint32_t *; makes the file an owner of tasks, its number is stored there (1...). */
+#define MOSIX_IOC_OWN _IOR(MOSIX_IOC_MAGIC, 1, uint32_t)
+/* Argument: struct mosix_hook *; one more system call to be asked about.  Only before the program. */
+#define MOSIX_IOC_HOOK _IOW(MOSIX_IOC_MAGIC, 2, struct mosix_hook)
+/* Argument: descriptor of a BPF_PROG_TYPE_RAW_TRACEPOINT program.  It decides until this file is
+ * closed.  Its context: args[0] the task's struct pt_regs, [1] the number, [2...7] the arguments. */
+#define MOSIX_IOC_PROGRAM _IO(MOSIX_IOC_MAGIC, 3)
+/* Argument: struct mosix_counters *. */
+#define MOSIX_IOC_COUNTERS _IOR(MOSIX_IOC_MAGIC, 4, struct mosix_counters)
+
+#endif

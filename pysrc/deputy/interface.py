@@ -1,0 +1,148 @@
+"""What a program says to mosix by opening /proc/self/{special}: mosix(7), "Interface for programs".
+
+A question comes from the job's listener when the process is at home, and from the remote when it
+is away; the deputy has both answered here. `value_of` is what an open returns: at least 0, or
+-errno. `migrate` is the one that lasts: the process is stopped in its open to be moved, and opens
+again where it then is, so that only a failure has to be remembered for it.
+Nothing here moves a process itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from pathlib import Path
+from typing import Protocol
+
+from mosix.deputy.process import JobProcess, Place
+from mosix.errors import (
+    MosixError,
+    NodeDownError,
+    NotRunningError,
+    PermissionDeniedError,
+    UnknownNodeError,
+)
+from mosix.wire.attributes import attribute_of, changed
+
+READ = os.O_RDONLY
+WRITE = os.O_WRONLY | os.O_CREAT
+EXCHANGE = os.O_RDWR | os.O_CREAT
+
+MIGRATE = "migrate"
+_CONSIDER = 2**32 - 1
+#: Numbers of userview.map end here; above are IP addresses.
+_HIGHEST_NUMBER = 65535
+
+
+class Orders(Protocol):
+    """What a program may have done to itself (`mosix.deputy.main.Deputy`)."""
+
+    def settle(self) -> None: ...
+
+    async def node_of(self, name: str) -> tuple[str | None, int | None]:
+        """IP and number of a node; (None, None): there is none, or nobody can tell."""
+        ...
+
+    async def send_to(self, process: JobProcess, ip: str | None) -> None:
+        """Moves it (None: home) with its lock held; MosixError."""
+        ...
+
+
+async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, value: int) -> int:
+    """What the open of any file but migrate returns."""
+    if name == "whereami":
+        return await _where(orders, process) if flags == READ else -errno.EACCES
+    if name == "nmigs":
+        return process.nmigs if flags == READ else -errno.EACCES
+    attribute = attribute_of(name)
+    if attribute is None:
+        return -errno.ENOENT
+    old: int = getattr(process.attributes, attribute)
+    if flags == READ:
+        return old
+    try:
+        attributes = changed(process.attributes, {attribute: value})
+    except ValueError:
+        return -errno.EINVAL
+    orders.settle()
+    process.attributes = attributes
+    process.report()
+    return old if flags == EXCHANGE else 0
+
+
+async def _where(orders: Orders, process: JobProcess) -> int:
+    link = process.link
+    if process.place is Place.HOME or link is None:
+        return 0
+    _, number = await orders.node_of(link.ip)
+    return number or int(ipaddress.IPv4Address(link.ip))
+
+
+async def migrate(
+    orders: Orders, process: JobProcess, flags: int, value: int, *, again: bool
+) -> int | None:
+    """What the open of migrate returns; None: it is too late to answer, since a newer question
+    of the process has overtaken this one. `again`: it was stopped in the same open before."""
+    if flags != WRITE:
+        return -errno.EACCES
+    asks = process.asks
+    ip = await _target(orders, process, value)
+    async with process.moves:
+        if asks != process.asks or process.place is Place.ENDED:
+            return None
+        failed, process.failed_migrate = process.failed_migrate, 0
+        if failed and again:
+            return -failed
+        try:
+            if ip is None and value == _CONSIDER:
+                return 0
+            if ip is None and value:
+                raise UnknownNodeError(f"there is no node {value}")
+            await orders.send_to(process, ip)
+        except MosixError as error:
+            process.say_why_not(error)
+            process.failed_migrate = _errno(error)
+            return -process.failed_migrate
+    return 0
+
+
+async def _target(orders: Orders, process: JobProcess, value: int) -> str | None:
+    """Where to; None: home, or nowhere."""
+    if value == _CONSIDER:
+        return process.ordered  # for now the one reason to be elsewhere
+    if not value:
+        return None
+    name = str(value if value <= _HIGHEST_NUMBER else ipaddress.IPv4Address(value))
+    return (await orders.node_of(name))[0]
+
+
+def _errno(error: MosixError) -> int:
+    if isinstance(error, NodeDownError | NotRunningError):
+        return errno.EHOSTUNREACH
+    if isinstance(error, UnknownNodeError):
+        return errno.EINVAL
+    if isinstance(error, PermissionDeniedError):
+        return errno.EPERM
+    return errno.EAGAIN
+
+
+_PARENT_FIELD, _START_FIELD = 1, 19  # of /proc/PID/stat behind the name
+
+
+def birth(pid: int) -> tuple[int, int]:
+    """(parent, when it was started) of a process; (0, 0) when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0, 0
+    return int(fields[_PARENT_FIELD]), int(fields[_START_FIELD])
+
+
+def process_of(tid: int) -> int:
+    """PID of the process that thread `tid` belongs to; 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{tid}/status").read_text(errors="replace")
+    except OSError:
+        return 0
+    return int(status.partition("\nTgid:")[2].split(None, 1)[0])

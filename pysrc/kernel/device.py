@@ -1,0 +1,149 @@
+"""/dev/mosix: the module's device, for whoever serves redirected calls and whoever sets them up.
+
+A `Device` is one open file: the owner of tasks, or the holder of the program that decides, or
+both. Becoming either takes root; serving takes only the descriptor. Never decides anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mosix.errors import KernelError
+from mosix.kernel.headers import constants, shared
+
+PATH = Path("/dev/mosix")
+
+_ffi = shared("module/mosix_uapi.h")
+_C = constants(_ffi, "MOSIX_")
+_REQUEST = struct.Struct("<QIIii6QQQ")
+_REPLY = struct.Struct("<QqII")
+assert _REQUEST.size == _ffi.sizeof("struct mosix_request")
+assert _REPLY.size == _ffi.sizeof("struct mosix_reply")
+
+ORPHAN_NATIVE, ORPHAN_EIO, ORPHAN_KILL = (
+    _C["ORPHAN_NATIVE"],
+    _C["ORPHAN_EIO"],
+    _C["ORPHAN_KILL"],
+)
+_READ_AT_ONCE = 64
+
+# asm-generic/ioctl.h
+_WRITE, _READ = 1 << 30, 2 << 30
+
+
+def _ioctl_number(direction: int, number: int, size: int) -> int:
+    return direction | size << 16 | ord("M") << 8 | number
+
+
+_VERSION = _ioctl_number(_READ, 0, 4)
+_OWN = _ioctl_number(_READ, 1, 4)
+_HOOK = _ioctl_number(_WRITE, 2, _ffi.sizeof("struct mosix_hook"))
+_PROGRAM = _ioctl_number(0, 3, 0)
+_COUNTERS = _ioctl_number(_READ, 4, _ffi.sizeof("struct mosix_counters"))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call that its task waits with (`cancel`: that it wants to leave, for a signal)."""
+
+    id: int
+    cancel: bool
+    nr: int
+    #: as seen from our PID namespace; 0: not visible there
+    tid: int
+    tgid: int
+    args: tuple[int, ...]
+    ip: int
+    sp: int
+
+
+class Device:
+    """One open file of the module's device."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def open(cls, path: Path = PATH) -> Device:
+        """KernelError when there is no module, or one of another version."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise KernelError(
+                f"cannot open {path}: {error.strerror}", hint="modprobe mosix, as root"
+            ) from error
+        device = cls(fd)
+        (version,) = struct.unpack("<I", device._ask(_VERSION, 4))
+        if version != _C["API_VERSION"]:
+            device.close()
+            raise KernelError(
+                f"mosix.ko speaks version {version}, this mosix {_C['API_VERSION']}",
+                hint="build and load the module that belongs to it",
+            )
+        return device
+
+    def _ask(self, number: int, size: int) -> bytes:
+        return fcntl.ioctl(self.fd, number, bytes(size))
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def close(self) -> None:
+        """Its tasks go on as their verdicts say; if it held the program, nothing is hooked."""
+        os.close(self.fd)
+
+    def own(self) -> int:
+        """Become an owner; the number that verdicts name it by. OSError."""
+        return int(struct.unpack("<I", self._ask(_OWN, 4))[0])
+
+    def hook(self, name: str) -> bool:
+        """Let the program be asked about this system call; False: the kernel has none such."""
+        try:
+            fcntl.ioctl(self.fd, _HOOK, name.encode().ljust(_C["NAME_SIZE"], b"\0"))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def decide_by(self, program_fd: int) -> None:
+        """Let this program decide until the file is closed. OSError (EBUSY: there is one)."""
+        fcntl.ioctl(self.fd, _PROGRAM, program_fd)
+
+    def counters(self) -> dict[str, int]:
+        """What the module has done so far, and has in hand now (hooks, owners, parked)."""
+        names = [name for name, _ in _ffi.typeof("struct mosix_counters").fields]
+        data = self._ask(_COUNTERS, _ffi.sizeof("struct mosix_counters"))
+        return dict(zip(names, struct.unpack(f"<{len(names)}Q", data), strict=True))
+
+    def requests(self) -> list[Request]:
+        """What is there to be served; empty when there is nothing now."""
+        try:
+            data = os.read(self.fd, _READ_AT_ONCE * _REQUEST.size)
+        except BlockingIOError:
+            return []
+        return [
+            Request(number, kind == _C["CANCEL"], nr, tid, tgid, tuple(rest[:6]), *rest[6:])
+            for number, kind, nr, tid, tgid, *rest in _REQUEST.iter_unpack(data)
+        ]
+
+    def answer(self, request: Request, result: int) -> bool:
+        """Let the call return `result`; False: its task has been killed."""
+        return self._reply((request.id, result, 0, 0))
+
+    def run_natively(self, request: Request) -> bool:
+        """Let the task make the call itself; False: it has been killed."""
+        return self._reply((request.id, 0, _C["RUN_NATIVELY"], 0))
+
+    def _reply(self, fields: Sequence[int]) -> bool:
+        try:
+            os.write(self.fd, _REPLY.pack(*fields))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True

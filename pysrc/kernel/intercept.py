@@ -1,0 +1,119 @@
+"""The eBPF program that decides about system calls: loaded with bcc, fed through its maps.
+
+`Intercept` is what a node's daemon has one of. Who is in the map of tasks is intercepted, with all
+its descendants. bcc compiles against the running kernel's headers, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from mosix.errors import KernelError
+from mosix.kernel.device import Device
+from mosix.kernel.headers import KERNEL, constants, shared
+
+_ffi = shared("bpf/intercept.h")
+_C = constants(_ffi, "MX_")
+NATIVE, REDIRECT, DENY, KILL = (
+    _C[f"ACT_{name}"] for name in ("NATIVE", "REDIRECT", "DENY", "KILL")
+)
+BY_FD, OWN_PROC, OWN_PROC_AT = (_C[f"ACT_{name}"] for name in ("BY_FD", "OWN_PROC", "OWN_PROC_AT"))
+_COUNTS = {
+    name.removeprefix("COUNT_").lower(): value
+    for name, value in _C.items()
+    if name.startswith("COUNT_")
+}
+_SOURCE = KERNEL / "bpf" / "intercept.bpf.c"
+
+
+class Intercept:
+    """The loaded program and its maps. KernelError says why it cannot be loaded."""
+
+    def __init__(self) -> None:
+        try:
+            from bcc import BPF  # noqa: PLC0415 - slow, and not on every machine
+        except ImportError as error:
+            raise KernelError("bcc is not installed", hint="apt install python3-bpfcc") from error
+        include = [f"-I{KERNEL / 'bpf'}", f"-I{KERNEL / 'module'}"]
+        try:
+            self._bpf: Any = BPF(
+                text=_SOURCE.read_text(), cflags=[*include, "-Duint32_t=__u32", "-Duint64_t=__u64",
+                                                  "-Dint32_t=__s32", "-Dint64_t=__s64",
+                                                  "-Wno-ignored-attributes"]
+            )  # fmt: skip
+            self._verdict = self._bpf.load_func("verdict", BPF.RAW_TRACEPOINT)
+        except Exception as error:  # bcc has no other
+            raise KernelError(
+                f"the eBPF program cannot be loaded: {error}",
+                hint="it needs root, BPF events and this kernel's headers",
+            ) from error
+
+    def __enter__(self) -> Intercept:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unload; whoever holds the program by `attach` keeps it."""
+        self._bpf.cleanup()
+
+    def attach(self, device: Device, calls: Iterable[str]) -> list[str]:
+        """Let the program decide about these system calls as long as `device` is open. Names that
+        the kernel does not know are left out and returned."""
+        unknown = [name for name in calls if not device.hook(name)]
+        device.decide_by(self._verdict.fd)
+        return unknown
+
+    def set_actions(self, policy: int, actions: Mapping[int, int]) -> None:
+        """What is done with calls (by number) of tasks with this policy; others: native."""
+        table = self._bpf["actions"]
+        for nr, action in actions.items():
+            table[table.Key(policy * _C["CALLS"] + nr)] = table.Leaf(action)
+
+    def set_special_names(self, names: Iterable[str]) -> None:
+        """Files below /proc/self whose opening is redirected (`OWN_PROC`)."""
+        table = self._bpf["special_names"]
+        for name in names:
+            encoded = name.encode()
+            if len(encoded) >= _C["NAME_SIZE"]:
+                raise ValueError(f"{name!r} is too long")
+            table[table.Key(encoded)] = table.Leaf(1)
+
+    def add(self, tid: int, policy: int, owner: int, orphan: int, epoch: int = 0) -> None:
+        """Intercept this task and all that it will start. KernelError when the map is full."""
+        table = self._bpf["tasks"]
+        try:
+            table[table.Key(tid)] = table.Leaf(policy, owner, orphan, epoch)
+        except Exception as error:  # bcc has no other
+            raise KernelError(f"task {tid} cannot be intercepted: {error}") from error
+
+    def remove(self, tid: int) -> None:
+        """Leave this task alone (its descendants are not touched)."""
+        table = self._bpf["tasks"]
+        table.pop(table.Key(tid), None)
+
+    def tasks(self) -> dict[int, tuple[int, int, int, int]]:
+        """Policy, owner, orphan policy and epoch of each intercepted task, by its PID."""
+        size = struct.calcsize("<4I")
+        return {
+            key.value: struct.unpack("<4I", bytes(leaf)[:size])
+            for key, leaf in self._bpf["tasks"].items()
+        }
+
+    def set_local(self, tgid: int, fd: int, local: bool) -> None:
+        """Whether calls of process `tgid` on descriptor `fd` are native (`BY_FD`)."""
+        table = self._bpf["local_fds"]
+        key = table.Key(tgid, fd)
+        if local:
+            table[key] = table.Leaf(1)
+        else:
+            table.pop(key, None)
+
+    def counts(self) -> dict[str, int]:
+        """How often what was decided, over all CPUs."""
+        table = self._bpf["counts"]
+        return {name: int(sum(table[table.Key(index)])) for name, index in _COUNTS.items()}

@@ -1,0 +1,119 @@
+"""CPU time that a program used is counted on all nodes together."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jobs import PROGRAMS, PYTHON, Job
+from mosix.lab.drive import Cluster, wait_for
+from mosix.lab.programs import built
+
+
+def program(*arguments: str) -> list[str]:
+    return [str(built(PROGRAMS / "cpu.c")), *arguments]
+
+
+def used_s(outer: int) -> float:
+    """CPU time of a process, as the kernel of its node counts it."""
+    return time.clock_gettime_ns((~outer << 3) | 2) / 1e9
+
+
+def guest_of(lab: Cluster, node: int) -> int:
+    (guest,) = (
+        outer
+        for outer in lab[node].processes()
+        if Path(f"/proc/{outer}/comm").read_text().startswith("cpu-")
+    )
+    return guest
+
+
+def work(outer: int, seconds: float) -> None:
+    """Until a process has used so much more."""
+    end = used_s(outer) + seconds
+    wait_for("CPU time to be used", lambda: used_s(outer) >= end, 60)
+
+
+def test_no_clock_of_cpu_time_runs_back_or_jumps_on_the_way_from_node_to_node(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    """But at home only what was used there is seen, as docs/architecture.md says."""
+    job = start(program("clocks", "/node/stop-cpu"))
+    assert job.line() == "ready"
+    work(job.outer, 0.2)
+    for node in (2, 3, 2):
+        job.move(str(node))
+        work(guest_of(lab, node), 0.2)
+    job.home.check(["touch", "/node/stop-cpu"])
+    assert job.finish() == (0, "wrong 0\n", "")
+
+
+def test_a_body_that_leaves_again_has_all_that_it_used_before(
+    start: Callable[..., Job],
+) -> None:
+    code = (
+        "import time\n"
+        "while input():\n"
+        "    end = time.process_time() + 0.3\n"
+        "    while time.process_time() < end: pass\n"
+        "    print(time.process_time(), flush=True)\n"
+    )
+    job = start([PYTHON, "-c", code])
+    used = 0.0
+    for node in ("2", "3", "2"):
+        job.move(node)
+        job.write("go\n")
+        now = float(job.line())
+        assert used + 0.3 <= now < used + 0.6
+        used = now
+        job.move("home")
+    job.write("\n")
+    assert job.finish()[::2] == (0, "")
+
+
+def test_a_profiling_timer_goes_on_everywhere(lab: Cluster, start: Callable[..., Job]) -> None:
+    job = start(program("prof"))
+    for target in ("home", "2", "3", "home"):
+        if target != job.where():
+            job.move(target)
+        job.write("go\n")
+        # 20 in a second; the kernel counts by its ticks, which hit or miss where others run
+        assert 10 <= int(job.line()) <= 40, target
+    assert job.finish() == (0, "", "")
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_limit_of_cpu_time_counts_what_was_used_on_all_nodes(
+    back: bool, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    """SIGXCPU comes at the soft limit, wherever that is reached, and the limit reads as set."""
+    job = start(["/bin/sh", "-c", 'ulimit -S -t 2; exec "$@"', "sh", *program("limit")])
+    assert job.line() == "ready"
+    work(job.outer, 0.3)
+    job.move("2")
+    work(guest_of(lab, 2), 0.6)
+    job.move("3")
+    work(guest_of(lab, 3), 0.4)
+    if back:
+        job.move("home")
+    used_ms, soft_s = job.line().split()
+    assert int(soft_s) in (2, 3)  # a kernel that sends the signal raises it by one
+    if back:  # at home only what was used there can be read
+        assert int(used_ms) < 1500
+    else:
+        assert 1900 < int(used_ms) < 3200
+    assert job.finish() == (0, "", "")
+
+
+def test_a_limit_of_cpu_time_that_is_changed_away_is_kept(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    script = "read go; ulimit -t 1; while :; do :; done"
+    job = start(["/bin/sh", "-c", script])
+    job.move("2")
+    job.write("go\n")
+    status, _, _ = job.finish()
+    assert status in (-signal.SIGKILL, 128 + signal.SIGKILL, -signal.SIGXCPU, 128 + signal.SIGXCPU)

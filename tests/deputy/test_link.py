@@ -1,0 +1,67 @@
+"""What a remote says is never lost, whenever it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from mosix.deputy.link import RemoteLink, Unasked
+from mosix.errors import NodeDownError
+from mosix.wire.frames import frame
+from mosix.wire.messages import Cancel, NeedHome, Running, ToDeputy, encode
+
+
+class Owner:
+    """A link, the remote's end of it, and what was told."""
+
+    def __init__(self) -> None:
+        ours, self.remote = socket.socketpair()
+        self.told: list[Unasked] = []
+        self.lost = asyncio.Event()
+        self.link = RemoteLink("10.0.0.2", bytes(16), ours, self.on_unasked, self.on_lost)
+
+    def on_unasked(self, link: RemoteLink, message: Unasked) -> None:
+        assert link is self.link
+        self.told.append(message)
+
+    def on_lost(self, _: RemoteLink) -> None:
+        self.lost.set()
+
+    def say(self, *messages: ToDeputy) -> None:
+        """All at once, as they come when the deputy had to wait for a processor."""
+        self.remote.sendall(b"".join(frame(encode(message), 1 << 16) for message in messages))
+
+
+@pytest.fixture
+async def owner() -> AsyncIterator[Owner]:
+    owner = Owner()
+    yield owner
+    await owner.link.close()
+    owner.remote.close()
+
+
+async def test_what_a_guest_says_before_it_is_known_to_run_is_told_afterwards(
+    owner: Owner,
+) -> None:
+    home, cancel = NeedHome(reason="waits", nr=130), Cancel(id=1)
+    owner.say(home, Running(epoch=3), cancel)
+    assert await owner.link.expect(Running, 3) == Running(epoch=3)
+    assert owner.told == []
+    owner.link.adopt()
+    owner.say(Cancel(id=2), Running(epoch=4))
+    await owner.link.expect(Running, 4)
+    assert owner.told == [home, cancel, Cancel(id=2)]
+
+
+async def test_an_answer_of_another_epoch_is_none(owner: Owner) -> None:
+    owner.say(Running(epoch=1), Running(epoch=2))
+    assert await owner.link.expect(Running, 2) == Running(epoch=2)
+
+
+async def test_a_remote_that_floods_is_given_up(owner: Owner) -> None:
+    owner.say(*[Cancel(id=number) for number in range(100)])
+    await asyncio.wait_for(owner.lost.wait(), 5)
+    with pytest.raises(NodeDownError):
+        await owner.link.expect(Running, 1)
