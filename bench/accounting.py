@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness import Measured, benchmark, pairs, program, running
+from harness import Goal, Measured, benchmark, pairs, program, running
 from mosix.balancer.account import BpfCounter, why_not
 from mosix.errors import KernelError, MosixError
 from mosix.lab.drive import Cluster
@@ -53,7 +53,7 @@ def _counted(pid: int) -> Iterator[None]:
             raise failure[0]
 
 
-@benchmark("account_cost", "ns", goal=1.05)
+@benchmark("account_cost", "ns", goal=Goal(1.05))
 def account_cost(cluster: Cluster) -> Measured:
     """CPU time of a getpid while another process is counted with eBPF against without it."""
     if reason := why_not():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mosix.errors import MosixError
 from mosix.lab import drive
@@ -55,7 +55,9 @@ class Benchmark:
     unit: str
     #: None: reported
     goal: Goal | None
-    measure: Callable[[Cluster], Measured]
+    #: gets a cluster if it wants a `lab`, else nothing
+    measure: Callable[..., Measured]
+    lab: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,24 @@ class Result:
 REGISTRY: dict[str, Benchmark] = {}
 
 
+_Measure = TypeVar("_Measure", bound=Callable[..., Measured])
+
+
 def benchmark(
-    name: str, unit: str, goal: Goal | None = None
-) -> Callable[[Callable[[Cluster], Measured]], Callable[[Cluster], Measured]]:
+    name: str, unit: str, goal: Goal | None = None, *, lab: bool = True
+) -> Callable[[_Measure], _Measure]:
     """Register a function as benchmark `name`."""
 
-    def register(measure: Callable[[Cluster], Measured]) -> Callable[[Cluster], Measured]:
-        REGISTRY[name] = Benchmark(name, unit, goal, measure)
+    def register(measure: _Measure) -> _Measure:
+        REGISTRY[name] = Benchmark(name, unit, goal, measure, lab)
         return measure
 
     return register
 
 
-def evaluate(bench: Benchmark, cluster: Cluster) -> Result:
-    measured = bench.measure(cluster)
+def evaluate(bench: Benchmark, lab: Callable[[], Cluster]) -> Result:
+    """`lab` is called only if it is needed."""
+    measured = bench.measure(lab()) if bench.lab else bench.measure()
     ratio = measured.paired_ratio
     if ratio is None and measured.baseline:
         ratio = measured.value / measured.baseline

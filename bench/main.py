@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import accounting  # noqa: F401 - registers its benchmarks
+import balancing  # noqa: F401 - registers its benchmarks
 import click
 import jobs  # noqa: F401 - registers its benchmarks
 import moving
@@ -41,11 +44,12 @@ def main(names: tuple[str, ...], file: Path | None, strict: bool, only_list: boo
     drive.end_in_order()
     results: list[Result] = []
     failed = False
-    with pair_of_nodes() as cluster:
+    with ExitStack() as stack:
+        lab = functools.cache(lambda: stack.enter_context(pair_of_nodes()))
         for name in names or REGISTRY:
             with console.status(name):
                 try:
-                    results.append(evaluate(REGISTRY[name], cluster))
+                    results.append(evaluate(REGISTRY[name], lab))
                 except MosixError as error:
                     failed = True
                     click.echo(f"bench: {name}: {error.line()}", err=True)

@@ -168,6 +168,20 @@ static int show_counters(struct mosix_counters __user *to)
 	return copy_to_user(to, &counters, sizeof(counters)) ? -EFAULT : 0;
 }
 
+static int send_pages(struct mosix_send_pages __user *user)
+{
+	struct mosix_send_pages order;
+	int error;
+
+	if (copy_from_user(&order, user, sizeof(order)))
+		return -EFAULT;
+	error = mosix_pages_send(&order);
+	if (put_user(order.sent, &user->sent))
+		error = -EFAULT;
+	/* A part may have been sent: it must not be begun again. */
+	return error == -ERESTARTSYS ? -EINTR : error;
+}
+
 static long mosix_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	void __user *user = (void __user *)argument;
@@ -177,6 +191,8 @@ static long mosix_ioctl(struct file *file, unsigned int command, unsigned long a
 		return put_user(MOSIX_API_VERSION, (u32 __user *)user);
 	case MOSIX_IOC_COUNTERS:
 		return show_counters(user);
+	case MOSIX_IOC_SEND_PAGES:
+		return send_pages(user);
 	case MOSIX_IOC_OWN:
 	case MOSIX_IOC_HOOK:
 	case MOSIX_IOC_PROGRAM:

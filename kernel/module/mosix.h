@@ -73,6 +73,9 @@ void mosix_hooks_unuse(void);
 u32 mosix_hooks_count(void);
 void mosix_hooks_exit(void);
 
+/* pages.c */
+int mosix_pages_send(struct mosix_send_pages *order);
+
 /* device.c */
 extern const struct file_operations mosix_fops;
 

@@ -79,6 +79,20 @@ struct mosix_counters {
 struct mosix_hook {
 	char name[MOSIX_NAME_SIZE]; /* of the system call, as in asm/unistd_64.h; NUL-terminated */
 };
+
+struct mosix_run {
+	uint64_t start; /* address and bytes, multiples of the page size */
+	uint64_t size;
+};
+
+struct mosix_send_pages {
+	int32_t pid;   /* traced by the caller, and stopped */
+	int32_t fd;    /* a blocking socket, pipe or file */
+	uint64_t runs; /* address of the runs to be sent, raw and in order */
+	uint32_t count;
+	uint32_t zero;
+	uint64_t sent; /* out: bytes, also when it fails */
+};
 /* cffi: end */
 
 #define MOSIX_IOC_MAGIC 'M'
@@ -93,5 +107,7 @@ struct mosix_hook {
 #define MOSIX_IOC_PROGRAM _IO(MOSIX_IOC_MAGIC, 3)
 /* Argument: struct mosix_counters *. */
 #define MOSIX_IOC_COUNTERS _IOR(MOSIX_IOC_MAGIC, 4, struct mosix_counters)
+/* Argument: struct mosix_send_pages *. */
+#define MOSIX_IOC_SEND_PAGES _IOWR(MOSIX_IOC_MAGIC, 5, struct mosix_send_pages)
 
 #endif

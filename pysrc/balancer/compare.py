@@ -7,8 +7,11 @@ bootstrap interval. Prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from mosix.balancer.workload import Workload, generate, ideal_sharing, read_trac
 from numpy.typing import NDArray
 
 _RESAMPLES = 2000
+_TRACE_TICK_S = 10.0
 
 OURS: dict[str, Callable[[], Strategy]] = {
     Balanced.name: Balanced,
@@ -45,7 +49,7 @@ class Scenario:
     p99: float | None = None
 
     def workload(self, seed: int, trace: Path | None = None) -> Workload:
-        """With `trace`: another stretch of the trace for each seed."""
+        """With `trace`: another stretch of the trace for each seed, at its own pace."""
         if trace is not None:
             start = seed * self.jobs
             return read_trace(trace, self.nodes, self.load, jobs=self.jobs, start=start, seed=seed)
@@ -79,6 +83,7 @@ class Figure:
     """One strategy in one scenario. `low`…`high`: 95% interval of `ratio`. `ratios`: by seed."""
 
     strategy: str
+    mean_slowdown: float
     ratio: float
     low: float
     high: float
@@ -106,26 +111,36 @@ def compare(
     *,
     trace: Path | None = None,
     clairvoyant: bool = True,
+    workers: int = 1,
 ) -> list[Figure]:
-    """Every strategy on the same jobs of every seed. KeyError for an unknown one."""
-    names = list(strategies)
+    """Every strategy on the same jobs of every seed, seeds spread over `workers` processes.
+    KeyError for an unknown strategy."""
+    one = partial(_one_seed, scenario, tuple(strategies), trace, clairvoyant)
     found: dict[str, list[tuple[float, Outcome]]] = {}
-    for seed in seeds:
-        load = scenario.workload(seed, trace)
-        for name, result, against in _results(load, names, clairvoyant):
-            found.setdefault(name, []).append((result.mean / against, result))
+    with ExitStack() as stack:
+        if workers > 1:
+            results = stack.enter_context(ProcessPoolExecutor(workers)).map(one, seeds)
+        else:
+            results = map(one, seeds)
+        for outcomes in results:
+            for name, result in outcomes.items():
+                ratio = result.mean / outcomes["ideal sharing"].mean
+                found.setdefault(name, []).append((ratio, result))
     return [_figure(name, results) for name, results in found.items()]
 
 
-def _results(
-    load: Workload, names: list[str], clairvoyant: bool
-) -> Iterator[tuple[str, Outcome, float]]:
-    sharing = outcome(load, ideal_sharing(load))
-    yield "ideal sharing", sharing, sharing.mean
+def _one_seed(
+    scenario: Scenario, names: Sequence[str], trace: Path | None, clairvoyant: bool, seed: int
+) -> dict[str, Outcome]:
+    load = scenario.workload(seed, trace)
+    # The jobs of a trace run for hours: ten seconds are soon enough, and can be simulated.
+    tick_s = _TRACE_TICK_S if trace is not None else 1.0
+    found = {"ideal sharing": outcome(load, ideal_sharing(load))}
     if clairvoyant:
-        yield "ideal, clairvoyant", outcome(load, shortest_first(load)), sharing.mean
+        found["ideal, clairvoyant"] = outcome(load, shortest_first(load))
     for name in names:
-        yield name, Cluster(load, STRATEGIES[name]()).run(), sharing.mean
+        found[name] = Cluster(load, STRATEGIES[name](), tick_s=tick_s).run()
+    return found
 
 
 def _figure(name: str, results: list[tuple[float, Outcome]]) -> Figure:
@@ -139,6 +154,7 @@ def _figure(name: str, results: list[tuple[float, Outcome]]) -> Figure:
     outcomes = [result for _, result in results]
     return Figure(
         name,
+        mean(one.mean for one in outcomes),
         ratio,
         low,
         high,

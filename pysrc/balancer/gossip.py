@@ -8,7 +8,7 @@ a datagram holds.
 Spreading (Amar, Barak, Drezner, Okun 2009): each period a node renews its own entry and pushes
 its window, the freshest entries it has, to a random node that is alive; `alternate` makes every
 second period a pull from the node of which it has the oldest news, which pays for windows up to
-an eighth of the cluster. Nodes believed dead are sent to with a probability such that each gets
+a quarter of the cluster. Nodes believed dead are sent to with a probability such that each gets
 about one datagram a period from all others together ("mindead"): that heals partitions. What
 changes more than by time (a status, flags) is put first into the window for a while.
 
@@ -78,9 +78,9 @@ class Rules:
 
 def rules_for(nodes: int, period_s: float = 1.0) -> Rules:
     """Window and mode for a cluster: all of a small one, an eighth (at least 16) of a large one;
-    the alternate pull below 24 nodes with a window, where it is measured to be better."""
+    the alternate pull where it is measured to be better: small windows, not too many nodes."""
     window = min(nodes, max(16, nodes // 8), 128)
-    return Rules(window, period_s, alternate=window < nodes <= 256)
+    return Rules(window, period_s, alternate=4 * window <= nodes <= 256)
 
 
 def expected_oldest_periods(nodes: int, window: int) -> float:
@@ -165,11 +165,11 @@ class Gossip:
         if flags != self._row_flags:
             self._make_urgent([self._me])
         self._row, self._row_flags, self._row_features = checked_loads(loads), flags, features
-        self._renew(now)
+        self.renew(now)
 
     def leave(self, now: float) -> list[Datagram]:
         """The last words: others need not wait for suspicion."""
-        self._renew(now)
+        self.renew(now)
         self.table.status[self._me] = Status.LEFT
         alive = [k for k in self._alive if k != self._me]
         targets = self._random.sample(alive, min(len(alive), 2 * _INDIRECT))
@@ -197,7 +197,7 @@ class Gossip:
         """Once a period."""
         late = self._last_tick is not None and now - self._last_tick > 3 * self.rules.period_s
         self._last_tick = now
-        self._renew(now)
+        self.renew(now)
         out: list[Datagram] = []
         if late:
             # Stopped or suspended: that everything is old says nothing about the others.
@@ -300,7 +300,7 @@ class Gossip:
             if version > own or (version == own and claim["status"].max() > Status.ALIVE):
                 # From before our restart, or a suspicion: only something newer refutes it.
                 self.table.version[self._me] = min(version, MAX_VERSION - 2)
-                self._renew(now)
+                self.renew(now)
                 self._make_urgent([self._me])
             entries = entries[~mine]
         if not len(entries):
@@ -321,7 +321,8 @@ class Gossip:
         self._make_urgent([index])
         self._recount()
 
-    def _renew(self, now: float) -> None:
+    def renew(self, now: float) -> None:
+        """Our own entry is true now."""
         me, table = self._me, self.table
         table.version[me] = min(int(table.version[me]) + 1, MAX_VERSION - 1)
         table.status[me] = Status.ALIVE
@@ -400,7 +401,7 @@ class Gossip:
         if self._urgent:
             self._urgent = {k: left - 1 for k, left in self._urgent.items() if left > 1}
 
-    def _window(self) -> Indices:
+    def window(self) -> Indices:
         """Urgent entries, then the freshest, at most `window`; always our own."""
         w = min(self.rules.window, len(self.table))
         key = self.table.born.copy()
@@ -425,13 +426,13 @@ class Gossip:
     def _send(self, index: int, kind: Kind, argument: int, now: float) -> list[Datagram]:
         peer = self._peer(index)
         peer.last_sent = (kind, argument)
-        chosen = self._window() if kind == Kind.PUSH else np.array([self._me])
+        chosen = self.window() if kind == Kind.PUSH else np.array([self._me])
         # Who does not know us will only answer HELLO, and gets all of it then.
         end = len(chosen) if peer.session else min(len(chosen), PER_DATAGRAM)
         out = []
         for start in range(0, end, PER_DATAGRAM):
             peer.sent += 1
-            entries = self.table.encode(chosen[start : start + PER_DATAGRAM], now)
+            entries = self.table.entries(chosen[start : start + PER_DATAGRAM], now).tobytes()
             numbers = (peer.session, peer.sent, argument)
             out.append(self._datagram(kind, index, numbers, entries))
         return out
@@ -443,7 +444,7 @@ class Gossip:
             # Our clock went back: we once had that session, and must be newer.
             self._begin_session(packet.echo + 1)
         chosen = np.array([self._me, index])
-        entries = self.table.encode(chosen[self.table.version[chosen] > 0], now)
+        entries = self.table.entries(chosen[self.table.version[chosen] > 0], now).tobytes()
         numbers = (packet.session, peer.session, packet.sequence)
         return [self._datagram(Kind.HELLO, index, numbers, entries)]
 

@@ -58,7 +58,7 @@ class Rules:
 
     #: nodes asked for their true state before a decision, at once; and how often at most
     probes: int = 3
-    probe_rounds: int = 2
+    probe_rounds: int = 4
     social: float = 0.0
     memory_weight: float = 1.0
     #: a second of standing still counts as so many of gain

@@ -42,22 +42,25 @@ class Balanced(Strategy):
         self.beliefs.learn(home, (node, home))
 
     def choose(self, job: int) -> int:
-        """Asks the best few how they are, until the best is one that was asked."""
+        """Asks the best few how they are, until the best is one that was asked; and on, where
+        none of those has the memory."""
         home = int(self.cluster.load.home[job])
         base, view = self.beliefs.base(home), self.beliefs.views[home]
         self._one["need_mb"] = self.cluster.load.need_mb[job]
         asked = {home}
         self.beliefs.learn(home, asked)
-        for _ in range(self.rules.probe_rounds):
-            best = [base + k for k in view.place(self._one, self.rules.probes)]
-            new = [k for k in best if k not in asked]
-            if best[0] in asked:
-                break
+        need = float(self._one["need_mb"][0])
+        for number in range(len(view.running)):
+            ranked = [base + k for k in view.place(self._one, MOST_CHOICES)]
+            known = next((k for k in ranked if k in asked), home)
+            fits = view.free_mb[known - base] >= need
+            if ranked[0] in asked or (number >= self.rules.probe_rounds and fits):
+                return known
+            new = [k for k in ranked if k not in asked][: self.rules.probes]
             self.probes += len(new)
             self.beliefs.learn(home, new)
             asked.update(new)
-        ranked = (base + k for k in view.place(self._one, MOST_CHOICES))
-        return next((k for k in ranked if k in asked), home)
+        return home
 
     def tick(self, node: int) -> None:
         self.beliefs.exchange(node)

@@ -175,7 +175,8 @@ class VectorTable:
         """Seconds; infinite where nothing was heard."""
         return now - self.born
 
-    def encode(self, indices: Indices, now: float) -> bytes:
+    def entries(self, indices: Indices, now: float) -> NDArray[np.void]:
+        """ENTRY records of these nodes, as they leave at `now`."""
         entries = np.empty(len(indices), ENTRY)
         entries["node"] = self.nodes[indices]
         entries["version"] = self.version[indices]
@@ -185,7 +186,7 @@ class VectorTable:
         entries["flags"] = self.flags[indices]
         entries["features"] = self.features[indices]
         entries["loads"] = self.loads[:, indices].T
-        return entries.tobytes()
+        return entries
 
     def merge(self, entries: NDArray[np.void], now: float) -> Indices:
         """Take what is newer; indices of the rows that changed in more than their age.

@@ -54,6 +54,7 @@ def status(node: str, as_json: bool, run_dir: str | None) -> None:
         _print_json(found)
         return
     _show_status(found)
+    _show_known(found)
     _show_counters(found)
 
 
@@ -75,7 +76,7 @@ def localstatus(as_json: bool, run_dir: str | None) -> None:
         f"pages of {found.page_size} bytes"
     )
     click.echo(f"  files    {found.config_dir}: {found.nodes} nodes, {found.numbered} numbers")
-    click.echo(f"  port     {found.port}/tcp")
+    click.echo(f"  port     {found.port}/tcp, {found.port}/udp")
     places = ", ".join(f"{count} {place}" for place, count in found.processes.items())
     click.echo(f"  own      {places}")
     for home, count in sorted(found.guests.items()):
@@ -155,6 +156,19 @@ def _show_load(load: NodeLoad) -> None:
         f"{100 * load.psi_io:.1f}% for I/O"
     )
     click.echo(f"  counting {load.accounting}")
+
+
+def _show_known(found: NodeStatus) -> None:
+    for node in found.known:
+        name = node.ip if node.number is None else f"{node.ip} (node {node.number})"
+        if node.state not in ("alive", "suspect"):
+            click.echo(f"  knows    {name}: {node.state}")
+            continue
+        click.echo(
+            f"  knows    {name}: {node.state} {node.age_s:.1f} s ago, {node.running:.1f} running "
+            f"on {node.cores:g} cores, {node.free_mb:.0f} of {node.memory_mb:.0f} MB free, "
+            f"{node.guests:.0f} guests"
+        )
 
 
 def _show_counters(found: NodeStatus) -> None:

@@ -2,8 +2,9 @@
 
 A question comes from the job's listener when the process is at home, and from the remote when it
 is away; the deputy has both answered here. `value_of` is what an open returns: at least 0, or
--errno. `migrate` is the one that lasts: the process is stopped in its open to be moved, and opens
-again where it then is, so that only a failure has to be remembered for it.
+-errno. `migrate` may last, and `localtime`, which is set at home, where a guest's clock is chosen:
+the process is stopped in its open to be moved, and opens again where it then is, so that only a
+failure has to be remembered for it.
 Nothing here moves a process itself.
 """
 
@@ -23,13 +24,14 @@ from mosix.errors import (
     PermissionDeniedError,
     UnknownNodeError,
 )
-from mosix.wire.attributes import attribute_of, changed
+from mosix.wire.attributes import HIGHEST, attribute_of, changed
 
 READ = os.O_RDONLY
 WRITE = os.O_WRONLY | os.O_CREAT
 EXCHANGE = os.O_RDWR | os.O_CREAT
 
 MIGRATE = "migrate"
+LOCALTIME = "localtime"
 _CONSIDER = 2**32 - 1
 #: Numbers of userview.map end here; above are IP addresses.
 _HIGHEST_NUMBER = 65535
@@ -46,6 +48,10 @@ class Orders(Protocol):
 
     async def send_to(self, process: JobProcess, ip: str | None) -> None:
         """Moves it (None: home) with its lock held; MosixError."""
+        ...
+
+    async def come_home(self, process: JobProcess) -> None:
+        """The same, but it is still wanted elsewhere."""
         ...
 
 
@@ -105,6 +111,28 @@ async def migrate(
             process.failed_migrate = _errno(error)
             return -process.failed_migrate
     return 0
+
+
+async def go_home_for(
+    orders: Orders, process: JobProcess, value: int, *, again: bool
+) -> int | None:
+    """What is set only at home is asked away: as `migrate`. It goes back by itself."""
+    if value > HIGHEST[LOCALTIME]:
+        return -errno.EINVAL
+    asks = process.asks
+    async with process.moves:
+        if asks != process.asks or process.place is not Place.AWAY:
+            return None
+        failed, process.failed_migrate = process.failed_migrate, 0
+        if failed and again:
+            return -failed
+        try:
+            await orders.come_home(process)
+        except MosixError as error:
+            process.failed_migrate = _errno(error)
+            return -process.failed_migrate
+    process.go_back_later()
+    return None
 
 
 async def _target(orders: Orders, process: JobProcess, value: int) -> str | None:

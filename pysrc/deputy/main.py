@@ -20,7 +20,16 @@ from collections.abc import Coroutine
 
 from mosix import failpoints
 from mosix.deputy import moves
-from mosix.deputy.interface import MIGRATE, birth, migrate, process_of, value_of
+from mosix.deputy.interface import (
+    LOCALTIME,
+    MIGRATE,
+    READ,
+    birth,
+    go_home_for,
+    migrate,
+    process_of,
+    value_of,
+)
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
 from mosix.deputy.reconnect import reconnect
@@ -405,6 +414,8 @@ class Deputy:
         process.asks += 1
         if name == MIGRATE:
             return await migrate(self, process, flags, value, again=again)
+        if name == LOCALTIME and flags != READ and process.place is not Place.HOME:
+            return await go_home_for(self, process, value, again=again)
         return await value_of(self, process, name, flags, value)
 
     def ask_again(self, pid: int, stopping: bool) -> None:

@@ -229,9 +229,10 @@ class JobProcess:
             # A signal's stop has swallowed the interrupt, so it is asked again; the agent's own
             # answer must not come before the deputy has looked at the call.
             identity, self._cancelling = self._cancelling, None
-            if stop.kind != "event":
+            agent = self.agent
+            if stop.kind != "event" or agent is None or agent.paused or agent.obeying:
                 self.on_stop(stop)
-            self.cancel(identity)
+            self.cancel(identity)  # which does nothing in a move
         elif stop.kind == "signal":
             tracee.cont(self.take_signal(stop))
         elif stop.kind == "group":

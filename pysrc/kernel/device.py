@@ -1,7 +1,8 @@
 """/dev/mosix: the module's device, for whoever serves redirected calls and whoever sets them up.
 
 A `Device` is one open file: the owner of tasks, or the holder of the program that decides, or
-both. Becoming either takes root; serving takes only the descriptor. Never decides anything.
+both, or none, to send the memory of a traced process. Becoming one of the first takes root;
+serving and sending take only the descriptor. Never decides anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mosix.errors import KernelError
 from mosix.kernel.headers import constants, shared
@@ -20,11 +22,15 @@ from mosix.kernel.headers import constants, shared
 PATH = Path("/dev/mosix")
 
 _ffi = shared("module/mosix_uapi.h")
+_ffi.cdef("int ioctl(int, unsigned long, ...);")
 _C = constants(_ffi, "MOSIX_")
+_libc: Any = _ffi.dlopen(None)
 _REQUEST = struct.Struct("<QIIii6QQQ")
 _REPLY = struct.Struct("<QqII")
+_SEND = struct.Struct("<iiQIIQ")
 assert _REQUEST.size == _ffi.sizeof("struct mosix_request")
 assert _REPLY.size == _ffi.sizeof("struct mosix_reply")
+assert _SEND.size == _ffi.sizeof("struct mosix_send_pages")
 
 ORPHAN_NATIVE, ORPHAN_EIO, ORPHAN_KILL = (
     _C["ORPHAN_NATIVE"],
@@ -46,6 +52,7 @@ _OWN = _ioctl_number(_READ, 1, 4)
 _HOOK = _ioctl_number(_WRITE, 2, _ffi.sizeof("struct mosix_hook"))
 _PROGRAM = _ioctl_number(0, 3, 0)
 _COUNTERS = _ioctl_number(_READ, 4, _ffi.sizeof("struct mosix_counters"))
+_SEND_PAGES = _ioctl_number(_READ | _WRITE, 5, _ffi.sizeof("struct mosix_send_pages"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,18 @@ class Device:
     def run_natively(self, request: Request) -> bool:
         """Let the task make the call itself; False: it has been killed."""
         return self._reply((request.id, 0, _C["RUN_NATIVELY"], 0))
+
+    def send_pages(self, pid: int, fd: int, runs: Sequence[tuple[int, int]]) -> int:
+        """Send memory of a process that we trace and that is stopped, as (start, size) each, raw
+        and in order, to a blocking descriptor; bytes sent. OSError: EPERM not ours or not stopped,
+        EFAULT memory that is not there, or as write(2)."""
+        given = _ffi.new("struct mosix_run[]", list(runs))
+        address = int(_ffi.cast("uintptr_t", given))
+        order = bytearray(_SEND.pack(pid, fd, address, len(runs), 0, 0))
+        # Not fcntl.ioctl: for an argument as small as this it keeps all other threads waiting.
+        if _libc.ioctl(self.fd, _SEND_PAGES, _ffi.from_buffer(order)) < 0:
+            raise OSError(_ffi.errno, os.strerror(_ffi.errno))
+        return int(_SEND.unpack(order)[-1])
 
     def _reply(self, fields: Sequence[int]) -> bool:
         try:

@@ -146,6 +146,11 @@ def join(joinable: list[Path]) -> None:
         (own if own.exists() else group / "cgroup.procs").write_text("0")
 
 
+def leave() -> None:
+    """Move the calling process out of a lab's cgroups, which can then be removed."""
+    join(sorted(hierarchies().roots()))
+
+
 def usage(lab: str, node: str) -> Usage:
     found = hierarchies()
     if found.v2 is not None and found.unified:

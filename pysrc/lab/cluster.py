@@ -98,6 +98,7 @@ def up(
             if mosd:
                 _wait_for_mosds(lab)
         except (MosixError, OSError) as error:
+            cgroups.leave()
             _clean(name)
             shutil.rmtree(where, ignore_errors=True)
             if isinstance(error, OSError):

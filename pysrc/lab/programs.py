@@ -49,7 +49,7 @@ def built(source: Path, *flags: str) -> Path:
 
 def built_module(kernel: Kernel) -> Path:
     """mosix.ko for `kernel`, made with W=1 and sparse; MosixError with what they say."""
-    sources = sorted(path for path in _MODULE.iterdir() if path.is_file())
+    sources = sorted(path for path in _MODULE.rglob("*") if path.is_file())
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     where = _TREE / "build" / "module" / f"{kernel.release}-{digest}"
     module = where / "mosix.ko"
@@ -57,9 +57,7 @@ def built_module(kernel: Kernel) -> Path:
         return module
     new = where.with_name(f".{where.name}.{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for path in sources:
-        shutil.copy(path, new)
+    shutil.copytree(_MODULE, new)
     done = subprocess.run(
         ["make", "-s", "-C", str(kernel.headers), f"M={new}", "W=1", "C=2", "modules"],
         capture_output=True,

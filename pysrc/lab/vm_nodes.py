@@ -19,7 +19,7 @@ from mosix.lab.state import Lab, Machine, Node, Process
 from mosix.lab.vm_init import Guest
 
 #: booting takes 3 s on an idle host; hosts are not always idle
-READY_S = 120.0
+READY_S = 240.0
 
 
 def kernels_of(series: list[str], nodes: int) -> list[Kernel]:

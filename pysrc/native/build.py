@@ -52,6 +52,7 @@ ffi.set_source(
     + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
     sources=[str((HERE / f"{unit}.c").relative_to(HERE.parent.parent)) for unit in UNITS],
     include_dirs=["pysrc/native"],
+    depends=[str(header.relative_to(HERE.parent.parent)) for header in HERE.glob("*.h")],
     extra_compile_args=[
         "-O2",
         "-Wall",

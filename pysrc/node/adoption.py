@@ -40,7 +40,14 @@ class Adoption:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
-    def listen(self) -> None:
+    @classmethod
+    def listening(cls, path: Path, takers: tuple[Take, ...]) -> Adoption:
+        """OSError."""
+        adoption = cls(path, takers)
+        adoption._listen()
+        return adoption
+
+    def _listen(self) -> None:
         """The caller holds the lock of the run directory, so what lies there is a dead one's."""
         self._path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -25,6 +25,7 @@ from mosix.node.adoption import Adoption
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
+from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
 from mosix.node.meter import NodeMeter
@@ -120,6 +121,10 @@ class Mosd:
                 lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
             )
             accounting = Accounting(registry.at_home, self._accounting)
+            gossip = GossipService(
+                self._config, secret, lambda: own_row(self._config, meter.load, registry)
+            )
+            stack.callback(gossip.close)
             services = Services(
                 names,
                 launcher,
@@ -131,6 +136,7 @@ class Mosd:
                 parse_launch=self._parse_launch,
                 meter=meter,
                 accounting=accounting,
+                gossip=gossip,
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
@@ -140,6 +146,7 @@ class Mosd:
             )
             try:
                 peers.listen()
+                gossip.open()
             except OSError as error:
                 raise ConfigError(
                     f"cannot listen on {self._config.ip}, port {self._config.peer_port}: "
@@ -148,12 +155,17 @@ class Mosd:
                 ) from error
             launcher.recover()
             host.recover()
-            adoption = Adoption(paths.workers, (launcher.take_back, host.take_back))
-            adoption.listen()
+            adoption = Adoption.listening(paths.workers, (launcher.take_back, host.take_back))
             control.listen()
-            self._start(adoption.serve())
-            self._start(spawner.keep_running(), control.serve(), peers.serve())
-            self._start(meter.run(), accounting.run())
+            self._start(
+                spawner.keep_running(),
+                adoption.serve(),
+                control.serve(),
+                peers.serve(),
+                meter.run(),
+                accounting.run(),
+                gossip.run(),
+            )
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,
@@ -167,11 +179,9 @@ class Mosd:
             await self._until(stop)
             notify("STOPPING=1")
             await self._stop(services, launcher, host)
-            await control.close()
-            await adoption.close()
-            await peers.close()
-            await host.close()
-            await launcher.close()
+            gossip.leave()
+            for part in (control, adoption, peers, host, launcher):
+                await part.close()
             await self._end_tasks()
 
     def _start(self, *parts: Coroutine[Any, Any, None]) -> None:

@@ -105,9 +105,25 @@ class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
     host: str
 
 
+class KnownNode(msgspec.Struct, frozen=True, kw_only=True):
+    """What gossip brought of another node. `state`: "alive", "suspect", "dead", "left" (it said
+    goodbye). `age_s`: how old the rest is. `speed`: 10,000 is a 3 GHz Pentium 4."""
+
+    ip: str
+    number: int | None
+    state: str
+    age_s: float
+    running: float
+    cores: float
+    speed: float
+    memory_mb: float
+    free_mb: float
+    guests: float
+
+
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
-    """`counters`: connections refused, malformed requests and the like; only of this node.
-    `load`: None in mosd's first second."""
+    """`counters`: connections refused, malformed requests and the like; `known`: what it knows of
+    the other nodes; both only of this node. `load`: None in mosd's first second."""
 
     ip: str
     number: int | None
@@ -122,6 +138,7 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     date_bound_ns: int | None = None
     counters: dict[str, int] = {}
     load: NodeLoad | None = None
+    known: list[KnownNode] = []
 
 
 class NodeDetails(_Tagged, frozen=True, kw_only=True, tag="localstatus"):

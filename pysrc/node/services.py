@@ -33,6 +33,7 @@ from mosix.errors import (
 )
 from mosix.node.accounting import Accounting
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
+from mosix.node.gossip import GossipService
 from mosix.node.guests import Host
 from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
@@ -158,7 +159,9 @@ class Services:
         parse_launch: ParseLaunch,
         meter: NodeMeter,
         accounting: Accounting,
+        gossip: GossipService,
     ) -> None:
+        self._gossip = gossip
         self._names = names
         self._launcher = launcher
         self._host = host
@@ -286,22 +289,22 @@ class Services:
     async def _status(self, request: Status) -> NodeStatus:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
-            return self._shown(ip, self.peer_status(), dict(self._complaints.counters))
+            return self._own_status()
         sock, status = await self._dialer.dial(ip, "status")
         sock.close()
         if not isinstance(status, PeerStatus):
             raise ProtocolError(f"node {ip} answers a status request with something else")
-        return self._shown(ip, status, {})
+        return self._shown(ip, status)
 
     def _details(self) -> NodeDetails:
-        own, config = self._names.own, self._names.config
+        config = self._names.config
         where = collections.Counter(
             process.where if process.where in (HOME, _MOVING) else _AWAY
             for job in self._registry.jobs.values()
             for process in self._registry.processes_of(job)
         )
         return NodeDetails(
-            status=self._shown(own, self.peer_status(), dict(self._complaints.counters)),
+            status=self._own_status(),
             mosd_pid=os.getpid(),
             since=self._since,
             stopping=self.stopping,
@@ -316,7 +319,12 @@ class Services:
             guests=dict(collections.Counter(g.home for g in self._registry.guests.values())),
         )
 
-    def _shown(self, ip: str, status: PeerStatus, counters: dict[str, int]) -> NodeStatus:
+    def _own_status(self) -> NodeStatus:
+        counters = dict(self._complaints.counters) | self._gossip.refused()
+        shown = self._shown(self._names.own, self.peer_status())
+        return msgspec.structs.replace(shown, counters=counters, known=self._gossip.known())
+
+    def _shown(self, ip: str, status: PeerStatus) -> NodeStatus:
         return NodeStatus(
             ip=ip,
             number=self._names.number_of(ip),
@@ -328,7 +336,6 @@ class Services:
             jobs=status.jobs,
             guests=status.guests,
             date_bound_ns=status.date_bound_ns,
-            counters=counters,
             load=status.load,
         )
 

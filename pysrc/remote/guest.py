@@ -54,8 +54,8 @@ _SI_CODE = struct.Struct("<8xi")
 #: futex, futex_waitv, futex_wait: executed here, by the kernel
 _WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
-#: the one file whose open may last, and in which the guest is stopped for what it asks
-_MIGRATE = "migrate"
+#: the files whose open may last, and in which the guest is stopped for what it asks
+_LASTING = frozenset(("migrate", "localtime"))
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 
 
@@ -460,7 +460,7 @@ class Guest:
                 else:
                     self._say(CallsLost())
                 continue
-            if isinstance(event, Asks) and event.name != _MIGRATE:
+            if isinstance(event, Asks) and event.name not in _LASTING:
                 # Whoever stops the guest waits until it is told, so that nothing is done twice.
                 self._ask(event)
                 continue

@@ -29,7 +29,7 @@ class JobAttributes(msgspec.Struct, frozen=True, kw_only=True):
     #: 1: system calls and I/O do not count for the balancer
     cpujob: int = 0
     decayrate: int = DECAY_RATE
-    #: 1: dates are those of the node where it runs, since its last move; else home's
+    #: 1: dates are those of the node where it runs; else home's
     localtime: int = 0
     #: signal to be sent after each move; 0: none
     sigmig: int = 0

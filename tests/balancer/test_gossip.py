@@ -13,10 +13,11 @@ from mosix.balancer.gossip import (
     Datagram,
     Gossip,
     Rules,
+    expected_mean_periods,
     expected_oldest_periods,
     rules_for,
 )
-from mosix.balancer.gossip_network import SECRET, Network, against_formula, measure_ages
+from mosix.balancer.gossip_network import SECRET, Network, measure_ages, measure_spreading
 from mosix.balancer.gossip_wire import MAX_DATAGRAM, Kind, Seal
 from mosix.balancer.vectors import COLUMN, ENTRY, Flags, Status, pack_loads
 
@@ -49,7 +50,7 @@ def nobody_else_dead(network: Network, dead: Iterable[int]) -> bool:
 # ---- spreading ----
 
 
-@pytest.mark.parametrize("n", [2, 3, 16, 60])
+@pytest.mark.parametrize("n", [2, 3, 16, 40])
 def test_everybody_soon_knows_everybody(n: int) -> None:
     network = Network(n, rules_for(n))
     network.run(10 + 2 * expected_oldest_periods(n, rules_for(n).window))
@@ -59,35 +60,39 @@ def test_everybody_soon_knows_everybody(n: int) -> None:
         assert table.column("running").tolist() == list(range(n))
 
 
-@pytest.mark.parametrize(("n", "window"), [(16, 4), (32, 8)])
+@pytest.mark.parametrize(("n", "window"), [(16, 4), (24, 6)])
 def test_ages_are_what_the_published_formula_says(n: int, window: int) -> None:
-    mean, oldest = against_formula(n, window, samples=60)
-    assert mean <= 1.04
-    assert oldest <= 1.12  # bench asks 1.09 of longer runs
+    for mean, oldest in (
+        measure_ages(n, Rules(window), samples=60),
+        measure_spreading(n, window, samples=120),
+    ):
+        assert mean <= 1.04 * expected_mean_periods(n, window)
+        # bench asks 1.09 of longer runs
+        assert oldest <= 1.12 * expected_oldest_periods(n, window)
 
 
 def test_alternate_pull_pays_where_the_rules_use_it() -> None:
     assert rules_for(64).alternate
-    assert not rules_for(16).alternate
+    assert not rules_for(40).alternate
     assert not rules_for(1024).alternate
-    pushed = measure_ages(64, Rules(16), samples=5)
-    pulled = measure_ages(64, Rules(16, alternate=True), samples=5)
+    pushed = measure_ages(64, Rules(16), samples=3)
+    pulled = measure_ages(64, Rules(16, alternate=True), samples=3)
     assert pulled < pushed
     assert pulled[1] < pushed[1]
 
 
 def test_the_owners_word_overtakes_what_is_merely_fresh() -> None:
     def periods_until_known(flags: Flags) -> float:
-        network = Network(64, Rules(4, probing=False), seed=3)
-        network.run(60)
+        network = Network(48, Rules(4, probing=False), seed=3)
+        network.run(40)
         row = pack_loads(running=999, cores=1)
         network.node(5).set_own(row, network.local(5), flags=flags)
         start = network.now
-        while not all(network.node(k).table.column("running")[5] == 999 for k in range(64)):
+        while not all(network.node(k).table.column("running")[5] == 999 for k in range(48)):
             network.run(0.25)
         return network.now - start
 
-    assert periods_until_known(Flags.BLOCK) < 15 < periods_until_known(Flags(0))
+    assert periods_until_known(Flags.BLOCK) < 12 < periods_until_known(Flags(0))
 
 
 def test_datagrams_fit_an_ethernet_frame_whatever_the_window() -> None:
@@ -98,7 +103,7 @@ def test_datagrams_fit_an_ethernet_frame_whatever_the_window() -> None:
         largest = max(largest, len(datagram.data))
         return [datagram]
 
-    network = Network(60, Rules(60))
+    network = Network(40, Rules(40))
     network.wire = wire
     network.run(10)
     assert 1000 < largest <= MAX_DATAGRAM
@@ -392,7 +397,7 @@ def test_a_removed_node_is_forgotten_and_an_added_one_is_met() -> None:
 
 def test_a_random_history_ends_in_agreement() -> None:
     """Kills, restarts, partitions, loss; afterwards all agree on who is alive."""
-    for seed in range(3):
+    for seed in range(2):
         chance = random.Random(seed)
         network = Network(12, rules_for(12), seed=seed, loss=0.05)
         for _ in range(12):

@@ -113,7 +113,7 @@ def test_ages_are_relative_to_the_receivers_own_clock() -> None:
     entry = np.zeros(1, ENTRY)
     entry["node"], entry["version"] = 2, 9
     ours.merge(entry, 5.0)
-    theirs.merge(decode_entries(ours.encode(np.array([1]), 7.5)), 1e6)
+    theirs.merge(decode_entries(ours.entries(np.array([1]), 7.5).tobytes()), 1e6)
     assert theirs.ages(1e6 + 1)[1] == pytest.approx(3.5)
 
 

@@ -192,6 +192,25 @@ def test_dates_are_those_of_home_or_as_wanted_of_the_node(
     assert job.finish()[::2] == (0, "")
 
 
+def test_a_program_chooses_itself_whose_dates_it_sees(
+    ahead: Cluster, start: Callable[..., Job]
+) -> None:
+    """For a choice it comes home, and goes back by itself."""
+    job = start([str(built(PROGRAMS / "asks.c"))])
+
+    def ask(line: str) -> str:
+        job.write(line + "\n")
+        return job.line()
+
+    job.move("2")
+    for choice, before, hours in ((1, 0, 0), (0, 1, 2)):
+        assert round((int(ask("d")) - time.time()) / 3600) == 2 - hours
+        assert ask(f"x localtime {choice}") == str(before)
+        wait_for("it to be back", lambda: ask("r whereami") == "2")
+        assert round((int(ask("d")) - time.time()) / 3600) == hours
+    assert job.finish() == (0, "", "")
+
+
 def test_a_wait_on_a_futex_until_a_date_ends_at_that_date(start: Callable[..., Job]) -> None:
     """Only home's kernel can wait for home's date."""
     code = (

@@ -51,6 +51,7 @@ def placed(job: Job, request: pytest.FixtureRequest) -> Job:
         ("glob", 0, 2**31 - 1),
         ("needmem", 0, 262143),
         ("cpujob", 0, 1),
+        ("localtime", 0, 1),
         ("decayrate", 9750, 10000),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,19 @@ def test_second_up_of_the_same_name_is_refused(name: str) -> None:
     with pytest.raises(MosixError, match="is up already"):
         Cluster.up(name, 1, "--no-mosd")
     assert Cluster(name)[1].check(["hostname"]) == "n1\n"
+
+
+def test_failed_up_says_why_and_leaves_nothing(name: str) -> None:
+    script = (
+        "import sys\n"
+        "from mosix.lab import cgroups, cluster\n"
+        "cluster.up(sys.argv[1], 1, cgroups.Limits(), ['/bin/false'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, name], capture_output=True, text=True, check=False
+    )
+    assert "MosixError: mosd of n1 ended at once" in done.stderr
+    assert traces(name) == []
 
 
 def test_killed_up_leaves_nothing_after_down(name: str) -> None:

@@ -19,7 +19,7 @@ def another(changes: dict[str, object]) -> NodeFeatures:
 _probe = mosd.probe
 if __name__ == "__main__":
     _changes = json.loads(sys.argv.pop(1))
-    mosd.probe = lambda: another(_changes)  # type: ignore[attr-defined]
+    mosd.probe = lambda **_: another(_changes)  # type: ignore[attr-defined]
     from mosix.cli.mosd import main
 
     main()

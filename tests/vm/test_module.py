@@ -79,6 +79,7 @@ def parking(request: pytest.FixtureRequest, lab: Cluster) -> Iterator[Parking]:
         "only_special_files_are_caught",
         "local_descriptors_are_native",
         "strangers_may_nothing_but_serve",
+        "pages_are_sent_as_they_are",
     ],
 )
 def test_scenario(scenario: str, parking: Parking) -> None:

@@ -15,8 +15,10 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -24,6 +26,7 @@ from mosix.kernel import device as mosix_device
 from mosix.kernel import intercept as mosix_intercept
 from mosix.kernel.device import ORPHAN_EIO, ORPHAN_KILL, ORPHAN_NATIVE, Device, Request
 from mosix.kernel.intercept import Intercept
+from mosix.native.tracee import Tracee
 
 GETPPID, GETCWD, PREAD, PAUSE, GETPGID, OPENAT, UMASK = 110, 79, 17, 34, 121, 257, 95
 CALLS = ("getppid", "getcwd", "pread64", "pause", "getpgid", "openat", "umask", "fsync")
@@ -63,7 +66,8 @@ class Caller:
             return stat.read().rpartition(")")[2].split()[0]
 
     def end(self) -> None:
-        self.process.kill()
+        if self.process.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)  # Popen takes a traced child's stop for its end
         self.process.communicate()
 
 
@@ -335,6 +339,92 @@ def local_descriptors_are_native(bench: Bench) -> None:
     equal(caller.line(), '0 0 0 ""')
 
 
+def pages_are_sent_as_they_are(bench: Bench) -> None:
+    """Through a TCP connection, a unix socket, a pipe and into a file; of its tracer only."""
+    caller = bench.caller()
+    with open(f"/proc/{caller.pid}/maps", encoding="ascii") as maps:
+        lines = [line.split() for line in maps if "[v" not in line]
+    runs = []
+    for fields in lines:
+        start, _, end = fields[0].partition("-")
+        runs.append((int(start, 16), int(end, 16) - int(start, 16)))
+    heap = next(fields[0] for fields in lines if fields[-1] == "[heap]")
+    runs.append((int(heap.partition("-")[0], 16), 4096))
+    tracee = Tracee.seize(caller.pid)
+    with refused(errno.EPERM):
+        bench.owner.send_pages(caller.pid, 1, runs)
+    tracee.stop()
+    with open(f"/proc/{caller.pid}/mem", "rb", buffering=0) as memory:
+        expected = b"".join(os.pread(memory.fileno(), size, start) for start, size in runs)
+    for kind in ("tcp", "unix", "pipe", "file"):
+        with ends(kind) as (reader, writer):
+            received: list[bytes] = []
+            thread = threading.Thread(target=lambda: received.append(read_all(reader)))  # noqa: B023
+            if kind != "file":
+                thread.start()
+            equal(bench.owner.send_pages(caller.pid, writer, runs), len(expected))
+            os.close(writer)
+            if kind == "file":
+                os.lseek(reader, 0, os.SEEK_SET)
+                thread.start()
+            thread.join()
+            assert received == [expected], f"other bytes came through the {kind}"
+    reader, broken = os.pipe()
+    os.close(reader)
+    for error, fd, wrong in (
+        (errno.EFAULT, 1, [(4096, 4096)]),
+        (errno.EINVAL, 1, [(runs[0][0] + 1, 4096)]),
+        (errno.EINVAL, 1, [(runs[0][0], 0)]),
+        (errno.EINVAL, 1, [(1 << 63, 4096)]),
+        (errno.EBADF, 999, runs),
+        (errno.EPIPE, broken, runs),
+    ):
+        with refused(error):
+            bench.owner.send_pages(caller.pid, fd, wrong)
+    os.close(broken)
+    with refused(errno.EPERM):
+        bench.owner.send_pages(1, 1, runs)
+    with refused(errno.ESRCH):
+        bench.owner.send_pages(1 << 21, 1, runs)
+    tracee.detach()
+    caller.say("call 102")
+    equal(caller.line(), '0 0 0 ""')
+
+
+@contextlib.contextmanager
+def refused(number: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        equal(error.errno, number)
+    else:
+        raise AssertionError(f"not refused with {errno.errorcode[number]}")
+
+
+@contextlib.contextmanager
+def ends(kind: str) -> Iterator[tuple[int, int]]:
+    """A reading end, and a writing end that is closed inside."""
+    if kind == "pipe":
+        reader, writer = os.pipe()
+    elif kind == "file":
+        reader = os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o600)
+        writer = os.dup(reader)
+    elif kind == "unix":
+        reader, writer = (end.detach() for end in socket.socketpair())
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            writer = socket.create_connection(listener.getsockname()).detach()
+            reader = listener.accept()[0].detach()
+    try:
+        yield reader, writer
+    finally:
+        os.close(reader)
+
+
+def read_all(fd: int) -> bytes:
+    return b"".join(iter(lambda: os.read(fd, 65536), b""))
+
+
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
     os.setegid(65534)
@@ -374,6 +464,7 @@ def nonsense_does_no_harm(bench: Bench, rounds: int) -> None:
     seed = random.randrange(1 << 32)
     choose = random.Random(seed)
     numbers = [mosix_device._VERSION, mosix_device._HOOK, mosix_device._COUNTERS]
+    numbers.append(mosix_device._SEND_PAGES)
     caller = bench.caller()
     caller.say("call 17 77 buf 64 0")
     request = bench.next()

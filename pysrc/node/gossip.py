@@ -1,0 +1,164 @@
+"""The UDP side of gossip: this node's load goes out each second, the others' comes in.
+
+`Mosd` starts and ends it; `mosctl status` shows what it knows. What is said to whom is decided in
+`mosix.balancer.gossip`. Must never wait for another node: a datagram that cannot be sent is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable
+
+from mosix.balancer.gossip import Datagram, Gossip, rules_for
+from mosix.balancer.gossip_wire import MAX_DATAGRAM
+from mosix.balancer.vectors import Floats, Status, pack_loads
+from mosix.config import NodeConfig
+from mosix.node.registry import Registry
+from mosix.node.requests import KnownNode
+from mosix.wire.messages import NodeLoad
+
+_log = logging.getLogger("mosd.gossip")
+
+PERIOD_S = 1.0
+#: Vectors of more nodes would be too old: a larger map gossips in groups of neighbours.
+GROUP = 1024
+_AT_ONCE = 64
+_UNPROVED = "unproved"  # what first contacts are; says nothing
+
+
+def group_of(ips: Iterable[str], own: str) -> list[int]:
+    """Addresses of the nodes that `own` gossips with, itself included."""
+    addresses = sorted({_number(ip) for ip in ips} | {_number(own)})
+    start = addresses.index(_number(own)) // GROUP * GROUP
+    return addresses[start : start + GROUP]
+
+
+def _number(ip: str) -> int:
+    return int(ipaddress.IPv4Address(ip))
+
+
+def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Floats | None:
+    """What this node says of itself; None as long as nothing is measured."""
+    if load is None:
+        return None
+    return pack_loads(
+        running=load.exported,
+        guests=len(registry.guests),
+        cores=load.cores,
+        speed=load.speed,
+        memory_mb=load.memory / 1e6,
+        free_mb=load.free / 1e6,
+        psi_memory=load.psi_memory,
+        psi_io=load.psi_io,
+        dilation=load.dilation,
+        guest_limit=config.max_guests,
+        priority=0,
+    )
+
+
+class GossipService:
+    """`open`, `run` until cancelled, `leave`, `close`."""
+
+    def __init__(self, config: NodeConfig, secret: bytes, own: Callable[[], Floats | None]) -> None:
+        nodes = group_of(config.nodes.ips(), config.ip)
+        self._ip, self._port = config.ip, config.peer_port
+        self._number_of = config.nodes.number_of
+        self._own = own
+        self._gossip = Gossip(
+            _number(config.ip),
+            nodes,
+            secret,
+            rules_for(len(nodes), PERIOD_S),
+            wall_ms=int(time.time() * 1e3),
+        )
+        self._socket: socket.socket | None = None
+
+    def open(self) -> None:
+        """OSError when the address or port cannot be had."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind((self._ip, self._port))
+        except OSError:
+            sock.close()
+            raise
+        self._socket = sock
+
+    async def run(self) -> None:
+        assert self._socket is not None
+        asyncio.get_running_loop().add_reader(self._socket, self._receive)
+        while True:
+            if self._socket is not None:
+                row = self._own()
+                if row is not None:
+                    self._gossip.set_own(row, time.monotonic())
+                self._send(self._gossip.tick(time.monotonic()))
+            await asyncio.sleep(PERIOD_S)
+
+    def leave(self) -> None:
+        """Say goodbye, so that nobody has to wait for suspicion, and nothing after it."""
+        if self._socket is not None:
+            self._send(self._gossip.leave(time.monotonic()))
+            asyncio.get_running_loop().remove_reader(self._socket)
+        self.close()
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def known(self) -> list[KnownNode]:
+        """The other nodes of which anything was heard."""
+        table, now = self._gossip.table, time.monotonic()
+        found = []
+        for index in range(len(table)):
+            ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
+            if ip == self._ip or not table.version[index]:
+                continue
+            value = {
+                name: float(table.column(name)[index])
+                for name in ("running", "cores", "speed", "memory_mb", "free_mb", "guests")
+            }
+            found.append(
+                KnownNode(
+                    ip=ip,
+                    number=self._number_of(ip),
+                    state=Status(int(table.status[index])).name.lower(),
+                    age_s=round(now - float(table.born[index]), 3),
+                    **{name: round(number, 2) for name, number in value.items()},
+                )
+            )
+        return found
+
+    def refused(self) -> dict[str, int]:
+        """Datagrams that were turned away, by reason."""
+        counts = self._gossip.counts.refused
+        return {f"gossip {why}": n for why, n in counts.items() if why != _UNPROVED}
+
+    def _receive(self) -> None:
+        for _ in range(_AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                data, (host, port) = self._socket.recvfrom(MAX_DATAGRAM + 1)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # What an earlier datagram met with (ICMP); nothing is to be done about it.
+                _log.debug("receiving: %s", error)
+                continue
+            if port == self._port:
+                self._send(self._gossip.receive(time.monotonic(), _number(host), data))
+
+    def _send(self, datagrams: Iterable[Datagram]) -> None:
+        for datagram in datagrams:
+            if self._socket is None:
+                return
+            address = (str(ipaddress.IPv4Address(datagram.to)), self._port)
+            try:
+                self._socket.sendto(datagram.data, address)
+            except OSError as error:
+                _log.debug("to %s: %s", address[0], error)
