@@ -262,8 +262,8 @@ def test_a_mosd_that_starts_removes_only_what_one_before_it_has_left(cluster: Cl
     """Another one in the same cgroup may be just about to fill its own."""
     one, two = cluster.node(1), cluster.node(2, start=False)
     top = Cgroups.detect().hierarchies[0].given
-    theirs = top / f"mosixd.{group_prefix(one.run_dir)}0123456789abcdef"
-    left = top / f"mosixd.{group_prefix(two.run_dir)}0123456789abcdef"
+    theirs = top / f"mosixd.{group_prefix(one.run_dir / 'guests')}0123456789abcdef"
+    left = top / f"mosixd.{group_prefix(two.run_dir / 'guests')}0123456789abcdef"
     for group in (theirs, left):
         group.mkdir()
     try:
