@@ -170,6 +170,8 @@ def test_dead_init_takes_its_node_along_and_status_tells(name: str) -> None:
         drive.wait_for("sleep", lambda: len(lab[1].processes()) == 2 or None)
         os.kill(lab[1].node.init.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+    # which is killed by its init, the last of the node to end
+    drive.wait_for("the end of init", lambda: not lab[1].node.init.alive())
     status = subprocess.run(
         [*LAB, "status", f"--name={name}"], capture_output=True, text=True, check=False
     )
