@@ -57,7 +57,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("migrate --wait 4711 home", "Brings it home, and says how long it was frozen."),
     ],
     "mosps": [
-        ("mosps -O -h", "Own processes that are away, with the names of their nodes."),
+        ("mosps -O -h", "Processes that are away, with the names of their nodes."),
         ("mosps --why", "Why each process is where it is."),
     ],
     "mosctl": [

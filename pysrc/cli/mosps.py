@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pwd
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,9 @@ def _reason(row: ProcessRow) -> str:
 
 def _short(text: str) -> str:
     text = text or "-"
-    return text if len(text) <= _WHY_WIDTH else text[: _WHY_WIDTH - 1] + "…"
+    if len(text) <= _WHY_WIDTH or not sys.stdout.isatty():
+        return text
+    return text[: _WHY_WIDTH - 1] + "…"
 
 
 if __name__ == "__main__":

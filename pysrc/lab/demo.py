@@ -221,7 +221,10 @@ def show(home: NodeHandle, program: Program, console: Console) -> tuple[list[Mov
                 time.sleep(0.1)
             view.update(follower)
         if follower.moving is not None or follower.todo:
-            raise MosixError(f"{program.title} ended before its last move")
+            raise MosixError(
+                f"{program.title} ended before its last move",
+                "try again when this machine has less other work",
+            )
         plain.wait()
     finally:
         follower.abandon()
@@ -251,9 +254,9 @@ def report(moves: list[Move], console: Console) -> None:
 
 
 def programs(index: Path) -> list[Program]:
-    round_trip = (Route(0.15, "2"), Route(0.40, "3"), Route(0.65, "home"))
+    round_trip = (Route(0.10, "2"), Route(0.28, "3"), Route(0.46, "home"))
     # Its work grows with the square of what it has read.
-    later = (Route(0.30, "2"), Route(0.55, "3"), Route(0.80, "home"))
+    later = (Route(0.25, "2"), Route(0.45, "3"), Route(0.65, "home"))
     return [
         Program("xz -9", ["xz", "-9", "-T1", "-k", "-c", _TAR], "/node/moved.xz", round_trip),
         Program(
