@@ -18,7 +18,7 @@ from mosix.cli.command import Command
 from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.accounting import Choice
-from mosix.node.mosd import STOP_S, Mosd
+from mosix.node.mosd import GRACE_S, STOP_S, Mosd
 from mosix.node.spawning import Programs
 
 
@@ -53,6 +53,16 @@ from mosix.node.spawning import Programs
     help=f"How long a stop may take until everybody is home [default: {STOP_S:.0f}].",
 )
 @click.option(
+    "--grace",
+    "grace_s",
+    type=click.IntRange(0, 86400),
+    envvar="MOSIX_GRACE",
+    default=GRACE_S,
+    metavar="SECONDS",
+    help="How long jobs of this node that are away wait for a lost connection, before they end "
+    f"[default: $MOSIX_GRACE or {GRACE_S}].",
+)
+@click.option(
     "--accounting",
     type=click.Choice(get_args(Choice)),
     default="auto",
@@ -72,6 +82,7 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
+    grace_s: int,
     accounting: Choice,
     deputy: str,
     remote: str,
@@ -98,6 +109,7 @@ def main(
         programs,
         mosrun.parse,
         stop_s=stop_s,
+        grace_s=grace_s,
         accounting=accounting,
         foreign_vdso=foreign_vdso,
         date_ahead_ns=int(date_ahead_s * 1e9),

@@ -85,5 +85,15 @@ class Paths:
 
     @property
     def jobs(self) -> Path:
-        """One file per job: the cgroup that has to be removed when it is empty."""
+        """One file per job (`mosix.node.records`)."""
         return self.run_dir / "jobs"
+
+    @property
+    def guests(self) -> Path:
+        """One file per guest (`mosix.node.records`)."""
+        return self.run_dir / "guests"
+
+    @property
+    def workers(self) -> Path:
+        """Where deputies and remotes of a mosd that died come back."""
+        return self.run_dir / "workers"

@@ -3,6 +3,10 @@
 Answers are awaited by type and epoch, so that a frame of an older epoch can never be taken for
 one of the current; what the remote says unasked (a call to cancel, a need to come home, a death)
 goes to the owner. Made by `mosix.deputy.moves`; it never decides where a process is.
+
+Once the body runs there (`keep`) the link outlives its connections: it is *down* until another one
+is made (`mosix.deputy.reconnect`), and lost when that is given up. What was said meanwhile is said
+then; what was waited for has failed at once, for no move goes on over two connections.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from typing import TypeVar
 
 import msgspec
 from mosix.errors import MosixError, MoveFailedError, NodeDownError, ProtocolError, RefusedError
-from mosix.wire.channel import Frames
 from mosix.wire.dialer import STALL
+from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
     Ask,
     AskDate,
+    CallsLost,
     Cancel,
     Date,
     Failed,
@@ -41,7 +46,7 @@ _MAX_KEPT = 16
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
-Unasked = Cancel | Ask | NeedHome | GuestDied
+Unasked = Cancel | Ask | NeedHome | GuestDied | CallsLost
 
 
 class RemoteLink:
@@ -53,26 +58,32 @@ class RemoteLink:
         token: Token,
         sock: socket.socket,
         on_unasked: Callable[[RemoteLink, Unasked], None],
-        on_lost: Callable[[RemoteLink], None],
+        on_down: Callable[[RemoteLink], None],
     ) -> None:
         self.ip = ip
         self.token = token
         self.lost = False
+        self.down = False
+        #: that the guest was told to run as; None: it was not
+        self.epoch: int | None = None
+        #: ours of the ghost's connection for calls
+        self._call: socket.socket | None = None
         #: see `Launch`
         self.date_ahead_ns = 0
         #: the connection over which the guest's image will go home, made beforehand: one of
         #: the two mosds may be dead by then. None: used up
         self.way_home: socket.socket | None = None
         self._heard = time.monotonic()
-        self._frames: Frames[ToDeputy] = Frames(sock, ToDeputy)
+        self._lasting: Lasting[ToDeputy] = Lasting(sock, ToDeputy)
         self._on_unasked = on_unasked
-        self._on_lost = on_lost
+        self._on_down = on_down
+        self._up = asyncio.Event()
         self._waiting: list[tuple[type[msgspec.Struct], int | None, asyncio.Future[ToDeputy]]] = []
         self._arrived: list[ToDeputy] = []
         #: said unasked before `adopt`; None since then
         self._early: list[Unasked] | None = []
-        self._outbox: asyncio.Queue[ToRemote] = asyncio.Queue()
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._begin()
 
     def date_ns(self) -> int:
         """Home's CLOCK_REALTIME, as guests are to see it."""
@@ -81,11 +92,12 @@ class RemoteLink:
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """For failpoints."""
-        return (self._frames.sock,)
+        call = () if self._call is None else (self._call,)
+        return (self._lasting.sock, *call)
 
     def post(self, message: ToRemote) -> None:
         """Sends in order, later; a lost connection is told by `expect` and `on_lost`."""
-        self._outbox.put_nowait(message)
+        self._lasting.say(message)
 
     def adopt(self) -> None:
         """The guest there has the body and its owner is ready to serve it: from now on what it
@@ -107,7 +119,7 @@ class RemoteLink:
             if self._matches(message, kind, epoch):
                 self._arrived.remove(message)
                 return self._checked(message, kind)
-        if self.lost:
+        if self.lost or self.down:
             raise NodeDownError(f"the connection to node {self.ip} was lost")
         future: asyncio.Future[ToDeputy] = asyncio.get_running_loop().create_future()
         entry = (kind, epoch, future)
@@ -141,16 +153,21 @@ class RemoteLink:
         """Says what is still to be said (a `Drop`), then ends the connection."""
         if not self.lost:
             self.lost = True
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(5):
-                    while not self._outbox.empty():
-                        await self._frames.send(self._outbox.get_nowait())
+            if not self.down:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(5):
+                        drained = asyncio.create_task(self._lasting.drained())
+                        # A connection that ends meanwhile ends the tasks.
+                        await asyncio.wait(
+                            (drained, *self._tasks), return_when=asyncio.FIRST_COMPLETED
+                        )
+                drained.cancel()
         self._fail(f"the connection to node {self.ip} was closed")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._frames.close()
+        self._up.set()
+        await self._end()
+        self._lasting.close()
         self.forget_way_home()
+        self._forget_call()
 
     def forget_way_home(self) -> None:
         if self.way_home is not None:
@@ -174,27 +191,94 @@ class RemoteLink:
             return False
         return epoch is None or getattr(message, "epoch", epoch) == epoch
 
+    # ---- the connection ----
+
+    def _begin(self) -> None:
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+
+    async def _end(self) -> None:
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _read(self) -> None:
         try:
             while True:
-                message = await self._frames.receive()
+                message = await self._lasting.receive()
                 self._heard = time.monotonic()
                 self._dispatch(message)
         except (EOFError, OSError, MosixError):
-            self._lose()
+            self.cut()
 
     async def _write(self) -> None:
         try:
-            while True:
-                await self._frames.send(await self._outbox.get())
-        except OSError:
-            self._lose()
+            await self._lasting.write()
+        except (OSError, MosixError):
+            self.cut()
+
+    def keep(self, epoch: int, call: socket.socket) -> None:
+        """The body runs there as `epoch`, its calls come over `call`: from now on the
+        connections are made again when they are lost."""
+        self.epoch = epoch
+        self._call = call.dup()
+        if self.lost:
+            self.lost, self.down = False, True
+            self._on_down(self)
+
+    def cut(self) -> None:
+        """A connection has ended, or is no good any more."""
+        if self.lost or self.down:
+            return
+        reason = f"the connection to node {self.ip} was lost"
+        if self.epoch is None:
+            self.lost = True
+        else:
+            self.down = True
+            self._up.clear()
+            # Whoever still waits at the others, here or there, must not.
+            for sock in self.sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            self.forget_way_home()
+            self._arrived.clear()
+        self._fail(reason)
+        if self.down:
+            self._on_down(self)
+
+    async def until_up(self) -> None:
+        """Returns when there is a connection again, or will never be."""
+        while self.down and not self.lost:
+            await self._up.wait()
+
+    async def rejoin(
+        self, control: socket.socket, call: socket.socket, way_home: socket.socket
+    ) -> None:
+        """Goes on over these, which are the link's from now on; the ghost needs `call`, too.
+        EOFError, OSError, TimeoutError, ProtocolError: they are no good."""
+        assert self.epoch is not None
+        await self._end()
+        await self._lasting.rejoin(control, self.epoch)
+        self._forget_call()
+        self._call, self.way_home = call.dup(), way_home
+        self.down = False
+        self._up.set()
+        self._begin()
+
+    def give_up(self) -> None:
+        self.down, self.lost = False, True
+        self._up.set()
+
+    def _forget_call(self) -> None:
+        if self._call is not None:
+            self._call.close()
+            self._call = None
 
     def _dispatch(self, message: ToDeputy) -> None:
         if isinstance(message, AskDate):
             self.post(Date(asked_ns=message.asked_ns, date_ns=self.date_ns()))
             return
-        if isinstance(message, (Cancel, Ask, NeedHome, GuestDied)):
+        if isinstance(message, (Cancel, Ask, NeedHome, GuestDied, CallsLost)):
             if self._early is None:
                 self._on_unasked(self, message)
                 return
@@ -213,13 +297,6 @@ class RemoteLink:
     def _limit(self, kept: Sized) -> None:
         if len(kept) > _MAX_KEPT:
             raise ProtocolError(f"node {self.ip} sends what nobody asked for")
-
-    def _lose(self) -> None:
-        if self.lost:
-            return
-        self.lost = True
-        self._fail(f"the connection to node {self.ip} was lost")
-        self._on_lost(self)
 
     def _fail(self, reason: str) -> None:
         for _, _, future in self._waiting:

@@ -30,7 +30,9 @@ from mosix.deputy.interface import (
     process_of,
     value_of,
 )
+from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import LAUNCH_RETURN, JobProcess, Place
+from mosix.deputy.reconnect import reconnect
 from mosix.deputy.rest import members, pidfd_of_any, rest
 from mosix.errors import (
     LAUNCH_FAILED,
@@ -45,6 +47,7 @@ from mosix.native.cpu import cpu_features
 from mosix.native.listener import Asked, Listener
 from mosix.native.tracee import Stop, Tracee
 from mosix.native.watch import Watch
+from mosix.wire.adoption import returned, try_to_return
 from mosix.wire.attributes import changed
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
@@ -54,6 +57,7 @@ from mosix.wire.messages import (
     Ask,
     ComeHome,
     Dialed,
+    Forsaken,
     Join,
     Joined,
     Launch,
@@ -103,8 +107,11 @@ def run(sock: socket.socket) -> None:
     if launch.node is None:
         failpoints.hit("deputy.launch")
         node.send_now(Started())
-        calls = (sock.fileno(), listener.event) if listener else (sock.fileno(),)
-        pidfd = rest(calls, pidfd, launch.cgroup)
+        others = (listener.event,) if listener else ()
+        sock, pidfd = rest(
+            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
+        )
+        node = Packets(sock, NodeToWorker)
     if pidfd >= 0:
         asyncio.run(Deputy(node, launch, stderr, listener, filters).main(pidfd))
 
@@ -141,6 +148,16 @@ class Deputy:
     @property
     def features(self) -> NodeFeatures:
         return self.launch.features
+
+    @property
+    def grace_s(self) -> int:
+        return self.launch.grace_s
+
+    async def reconnect(self, process: JobProcess, link: RemoteLink) -> None:
+        await reconnect(process, link)
+
+    def forsake(self, process: JobProcess, link: RemoteLink) -> None:
+        self._outbox.put_nowait(Forsaken(ip=link.ip, pid=process.pid, token=link.token))
 
     @property
     def interface(self) -> bool:
@@ -193,34 +210,44 @@ class Deputy:
     # ---- mosd ----
 
     async def _read(self) -> None:
-        try:
-            while True:
-                message, fds = await self._node.receive()
-                if isinstance(message, Dialed):
-                    self._dialer.answered(message, fds)
-                elif isinstance(message, Move):
-                    self._spawn(self._move(message))
-                elif isinstance(message, Join):
-                    self._spawn(self._join(message))
-                elif isinstance(message, Named):
-                    if message.request in self._names:
-                        self._names.pop(message.request).set_result(message)
-                elif isinstance(message, ComeHome):
-                    self._spawn(self._all_home(message))
-                elif isinstance(message, Arm):
-                    failpoints.arm(message.spec)
-                    for process in self._processes.values():
-                        process.arm_agent()
-                    self._outbox.put_nowait(Armed())
-                else:
-                    log.warning("mosd sent %s to a deputy", type(message).__name__)
-        except EOFError:
-            # mosd is gone: jobs go on, and what is away stays away.
+        while True:
+            # While mosd is gone jobs go on, and what is away stays away.
+            with contextlib.suppress(EOFError, OSError):
+                await self._listen()
             self._dialer.fail_all()
             self._mosd_gone = True
             for number, future in self._names.items():
                 future.set_result(Named(request=number))
             self._names.clear()
+            self._node.close()
+            self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
+            self._dialer.back()
+            self._mosd_gone = False
+            for process in self._processes.values():
+                if process.place is not Place.ENDED:
+                    process.report()
+
+    async def _listen(self) -> None:
+        while True:
+            message, fds = await self._node.receive()
+            if isinstance(message, Dialed):
+                self._dialer.answered(message, fds)
+            elif isinstance(message, Move):
+                self._spawn(self._move(message))
+            elif isinstance(message, Join):
+                self._spawn(self._join(message))
+            elif isinstance(message, Named):
+                if message.request in self._names:
+                    self._names.pop(message.request).set_result(message)
+            elif isinstance(message, ComeHome):
+                self._spawn(self._all_home(message))
+            elif isinstance(message, Arm):
+                failpoints.arm(message.spec)
+                for process in self._processes.values():
+                    process.arm_agent()
+                self._outbox.put_nowait(Armed())
+            else:
+                log.warning("mosd sent %s to a deputy", type(message).__name__)
 
     async def _write(self) -> None:
         while True:

@@ -40,7 +40,6 @@ from mosix.native.cpu import own_vdso
 from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
-    Drop,
     Freeze,
     Frozen,
     Hold,
@@ -112,7 +111,7 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
     token, (control, call, bulk, way_home) = await process.home.dial(
         ip, ("guest", "call", "bulk", "home"), process.pid, epoch, None
     )
-    link = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    link = RemoteLink(ip, token, control, process.on_unasked, process.on_down)
     link.date_ahead_ns = process.home.date_ahead_ns
     link.way_home = way_home
     with contextlib.ExitStack() as sockets:
@@ -125,7 +124,7 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
             failpoints.hit("deputy.prepared", *link.sockets, call, bulk)
             await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
         except BaseException:
-            link.post(Drop())
+            process.drop(link)
             await link.close()
             raise
 
@@ -180,8 +179,9 @@ async def _leave_prepared(
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
     process.link, process.tracee, process.agent = link, tracee, agent
+    link.keep(epoch, call)
     try:
-        failpoints.hit("deputy.committed", *link.sockets, call)
+        failpoints.hit("deputy.committed", *link.sockets)
         _become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
         _no_ghost(process, tracee, error)
@@ -287,8 +287,6 @@ def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int
     process.arm_agent()
     failpoints.hit("deputy.away", *link.sockets)
     link.adopt()
-    if link.lost:
-        process.on_lost(link)
 
 
 def _no_ghost(process: JobProcess, tracee: Tracee, error: MosixError | OSError) -> None:
@@ -358,6 +356,7 @@ async def come_home(process: JobProcess) -> None:
     """node → home. On failure the guest runs on where it is (MoveFailedError, NodeDownError)."""
     link, tracee, agent = process.link, process.tracee, process.agent
     assert link is not None and tracee is not None and agent is not None
+    _check_up(link)
     epoch = process.epoch + 1
     bulk, link.way_home = link.way_home, None
     if bulk is None:  # an attempt before has failed
@@ -389,7 +388,7 @@ async def come_home(process: JobProcess) -> None:
             _no_ghost(process, tracee, error)
             raise MoveFailedError(f"process {process.pid} ended") from error
         finally:
-            link.post(Drop())
+            process.drop(link)
             await link.close()
 
 
@@ -460,11 +459,12 @@ async def move_on(process: JobProcess, ip: str) -> None:
     """node → node `ip`, the image going straight there. On failure the guest runs on."""
     old, tracee, agent = process.link, process.tracee, process.agent
     assert old is not None and tracee is not None and agent is not None
+    _check_up(old)
     epoch = process.epoch + 1
     token, (control, call, way_home) = await process.home.dial(
         ip, ("guest", "call", "home"), process.pid, epoch, None
     )
-    new = RemoteLink(ip, token, control, process.on_unasked, process.on_lost)
+    new = RemoteLink(ip, token, control, process.on_unasked, process.on_down)
     new.date_ahead_ns = process.home.date_ahead_ns
     new.way_home = way_home
     with contextlib.closing(call):
@@ -493,26 +493,27 @@ async def move_on(process: JobProcess, ip: str) -> None:
             await new.expect(Running, epoch)
             _check_alive(process)
         except BaseException:
-            new.post(Drop())
+            process.drop(new)
             await new.close()
             _back_to_guest(process, epoch + 1, done)
             raise
-    # Committed.
+        # Committed.
+        process.link = new
+        new.keep(epoch, call)
     process.freeze_ns = time.monotonic_ns() - begin
     process.epoch = epoch
     process.count_move()
     process.page_bytes = frozen.page_bytes
     process.needs = msgspec.structs.replace(process.needs, memory=frozen.page_bytes)
-    await _serve_another(process, new, call_number, given)
+    await _serve_another(process, old, new, call_number, given)
 
 
 async def _serve_another(
-    process: JobProcess, new: RemoteLink, call_number: int, given: int
+    process: JobProcess, old: RemoteLink, new: RemoteLink, call_number: int, given: int
 ) -> None:
     """The body runs at another node, where it got `given` signals: the ghost serves it there."""
-    old, tracee, agent = process.link, process.tracee, process.agent
-    assert old is not None and tracee is not None and agent is not None
-    process.link = new
+    tracee, agent = process.tracee, process.agent
+    assert tracee is not None and agent is not None
     process.place = Place.AWAY
     try:
         failpoints.hit("deputy.moved", *new.sockets)
@@ -527,10 +528,8 @@ async def _serve_another(
         _no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
     finally:
-        old.post(Drop())
+        process.drop(old)
         await old.close()
-    if new.lost:
-        process.on_lost(new)
 
 
 async def _transferred(old: RemoteLink, new: RemoteLink, epoch: int) -> None:
@@ -572,9 +571,6 @@ def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
         return
     process.place = Place.AWAY
     process.epoch = epoch
-    if link.lost:
-        process.on_lost(link)
-        return
     try:
         if done.filled is not None and agent.obeying:
             restore.empty_ghost(agent, done.filled)
@@ -612,6 +608,7 @@ async def _prepare(
             date_ns=link.date_ns() - (time.monotonic_ns() - pinged_ns),
             localtime=bool(process.attributes.localtime),
             features=process.home.features,
+            grace_s=process.home.grace_s,
             interface=process.home.interface,
         )
     )
@@ -680,6 +677,13 @@ async def _until_clock(clock: int, reading_ns: int) -> None:
     behind = reading_ns - time.clock_gettime_ns(clock)
     if 0 < behind < _CLOCK_WAS_SET:
         await asyncio.sleep(behind / 1e9)
+
+
+def _check_up(link: RemoteLink) -> None:
+    if link.down:
+        raise NodeDownError(
+            f"the connection to node {link.ip} was lost", "it is being made again; see mosps --why"
+        )
 
 
 def _check_alive(process: JobProcess) -> None:

@@ -28,6 +28,7 @@ from mosix.native.tracee import StillAsleepError, Stop, Tracee
 from mosix.wire.attributes import ENOSYS_WITH_MESSAGE, KILL, JobAttributes
 from mosix.wire.messages import (
     Ask,
+    CallsLost,
     Cancel,
     Cancelled,
     Drop,
@@ -82,6 +83,13 @@ class Home(Protocol):
 
     @property
     def features(self) -> NodeFeatures: ...
+
+    @property
+    def grace_s(self) -> int: ...
+
+    async def reconnect(self, process: JobProcess, link: RemoteLink) -> None: ...
+
+    def forsake(self, process: JobProcess, link: RemoteLink) -> None: ...
 
     @property
     def interface(self) -> bool:
@@ -372,11 +380,13 @@ class JobProcess:
                 self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
             self._guest_died(message.status)
+        elif isinstance(message, CallsLost) and self.tracee is not None and not self.tracee.dying:
+            link.cut()
 
-    def on_lost(self, link: RemoteLink) -> None:
-        """The connection ended. While a move is under way the move finds out by itself."""
-        if link is self.link and self.place is Place.AWAY:
-            self.lose(f"the connection to node {link.ip} was lost")
+    def on_down(self, link: RemoteLink) -> None:
+        """The connections to the guest were lost, perhaps not for good."""
+        if link is self.link and self.place is not Place.ENDED:
+            self.spawn(self.home.reconnect(self, link))
 
     def lose(self, reason: str) -> None:
         """The body is lost for good: the process ends, and the user is told why."""
@@ -401,6 +411,12 @@ class JobProcess:
         except ProcessLookupError:
             self.end()
 
+    def drop(self, link: RemoteLink) -> None:
+        """The guest there is not wanted any more; `link` is to be closed."""
+        if link.down or link.lost:
+            self.home.forsake(self, link)
+        link.post(Drop())
+
     def end(self) -> None:
         """The process is dead, whoever killed it."""
         if self.place is Place.ENDED:
@@ -411,7 +427,7 @@ class JobProcess:
             self._returning.cancel()
         if self.link is not None:
             link, self.link = self.link, None
-            link.post(Drop())
+            self.drop(link)
             self.spawn(link.close())
         if self.tracee is not None:
             self.home.watch.remove(self.tracee)
@@ -430,16 +446,21 @@ class JobProcess:
 
     async def _come_home(self) -> None:
         """For a fault, or before a call which only home can do."""
-        async with self.moves:
-            if self.place is not Place.AWAY or (self._needs is None and not self.at_home):
-                return
-            epoch = self.epoch
-            try:
-                await self.home.come_home(self)
-            except MosixError as error:
-                if self.place is Place.AWAY:
-                    self._cannot_come_home(error, resumed=self.epoch != epoch)
-                return
+        while True:
+            async with self.moves:
+                if self.place is not Place.AWAY or (self._needs is None and not self.at_home):
+                    return
+                epoch, link = self.epoch, self.link
+                try:
+                    await self.home.come_home(self)
+                    break
+                except MosixError as error:
+                    if self.place is not Place.AWAY:
+                        return
+                    if link is None or not link.down:
+                        self._cannot_come_home(error, resumed=self.epoch != epoch)
+                        return
+            await link.until_up()
         self.go_back_later()
 
     def _cannot_come_home(self, error: MosixError, *, resumed: bool) -> None:

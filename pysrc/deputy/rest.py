@@ -10,32 +10,48 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
+
+from mosix.wire.adoption import PAUSE_S
 
 _GONE = select.POLLHUP | select.POLLERR
 
 
-def rest(calls: Sequence[int], pidfd: int, cgroup: str) -> int:
-    """Returns when one of `calls` is readable, mosd has sent something or a program has asked,
-    with a pidfd of a process of the job, or -1 when the job is over. `pidfd` becomes ours.
-    Without mosd the job goes on."""
+def rest(
+    node: socket.socket,
+    others: Sequence[int],
+    pidfd: int,
+    cgroup: str,
+    back: Callable[[], socket.socket | None],
+) -> tuple[socket.socket, int]:
+    """Returns when mosd has sent something or one of `others` is readable, a program having
+    asked, with the socket to mosd and a pidfd of a process of the job, or -1 when the job is over.
+    `pidfd` becomes ours. Without mosd the job goes on; `back` looks for another."""
     waiting = select.poll()
-    for call in calls:
+    for call in (node.fileno(), *others):
         waiting.register(call, select.POLLIN)
     waiting.register(pidfd, select.POLLIN)
+    gone = False
     while True:
-        for fd, event in waiting.poll():
+        ready = waiting.poll(PAUSE_S * 1000 if gone else None)
+        if gone and not ready and (found := back()) is not None:
+            node.close()
+            node, gone = found, False
+            waiting.register(node, select.POLLIN)
+        for fd, event in ready:
             if fd == pidfd:
                 waiting.unregister(pidfd)
                 os.close(pidfd)
                 pidfd = pidfd_of_any(cgroup)
                 if pidfd < 0:
-                    return -1
+                    return node, -1
                 waiting.register(pidfd, select.POLLIN)
             elif event & _GONE:
                 waiting.unregister(fd)
+                gone = gone or fd == node.fileno()
             else:
-                return pidfd
+                return node, pidfd
 
 
 def members(cgroup: str) -> list[int]:

@@ -15,7 +15,9 @@
 
 #define MX_ABI_VERSION 3
 
-/* ---- call socket: one request, one reply, never two in flight per thread ---- */
+/* ---- call socket: one request, one reply, never two in flight per thread ----
+ * When the connection ends another one takes its place.  The redirector then sends
+ * a request that has no reply yet once more; the agent executes none twice. */
 
 #define MX_MAX_AREA (64u << 20) /* bytes of argument data of one call */
 #define MX_MAX_RELOCS 64	/* msghdr + iovec + name + control at the most */
@@ -109,6 +111,15 @@ struct mx_agent_state {
 	uint32_t fault;
 	uint32_t fault_value;
 	uint32_t fault_hits;
+	uint32_t broken;   /* the call socket ended: obeys until MX_OP_RENEW */
+	uint32_t renewals; /* how many of those there were */
+	uint32_t first;	   /* the next request is the first of its connection */
+	uint32_t pad;
+	uint64_t last_id; /* of the request executed last, and its reply, until the next request comes */
+	uint64_t reply;	  /* its address; 0: forgotten */
+	uint64_t reply_size;
+	uint64_t kept; /* memory outside the area that it lies in */
+	uint64_t kept_size;
 	uint64_t cure; /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
 
@@ -132,6 +143,8 @@ enum mx_op {
 	                  * close-on-exec, as high under RLIMIT_NOFILE as is free */
 	MX_OP_MOVE = 4,	 /* a copy of the blob has been made elsewhere: goes on in it at obey_entry of the
 	                  * address that follows (uint64); answer: result = 0, then the jump */
+	MX_OP_RENEW = 5, /* the call socket that rides on this header takes the place of one that ended; no answer.
+	                  * Read whenever the agent is through with the call it executes: serves on then */
 };
 
 struct mx_order {

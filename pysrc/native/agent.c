@@ -372,6 +372,22 @@ static _Noreturn void do_move(void)
 	__builtin_unreachable();
 }
 
+static void do_renew(int fd)
+{
+	int number = move_high(fd);
+
+	if (mx_state.call_fd >= 0)
+		mx_syscall(__NR_close, mx_state.call_fd, 0, 0, 0, 0, 0);
+	mx_state.call_fd = number < 0 ? -1 : number;
+	mx_state.first = 1;
+	mx_state.renewals++;
+	if (!mx_state.broken)
+		return; /* the deputy has stopped us, and will say when to serve */
+	mx_state.broken = 0;
+	__asm__ volatile("lea mx_stack_top(%rip), %rsp\n\tjmp mx_serve_entry");
+	__builtin_unreachable();
+}
+
 __attribute__((used)) _Noreturn void mx_obey(void)
 {
 	struct mx_order order;
@@ -388,6 +404,9 @@ __attribute__((used)) _Noreturn void mx_obey(void)
 			break;
 		case MX_OP_FD:
 			do_fd(fd);
+			break;
+		case MX_OP_RENEW:
+			do_renew(fd);
 			break;
 		case MX_OP_MOVE:
 			do_move();

@@ -59,6 +59,7 @@ _SOCK_FILTER_SIZE = 8
 _POUR_BYTES = 1 << 20
 
 _CALLS, _FILL, _FD, _MOVE = lib.MX_OP_CALLS, lib.MX_OP_FILL, lib.MX_OP_FD, lib.MX_OP_MOVE
+_RENEW = lib.MX_OP_RENEW
 
 
 _FAULTS = {
@@ -122,6 +123,8 @@ class Agent:
         self._paused: tuple[bytes, int] | None = None
         self._serving = False
         self._restart_serve = False
+        #: call sockets that were given to the serving half instead of lost ones
+        self._renewals = 0
 
     # ---- going in ----
 
@@ -361,10 +364,23 @@ class Agent:
         if old >= 0 and old != call_fd:
             self._tracee.inject(_NR_CLOSE, old)
             self._fds.discard(old)
-        self._set_state(call_fd=call_fd, current_id=0, cancelled=0, signals=signals)
+        self._set_state(
+            call_fd=call_fd, current_id=0, cancelled=0, signals=signals, broken=0, first=0
+        )
+        self._forget_reply()
         self._call_number = call_fd
         self._restart_serve = True
         self.unpause()
+
+    def renew(self, fd: int) -> None:
+        """The connection of the serving half was lost; it goes on with our descriptor `fd` as soon
+        as it is through with the call it executes. It may be running, or stand still."""
+        order = ffi.new("struct mx_order *", {"op": _RENEW, "count": 0, "fd": -1})
+        try:
+            socket.send_fds(self._control, [bytes(ffi.buffer(order))], [fd])
+        except OSError as error:
+            raise self._lost(error) from error
+        self._renewals += 1
 
     def _enter_serve(self, mask: int) -> None:
         header = load_blob().header
@@ -407,9 +423,14 @@ class Agent:
         """The serving half gives way when the program wants a number of ours."""
         state = self._read_state()
         self._number = state.control_fd
+        if state.broken or state.renewals != self._renewals:
+            # It waits for another call socket, which may have come: from where it began then.
+            self._set_state(broken=0)
+            self._restart_serve = True
         if state.call_fd != self._call_number:
             self._fds.discard(self._call_number)
-            self._fds.add(state.call_fd)
+            if state.call_fd >= 0:
+                self._fds.add(state.call_fd)
             self._call_number = state.call_fd
 
     def _queue_again(self, signals: Sequence[bytes]) -> None:
@@ -476,8 +497,15 @@ class Agent:
 
     def forget_area(self) -> None:
         """The serving half's scratch memory is about to be unmapped by somebody else."""
-        self._set_state(area=0, area_size=0)
+        self._set_state(area=0, area_size=0, reply=0, kept=0)
         self._restart_serve = True
+
+    def _forget_reply(self) -> None:
+        """The guest is another one, which counts its calls anew."""
+        state = self._read_state()
+        if state.kept:
+            self._tracee.inject(_NR_MUNMAP, state.kept, state.kept_size)
+        self._set_state(last_id=0, reply=0, kept=0)
 
     # ---- moving aside, going out ----
 
@@ -557,11 +585,19 @@ class Agent:
         self._go_out(self._registers, self._mask)
 
     def _go_out(self, registers: bytes, mask: int) -> None:
-        area, area_size = self.state()[2:]
+        state = self._read_state()
+        area, area_size, kept, kept_size = (
+            state.area,
+            state.area_size,
+            state.kept,
+            state.kept_size,
+        )
         start, end = self.blob
         calls: list[tuple[int, Sequence[int]]] = [(_NR_MUNMAP, (start, end - start))]
         if area:
             calls.append((_NR_MUNMAP, (area, area_size)))
+        if kept:
+            calls.append((_NR_MUNMAP, (kept, kept_size)))
         calls += [(_NR_CLOSE, (number,)) for number in (self._number, *sorted(self._fds))]
         # First the state, then the calls: the stub restores what it finds.
         self._tracee.registers = registers

@@ -440,6 +440,57 @@ static int relocate(struct mx_request *request, const struct mx_reloc *relocs, c
 	return 0;
 }
 
+/*
+ * The first request of a connection.  1: it is a new one, and *request its header; 0: the one
+ * executed last, whose reply was lost and is sent again; -1: neither, or the socket ended.
+ */
+static int first_request(struct mx_agent_state *state, struct mx_request *request)
+{
+	char rest[1024];
+	uint64_t have = 0, left;
+
+	if (receive_until(state, (char *)request, &have, sizeof(*request), sizeof(*request)))
+		return -1;
+	state->first = 0;
+	if (request->id == state->last_id + 1)
+		return 1;
+	if (request->id != state->last_id || !state->reply)
+		return -1;
+	for (left = request->size; left; left -= have) {
+		have = 0;
+		if (receive_until(state, rest, &have, left < sizeof(rest) ? left : sizeof(rest), sizeof(rest)))
+			return -1;
+	}
+	return send_all(state, (char *)state->reply, state->reply_size);
+}
+
+/* The reply may have to be sent again; it must not take more memory than it needs. */
+static void keep_reply(struct mx_agent_state *state, char *buffer, uint64_t room, struct mx_reply *reply)
+{
+	uint64_t size = sizeof(*reply) + reply->size;
+
+	state->last_id = reply->id;
+	state->reply_size = size;
+	if (buffer != (char *)state->area && size > state->area_size) {
+		state->kept = (uint64_t)buffer;
+		state->kept_size = room;
+	} else if (buffer != (char *)state->area) {
+		memcpy((char *)state->area, reply, size);
+		mx_syscall(__NR_munmap, (long)buffer, room, 0, 0, 0, 0);
+		reply = (struct mx_reply *)state->area;
+	}
+	state->reply = (uint64_t)reply;
+}
+
+static void forget_reply(struct mx_agent_state *state)
+{
+	state->reply = 0;
+	if (state->kept) {
+		mx_syscall(__NR_munmap, state->kept, state->kept_size, 0, 0, 0, 0);
+		state->kept = 0;
+	}
+}
+
 static uint64_t out_size(const struct mx_request *request, int64_t result)
 {
 	uint64_t more;
@@ -452,6 +503,48 @@ static uint64_t out_size(const struct mx_request *request, int64_t result)
 	return request->out_fixed + (more < request->out_var ? more : request->out_var);
 }
 
+/* Memory for a request that does not fit into the area; 0: none, and the guest goes home with it. */
+static char *larger(struct mx_agent_state *state, const struct mx_request *request, uint64_t *room, uint64_t have)
+{
+	long result = map(*room);
+	struct mx_reply reply = { .flags = MX_REP_GO_HOME, .id = request->id, .signals = state->signals };
+	uint64_t left, some;
+
+	if (result >= 0 || result < -4095) {
+		memcpy((char *)result, (char *)state->area, have);
+		return (char *)result;
+	}
+	/* It is read all the same: behind it comes the next one. */
+	for (left = sizeof(*request) + request->size - have; left; left -= some) {
+		some = 0;
+		if (receive_until(state, (char *)state->area, &some, left < state->area_size ? left : state->area_size,
+				  left < state->area_size ? left : state->area_size))
+			return 0;
+	}
+	reply.result = -ERESTARTNOINTR_;
+	memcpy((char *)state->area, &reply, sizeof(reply));
+	keep_reply(state, (char *)state->area, 0, (struct mx_reply *)state->area);
+	send_all(state, (char *)&reply, sizeof(reply));
+	return 0;
+}
+
+/* What goes over the wire in one piece, unless a test wants it in two. */
+static int send_reply(struct mx_agent_state *state)
+{
+	char *reply = (char *)state->reply;
+	uint64_t sent = 0;
+
+	if (failpoint(state, MX_FP_EXECUTED))
+		return -1;
+	if (__builtin_expect(state->failpoint == MX_FP_HALF_REPLY, 0)) {
+		sent = sizeof(struct mx_reply) / 2;
+		send_all(state, reply, sent);
+		if (failpoint(state, MX_FP_HALF_REPLY))
+			return -1;
+	}
+	return send_all(state, reply + sent, state->reply_size - sent);
+}
+
 /* One request; -1 when the socket ended or what came was not a request. */
 static int serve_one(struct mx_agent_state *state)
 {
@@ -460,57 +553,56 @@ static int serve_one(struct mx_agent_state *state)
 	uint64_t have = 0, wanted, needed;
 	struct mx_request request;
 	struct mx_reply *reply;
-	uint32_t size, sent = 0;
 	char *area;
 	long result;
 
+	if (__builtin_expect(state->first, 0)) {
+		result = first_request(state, &request);
+		if (result <= 0)
+			return result;
+		*(struct mx_request *)buffer = request;
+		have = sizeof(request);
+	}
 	if (receive_until(state, buffer, &have, sizeof(request), room))
 		return -1;
 	request = *(struct mx_request *)buffer;
 	if (!is_sound(&request))
 		return -1;
+	forget_reply(state);
 	state->cancelled = 0;
 	state->go_home = 0;
-	state->current_id = request.id;
 	wanted = sizeof(request) + request.size;
 	needed = sizeof(request) + request.n_relocs * sizeof(struct mx_reloc) + request.area_size;
 	if (have > wanted)
 		return -1;
 	if (needed > room) {
 		room = (needed + 4095) & ~4095ULL;
-		result = map(room);
-		if (result < 0 && result >= -4095)
-			return -1;
-		memcpy((char *)result, buffer, have);
-		buffer = (char *)result;
+		buffer = larger(state, &request, &room, have);
+		if (!buffer)
+			return state->reply ? 0 : -1;
 	}
 	area = buffer + needed - request.area_size;
-	result = -1;
-	if (!receive_until(state, buffer, &have, wanted, wanted) &&
-	    !relocate(&request, (struct mx_reloc *)(buffer + sizeof(request)), area) &&
-	    !failpoint(state, MX_FP_REQUEST)) {
-		result = execute(state, &request);
-		/* The reply's header goes over what is no longer needed, right in
-		 * front of the bytes that go back: one send without a copy. */
-		size = out_size(&request, result);
-		reply = (struct mx_reply *)(area + request.out_offset) - 1;
-		reply->size = size;
-		reply->flags = (state->cancelled ? MX_REP_CANCELLED : 0) | (state->go_home ? MX_REP_GO_HOME : 0);
-		reply->id = request.id;
-		reply->result = result;
-		reply->signals = state->signals;
-		state->calls++;
-		result = failpoint(state, MX_FP_EXECUTED);
-		if (!result && state->failpoint == MX_FP_HALF_REPLY) {
-			sent = sizeof(*reply) / 2;
-			send_all(state, (char *)reply, sent);
-			result = failpoint(state, MX_FP_HALF_REPLY);
-		}
-		if (!result)
-			result = send_all(state, (char *)reply + sent, sizeof(*reply) + size - sent);
+	if (receive_until(state, buffer, &have, wanted, wanted) ||
+	    relocate(&request, (struct mx_reloc *)(buffer + sizeof(request)), area) ||
+	    failpoint(state, MX_FP_REQUEST)) {
+		if (buffer != (char *)state->area)
+			mx_syscall(__NR_munmap, (long)buffer, room, 0, 0, 0, 0);
+		return -1;
 	}
-	if (buffer != (char *)state->area)
-		mx_syscall(__NR_munmap, (long)buffer, room, 0, 0, 0, 0);
+	/* Only a whole request can be cancelled: another one of its number may come. */
+	state->current_id = request.id;
+	result = execute(state, &request);
+	/* The reply's header goes over what is no longer needed, right in
+	 * front of the bytes that go back: one send without a copy. */
+	reply = (struct mx_reply *)(area + request.out_offset) - 1;
+	reply->size = out_size(&request, result);
+	reply->flags = (state->cancelled ? MX_REP_CANCELLED : 0) | (state->go_home ? MX_REP_GO_HOME : 0);
+	reply->id = request.id;
+	reply->result = result;
+	reply->signals = state->signals;
+	state->calls++;
+	keep_reply(state, buffer, room, reply);
+	result = send_reply(state);
 	state->current_id = 0;
 	return result;
 }
@@ -520,14 +612,20 @@ void serve(struct mx_agent_state *state)
 	if (!state->area) {
 		long address = map(SCRATCH_SIZE);
 
-		if (address < 0 && address >= -4095)
-			return;
-		state->area = address;
-		state->area_size = SCRATCH_SIZE;
+		if (address >= 0 || address < -4095) {
+			state->area = address;
+			state->area_size = SCRATCH_SIZE;
+		}
 	}
-	while (!serve_one(state))
+	while (state->area && !serve_one(state))
 		;
+	/* Whatever ended it: the redirector must not wait for a reply on this connection. */
 	state->current_id = 0;
-	/* Whatever ended it: the guest must not wait for a reply. */
-	mx_syscall(__NR_shutdown, state->call_fd, 2, 0, 0, 0, 0);
+	state->first = 1;
+	if (state->call_fd >= 0) {
+		mx_syscall(__NR_shutdown, state->call_fd, 2, 0, 0, 0, 0);
+		mx_syscall(__NR_close, state->call_fd, 0, 0, 0, 0, 0);
+	}
+	state->call_fd = -1;
+	state->broken = 1;
 }

@@ -88,6 +88,8 @@ struct internal {
 
 	volatile int stop;
 	volatile int inject;
+	pthread_mutex_t renewal;
+	volatile int new_fd; /* to be used instead of call_fd; -1: none */
 	volatile int tid;
 
 	enum state state;
@@ -140,6 +142,7 @@ struct internal {
 	struct iovec window[MAX_IOV + 8];
 	struct mx_request *request;
 	size_t sent, to_send;
+	int resent; /* the agent may know it from another connection */
 
 	/* reply */
 	char *reply;
@@ -222,6 +225,43 @@ static int take_stop(struct internal *in)
 void mx_redirect_forget_stop(struct mx_redirect *r)
 {
 	take_stop(r->internal);
+}
+
+/* ---- another connection ---- */
+
+void mx_redirect_renew(struct mx_redirect *r, int call_fd)
+{
+	struct internal *in = r->internal;
+
+	pthread_mutex_lock(&in->renewal);
+	/* Whoever waits on the old one finds it ended, and then the new one. */
+	shutdown(r->call_fd, SHUT_RDWR);
+	if (in->new_fd >= 0)
+		close(in->new_fd);
+	in->new_fd = call_fd;
+	pthread_mutex_unlock(&in->renewal);
+}
+
+int mx_redirect_renewed(const struct mx_redirect *r)
+{
+	return ((struct internal *)r->internal)->new_fd >= 0;
+}
+
+static void take_new_connection(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	int on = 1;
+
+	pthread_mutex_lock(&in->renewal);
+	/* The number is the owner's and stays. */
+	dup3(in->new_fd, r->call_fd, O_CLOEXEC);
+	close(in->new_fd);
+	in->new_fd = -1;
+	pthread_mutex_unlock(&in->renewal);
+	setsockopt(r->call_fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	in->resent |= in->sent > 0;
+	in->sent = 0;
+	in->received = 0;
 }
 
 /* ---- failpoints ---- */
@@ -585,6 +625,7 @@ static int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t ou
 	memcpy(q->args, args, sizeof(q->args));
 	in->request = q;
 	in->sent = 0;
+	in->resent = 0;
 	in->received = 0;
 	in->written = 0;
 	in->to_send = head + in->data_size;
@@ -1684,7 +1725,9 @@ static int take_reply(struct mx_redirect *r)
 	}
 	if (reply->flags & MX_REP_GO_HOME) {
 		in->cancel_wanted = 0;
-		r->reason = in->call->proc_reason;
+		if (in->done)
+			return answered(r, in->done);
+		r->reason = in->call->proc_reason ? in->call->proc_reason : MX_REASON_MEMORY;
 		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
 	was_cancelled |= in->overtaken;
@@ -1752,6 +1795,17 @@ static int broken(struct mx_redirect *r, int error)
 	return hold(r, HELD_HOME, MX_EV_LINK);
 }
 
+/* The connection ended in the middle of a call, which goes on with the next one. */
+static int cut(struct mx_redirect *r, int error)
+{
+	struct internal *in = r->internal;
+
+	if (in->new_fd >= 0)
+		return 0;
+	r->error = error;
+	return MX_EV_LINK;
+}
+
 /* One step of input or output on the call socket; 0: try again, else as the system call. */
 static long step(struct mx_redirect *r, long nr, char *at, size_t size)
 {
@@ -1787,7 +1841,9 @@ static int call_agent(struct mx_redirect *r)
 	size_t wanted, most;
 	long n;
 
-	if (!in->sent && !is_swift(in) && take_stop(in)) {
+	if (__builtin_expect(in->new_fd >= 0, 0))
+		take_new_connection(r);
+	if (!in->sent && !in->resent && !is_swift(in) && take_stop(in)) {
 		/* The agent never saw it, and would not know what to cancel. */
 		r->id--;
 		return cancelled(r, -ERESTARTNOINTR_, 0);
@@ -1795,30 +1851,30 @@ static int call_agent(struct mx_redirect *r)
 	if (in->sent < in->to_send) {
 		most = in->to_send - in->sent;
 		if (!in->sent && failpoint(MX_FP_REQUEST, r->call_fd))
-			return broken(r, ECONNRESET);
+			return cut(r, ECONNRESET);
 		if (is_armed(MX_FP_HALF_SENT)) {
 			if (in->sent && failpoint(MX_FP_HALF_SENT, r->call_fd))
-				return broken(r, ECONNRESET);
+				return cut(r, ECONNRESET);
 			most = (most + 1) / 2;
 		}
 		n = step(r, SYS_sendto, (char *)in->request + in->sent, most);
 		if (n == -EINTR)
-			return in->sent ? cancel_wanted(in) : 0;
+			return in->sent || in->resent ? cancel_wanted(in) : 0;
 		if (n < 0)
-			return broken(r, -n);
+			return cut(r, -n);
 		in->sent += n;
 		counter->sent += n;
 		if (in->sent < in->to_send)
 			return 0;
 		if (failpoint(MX_FP_SENT, r->call_fd))
-			return broken(r, ECONNRESET);
+			return cut(r, ECONNRESET);
 	}
 	most = sizeof(*reply) + in->request->out_fixed + in->request->out_var;
 	if (grow(&in->reply, &in->reply_room, most) < 0)
 		return broken(r, ENOMEM);
 	if (is_armed(MX_FP_HALF_REPLY)) {
 		if (in->received && failpoint(MX_FP_HALF_REPLY, r->call_fd))
-			return broken(r, ECONNRESET);
+			return cut(r, ECONNRESET);
 		if (!in->received)
 			most = sizeof(*reply) / 2;
 	}
@@ -1826,7 +1882,7 @@ static int call_agent(struct mx_redirect *r)
 	if (n == -EINTR)
 		return cancel_wanted(in);
 	if (n < 0)
-		return broken(r, -n);
+		return cut(r, -n);
 	in->received += n;
 	counter->received += n;
 	if (in->received < sizeof(*reply))
@@ -1841,7 +1897,7 @@ static int call_agent(struct mx_redirect *r)
 		return 0;
 	}
 	if (failpoint(MX_FP_REPLY, r->call_fd))
-		return broken(r, ECONNRESET);
+		return cut(r, ECONNRESET);
 	return take_reply(r);
 }
 
@@ -2262,6 +2318,8 @@ struct mx_redirect *mx_redirect_new(int listener, int call_fd, int pid, int home
 	in->descriptors = (const struct mx_descriptor *)(copy + 1);
 	in->tests = (const struct mx_test *)(in->descriptors + copy->n_descriptors);
 	in->n_tests = copy->n_tests;
+	pthread_mutex_init(&in->renewal, NULL);
+	in->new_fd = -1;
 	r->internal = in;
 	r->listener = listener;
 	r->call_fd = call_fd;
@@ -2281,6 +2339,9 @@ void mx_redirect_free(struct mx_redirect *r)
 	if (!r)
 		return;
 	in = r->internal;
+	if (in->new_fd >= 0)
+		close(in->new_fd);
+	pthread_mutex_destroy(&in->renewal);
 	free((void *)in->table);
 	free(in->buffer);
 	free(in->reply);

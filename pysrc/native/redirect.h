@@ -8,15 +8,16 @@
  *
  * Threads.  One thread, the redirector's, calls mx_redirect_run() and handles its
  * events; it alone may call finish, answer, prime and free, and it may hand that
- * right to another thread while it is not inside run.  mx_redirect_stop() and
- * mx_redirect_inject() may be called from any thread at any time.
+ * right to another thread while it is not inside run.  mx_redirect_stop(), _renew() and
+ * _inject() may be called from any thread at any time.
  *
  * States, and what run() does in them:
  *
  *   IDLE      waits for a notification                       stop -> STOP
  *   CALLING   a request is at the agent, its reply awaited   stop -> CANCEL_WANTED;
  *             run() again waits on.  Reply whole             -> answered; STOP if
- *             CANCEL_WANTED was given, else IDLE.
+ *             CANCEL_WANTED was given, else IDLE.  The connection ends -> LINK;
+ *             run() again goes on when there is another: mx_redirect_renew().
  *             Reply cancelled, or cut short after CANCEL_WANTED -> CANCELLED
  *   WAITING   a sleep or pause is awaited                    stop -> SLEEPING; run()
  *             again waits on.  Over                          -> answered, IDLE
@@ -151,13 +152,14 @@ struct mx_table {
 #define MX_EV_CANCEL_WANTED 3
 #define MX_EV_CANCELLED 4
 #define MX_EV_SLEEPING 5
-#define MX_EV_LINK 6
+#define MX_EV_LINK 6 /* the connection ended: see mx_redirect_renew() */
 #define MX_EV_GONE 7
 #define MX_EV_MISUSE 8
 #define MX_EV_ASKS 9
 #define MX_WAKE_SIGNAL 44
 #define MX_REASON_UNKNOWN 0
 #define MX_REASON_DESCRIPTORS 1
+#define MX_REASON_MEMORY 2
 
 struct mx_counter {
 	uint64_t calls;
@@ -205,6 +207,11 @@ void mx_redirect_free(struct mx_redirect *r);
 /* Serves until there is something to decide: MX_EV_*. */
 int mx_redirect_run(struct mx_redirect *r);
 void mx_redirect_stop(struct mx_redirect *r);
+/* Another connection to the same agent, whose descriptor becomes ours: the old one
+ * ends, and a request without its reply is sent again, with its number. */
+void mx_redirect_renew(struct mx_redirect *r, int call_fd);
+/* Whether such a one waits to be used. */
+int mx_redirect_renewed(const struct mx_redirect *r);
 /* A stop that came when nothing ran is forgotten. */
 void mx_redirect_forget_stop(struct mx_redirect *r);
 /* The held notification gets the end that it would have had natively, were a

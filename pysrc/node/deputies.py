@@ -12,6 +12,8 @@ import itertools
 import logging
 import os
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +23,7 @@ from mosix.errors import (
     KernelError,
     MosixError,
     MoveFailedError,
+    NodeDownError,
     NoSuchProcessError,
     PermissionDeniedError,
     ProtocolError,
@@ -28,10 +31,12 @@ from mosix.errors import (
     from_code,
 )
 from mosix.native.listener import is_listener, new_memory
+from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
+from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
@@ -40,6 +45,7 @@ from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import (
     ComeHome,
     Dial,
+    Forsaken,
     Join,
     Joined,
     Launch,
@@ -50,6 +56,7 @@ from mosix.wire.messages import (
     NodeFeatures,
     ProcessState,
     Started,
+    Token,
     WorkerToNode,
 )
 
@@ -60,6 +67,9 @@ START_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
+#: A guest of which nobody has heard ends so much later than home's grace (mosix.remote.main).
+_LEASE_S = 10.0
+_DROP_PAUSE_S = 1.0
 #: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
 _NOT_AWAY = ("home", "moving")
 #: For a stderr that is full.
@@ -138,8 +148,10 @@ class DeputyLink(WorkerLink):
         registry: Registry,
         names: NodeNames,
         last_words: LastWords,
+        forsake: Callable[[DeputyLink, int, str, Token], None],
     ) -> None:
         super().__init__(worker, dialer, features)
+        self._forsake = forsake
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -148,6 +160,8 @@ class DeputyLink(WorkerLink):
         self._moves: dict[int, asyncio.Future[Moved]] = {}
         self._joins: dict[int, asyncio.Future[Joined]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: by PID of those that have not ended: where their last two guests were made
+        self._guests: dict[int, list[tuple[str, Token]]] = {}
 
     async def run(self) -> None:
         try:
@@ -169,6 +183,8 @@ class DeputyLink(WorkerLink):
                 future = self._moves.pop(message.request, None)
                 if future is not None and not future.done():
                     future.set_result(message)
+            case Forsaken():
+                self._forsake(self, message.pid, message.ip, message.token)
             case Joined():
                 joining = self._joins.pop(message.request, None)
                 if joining is not None and not joining.done():
@@ -176,12 +192,23 @@ class DeputyLink(WorkerLink):
             case Name():
                 self.later(self._name(message))
             case ProcessState():
+                if message.ended:
+                    self._guests.pop(message.pid, None)
                 self._registry.update(self.job, message)
             case Dial():
                 identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
+
+    def guest_made(self, pid: int, ip: str, token: Token) -> None:
+        self._guests[pid] = [*self._guests.get(pid, []), (ip, token)][-2:]
+
+    def forsake_guests(self) -> None:
+        """The deputy died: its guests are told, which would wait for it for a while."""
+        for pid, guests in self._guests.items():
+            for ip, token in guests:
+                self._forsake(self, pid, ip, token)
 
     async def join(self, pid: int, options: LaunchOptions) -> None:
         """A nested mosrun: process `pid` of the job goes on as `options` say. MosixError."""
@@ -265,8 +292,10 @@ class Launcher:
         features: NodeFeatures,
         *,
         own_ip: str,
-        records: Path,
+        directory: Path,
         names: NodeNames,
+        adoption: Path,
+        grace_s: int,
         date_ahead_ns: int = 0,
     ) -> None:
         self._spawner = spawner
@@ -275,8 +304,12 @@ class Launcher:
         self._features = features
         self.membership = Membership.detect()
         self._own_ip = own_ip
+        self._records = directory
+        self._adoption = str(adoption)
+        self._grace_s = grace_s
+        #: of a mosd that died: jobs by their deputies, which have not come back yet
+        self._expected: dict[Identity, JobRecord] = {}
         self._names = names
-        self._records = records
         self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -329,6 +362,7 @@ class Launcher:
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
             )
             link = self._adopt(worker, job, LastWords(descriptors[1], who))
+            self._record(job, Identity.of(worker.pid))
             joined, listener = await preparing
             preparing = None
             held = await self._hold(job, worker, listener)
@@ -346,6 +380,8 @@ class Launcher:
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
+                grace_s=self._grace_s,
+                adoption=self._adoption,
             )
             async with asyncio.timeout(START_TIMEOUT_S):
                 await link.send(message, [*descriptors, *held])
@@ -415,6 +451,7 @@ class Launcher:
             registry=self._registry,
             names=self._names,
             last_words=last_words,
+            forsake=self._forsake,
         )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
@@ -426,6 +463,7 @@ class Launcher:
     async def _live(self, link: DeputyLink) -> None:
         try:
             await link.run()
+            link.forsake_guests()
             left = link.job.group.pids()
             lost = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
             if left or lost:
@@ -445,14 +483,63 @@ class Launcher:
             self._registry.jobs.pop(link.job.id, None)
             self._discard(link.job)
 
+    def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
+        task = asyncio.create_task(self._drop(link.job, pid, ip, token))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
+        """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
+        end = time.monotonic() + self._grace_s + _LEASE_S
+        while time.monotonic() < end:
+            try:
+                sock, _ = await self._dialer.dial(
+                    ip, "drop", uid=job.uid, gid=job.gid, job=job.id, pid=pid, token=token
+                )
+                sock.close()
+                return
+            except NodeDownError:
+                await asyncio.sleep(_DROP_PAUSE_S)
+            except (MosixError, OSError):
+                return  # it is not there
+
     # ---- cgroups that outlive their job's deputy, or mosd ----
 
-    def _record(self, job: Job) -> None:
-        (self._records / job.id).write_text(f"{job.group.path}\n")
+    def _record(self, job: Job, deputy: Identity | None = None) -> None:
+        record = JobRecord(
+            id=job.id,
+            pid=job.pid,
+            uid=job.uid,
+            gid=job.gid,
+            group=str(job.group.path),
+            attributes=job.attributes,
+            started=job.started,
+            deputy=deputy,
+        )
+        records.write(self._records, job.id, record)
+
+    def take_back(self, worker: Worker, fds: list[int]) -> bool:
+        """A deputy of a mosd that died has come back, if it is one. `fds`: the job's stderr."""
+        identity = Identity.of(worker.pid)
+        record = self._expected.get(identity) if identity else None
+        if record is None or identity is None or len(fds) != 1:
+            return False
+        try:
+            last_words = LastWords(fds[0], credentials_of(worker.pid))
+        except OSError:
+            return False
+        os.close(fds[0])
+        del self._expected[identity]
+        self._leftovers.pop(record.id, None)
+        group = JobGroup(Path(record.group), self.membership)
+        job = Job(record.id, record.pid, record.uid, record.gid, group, record.attributes)
+        job.started = record.started
+        self._adopt(worker, job, last_words).started.set_result(None)
+        return True
 
     def _discard(self, job: Job) -> None:
         if job.group.remove():
-            (self._records / job.id).unlink(missing_ok=True)
+            records.remove(self._records, job.id)
             return
         self._leftovers[job.id] = job.group
         if self._sweeping is None or self._sweeping.done():
@@ -471,16 +558,19 @@ class Launcher:
         for job_id, group in list(self._leftovers.items()):
             if group.remove():
                 del self._leftovers[job_id]
-                (self._records / job_id).unlink(missing_ok=True)
+                records.remove(self._records, job_id)
 
     def recover(self) -> None:
-        """At start: what a former mosd left behind, removed when it is empty."""
-        for record in self._records.iterdir():
-            path = Path(record.read_text().strip())
+        """At start: what a former mosd left behind. Its deputies come back; a job without one is
+        removed when it is empty."""
+        for record in records.read_all(self._records, JobRecord):
+            path = Path(record.group)
             if not path.name.startswith("mosix-job-") or not path.is_dir():
-                record.unlink()
+                records.remove(self._records, record.id)
                 continue
-            self._leftovers[record.name] = JobGroup(path, self.membership)
+            self._leftovers[record.id] = JobGroup(path, self.membership)
+            if record.deputy is not None and record.deputy.alive():
+                self._expected[record.deputy] = record
         if self._leftovers:
             self._sweeping = asyncio.create_task(self._sweep())
 

@@ -9,7 +9,9 @@ killed, and only then are its ids given to somebody else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
 import socket
 from collections.abc import Coroutine
@@ -19,15 +21,24 @@ from typing import Any
 
 from mosix import failpoints
 from mosix.balancer.eligibility import why_not
-from mosix.errors import KernelError, MosixError, ProtocolError, RefusedError
+from mosix.errors import (
+    KernelError,
+    MosixError,
+    NodeDownError,
+    ProtocolError,
+    RefusedError,
+)
+from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
 from mosix.node.peers import Complaints, Dialer
+from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
 from mosix.wire.channel import Frames
 from mosix.wire.messages import (
+    GUEST_GONE,
     Attach,
     Dial,
     GuestState,
@@ -76,13 +87,14 @@ class RemoteLink(WorkerLink):
         gid: int,
         room: Room,
         registry: Registry,
+        mapped: bool,
     ) -> None:
         super().__init__(worker, dialer, features)
         self.guest = guest
         self.room = room
         self._gid = gid
         self._registry = registry
-        self._mapped = False
+        self._mapped = mapped
 
     async def handle(self, message: WorkerToNode) -> None:
         guest = self.guest
@@ -136,6 +148,8 @@ class Host:
         features: NodeFeatures,
         *,
         own_ip: str,
+        directory: Path,
+        adoption: Path,
         max_guests: int,
         complaints: Complaints,
     ) -> None:
@@ -144,6 +158,10 @@ class Host:
         self._registry = registry
         self._features = features
         self._own_ip = own_ip
+        self._records = directory
+        self._adoption = str(adoption)
+        #: of a mosd that died: guests by their remotes, which have not come back yet
+        self._expected: dict[Identity, GuestRecord] = {}
         self._max_guests = max_guests
         self._coming = 0
         self._complaints = complaints
@@ -156,11 +174,80 @@ class Host:
         self.closed = False
 
     def recover(self) -> None:
-        """At start: cgroups of guests that died with a former mosd. Living ones stay."""
+        """At start: guests of a mosd that died. Their remotes come back; what is left of others is
+        removed."""
+        for record in records.read_all(self._records, GuestRecord):
+            self._ids.adopt(IdPair(record.owner, record.outer))
+            self._expected[record.remote] = record
+            self._later(self._expect(record))
         for name in self._cgroups.existing():
             group = self._cgroups.open(name)
             if name.startswith(_GROUP_PREFIX) and not group.processes():
                 self._later(group.remove())
+
+    async def _expect(self, record: GuestRecord) -> None:
+        """Removes what is left of a guest whose remote ends before it has come back."""
+        await _ended(record.remote)
+        if self._expected.pop(record.remote, None) is None:
+            return
+        records.remove(self._records, record.token.hex())
+        with contextlib.suppress(RefusedError):  # its cgroup is gone
+            group = self._cgroups.open(record.group)
+            room = Room(IdPair(record.owner, record.outer), group, record.memory_limit)
+            await self._vacate(room)
+
+    def take_back(self, worker: Worker, fds: list[int]) -> bool:
+        """A remote of a mosd that died has come back, if it is one."""
+        identity = Identity.of(worker.pid)
+        record = self._expected.get(identity) if identity else None
+        if record is None or identity is None or fds:
+            return False
+        try:
+            group = self._cgroups.open(record.group)
+        except RefusedError:
+            return False
+        del self._expected[identity]
+        room = Room(IdPair(record.owner, record.outer), group, record.memory_limit)
+        guest = Guest(record.token, record.job, record.pid, record.uid, record.home, record.epoch)
+        self._enter(worker, guest, record.gid, room, mapped=True)
+        return True
+
+    def _enter(
+        self, worker: Worker, guest: Guest, gid: int, room: Room, *, mapped: bool
+    ) -> RemoteLink:
+        link = RemoteLink(
+            worker,
+            self._dialer,
+            self._features,
+            guest,
+            gid=gid,
+            room=room,
+            registry=self._registry,
+            mapped=mapped,
+        )
+        self._registry.guests[guest.token] = guest
+        self._remotes[guest.token] = link
+        self._later(self._live(link))
+        return link
+
+    def _record(self, guest: Guest, gid: int, room: Room, remote: Identity | None) -> None:
+        if remote is None:
+            return  # it has died already
+        record = GuestRecord(
+            token=guest.token,
+            job=guest.job,
+            pid=guest.pid,
+            uid=guest.uid,
+            gid=gid,
+            home=guest.home,
+            epoch=guest.epoch,
+            group=room.group.name,
+            owner=room.ids.owner,
+            outer=room.ids.outer,
+            memory_limit=room.memory_limit,
+            remote=remote,
+        )
+        records.write(self._records, guest.token.hex(), record)
 
     def remotes(self) -> list[RemoteLink]:
         return list(self._remotes.values())
@@ -195,19 +282,9 @@ class Host:
         finally:
             self._coming -= 1
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
-        link = RemoteLink(
-            worker,
-            self._dialer,
-            self._features,
-            guest,
-            gid=hello.gid,
-            room=room,
-            registry=self._registry,
-        )
-        self._registry.guests[token] = guest
-        self._remotes[token] = link
-        self._later(self._live(link))
+        link = self._enter(worker, guest, hello.gid, room, mapped=False)
         try:
+            self._record(guest, hello.gid, room, Identity.of(worker.pid))
             failpoints.hit("mosd.welcome", sock)
             await Frames[PeerAnswer](sock, PeerAnswer).send(
                 PeerAccept(token=token, features=self._features)
@@ -232,27 +309,39 @@ class Host:
             outer_uid=room.ids.outer,
             features=self._features,
             memory_limit=room.memory_limit,
+            adoption=self._adoption,
         )
 
     async def attach(self, hello: PeerHello, sock: socket.socket) -> None:
-        """A call, bulk or home connection for a guest that is here, named by its token.
+        """A further connection for a guest that is here, named by its token.
 
         A bulk connection may come from another node than home: the body moves on."""
-        link = self._remotes.get(hello.token or b"")
-        if link is None or link.gone.is_set():
-            raise RefusedError("that guest is not here any more")
-        guest = link.guest
-        if (hello.job, hello.uid, hello.pid) != (guest.job, guest.uid, guest.pid) or (
-            hello.purpose != "bulk" and hello.sender != guest.home
-        ):
-            self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
-            raise RefusedError("that guest is not here any more")
+        link = self._named(hello)
         failpoints.hit("mosd.attach", sock)
         await Frames[PeerAnswer](sock, PeerAnswer).send(PeerAccept())
         try:
             await link.send(Attach(purpose=hello.purpose), [sock.fileno()])
         except OSError as error:
             raise EOFError("the remote ended") from error
+
+    def drop(self, hello: PeerHello) -> None:
+        """Home says that its deputy is dead: nobody wants the guest any more."""
+        self._named(hello).worker.kill()
+
+    def _named(self, hello: PeerHello) -> RemoteLink:
+        """The guest that a peer's token names. RefusedError."""
+        link = self._remotes.get(hello.token or b"")
+        if link is None or link.gone.is_set():
+            if any(record.token == hello.token for record in self._expected.values()):
+                raise NodeDownError("its remote has not come back to mosd there yet", "try again")
+            raise RefusedError(GUEST_GONE)
+        guest = link.guest
+        if (hello.job, hello.uid, hello.pid) != (guest.job, guest.uid, guest.pid) or (
+            hello.purpose != "bulk" and hello.sender != guest.home
+        ):
+            self._complaints.note("wrong token", hello.sender, f"for guest {guest.pid}")
+            raise RefusedError(GUEST_GONE)
+        return link
 
     def _reserve(self, token: bytes) -> Room:
         free = self.memory_free()
@@ -280,6 +369,7 @@ class Host:
         finally:
             self._registry.guests.pop(link.guest.token, None)
             self._remotes.pop(link.guest.token, None)
+            records.remove(self._records, link.guest.token.hex())
             await self._vacate(link.room)
 
     async def _vacate(self, room: Room) -> None:
@@ -316,6 +406,22 @@ class Host:
         for link in list(self._remotes.values()):
             link.worker.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _ended(process: Identity) -> None:
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        if process.alive():
+            await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
 
 
 def _memory_directory(group: Cgroup) -> Path:

@@ -21,6 +21,7 @@ from typing import Any
 from mosix.config import NodeConfig, load_secret
 from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.accounting import Accounting, Choice
+from mosix.node.adoption import Adoption
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
@@ -38,6 +39,9 @@ _log = logging.getLogger("mosd")
 
 #: How long a stop may take, seconds, unless `mosd --stop-timeout` says otherwise.
 STOP_S = 30.0
+#: For how long jobs and guests wait for a lost connection to be made again, seconds, unless
+#: `mosd --grace` says otherwise.
+GRACE_S = 60
 
 
 class Mosd:
@@ -49,8 +53,9 @@ class Mosd:
         programs: Programs,
         parse_launch: Callable[[Sequence[bytes], int], Any],
         ready: Callable[[], None] = lambda: None,
-        stop_s: float = STOP_S,
         *,
+        stop_s: float = STOP_S,
+        grace_s: int = GRACE_S,
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
@@ -62,6 +67,7 @@ class Mosd:
         self._foreign_vdso = foreign_vdso
         self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
+        self._grace_s = grace_s
         self._accounting = accounting
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -92,7 +98,9 @@ class Mosd:
                 registry,
                 features,
                 own_ip=self._config.ip,
-                records=paths.jobs,
+                directory=paths.jobs,
+                adoption=paths.workers,
+                grace_s=self._grace_s,
                 names=names,
                 date_ahead_ns=self._date_ahead_ns,
             )
@@ -102,6 +110,8 @@ class Mosd:
                 registry,
                 features,
                 own_ip=self._config.ip,
+                directory=paths.guests,
+                adoption=paths.workers,
                 max_guests=self._config.max_guests,
                 complaints=complaints,
             )
@@ -145,9 +155,17 @@ class Mosd:
                 ) from error
             launcher.recover()
             host.recover()
+            adoption = Adoption.listening(paths.workers, (launcher.take_back, host.take_back))
             control.listen()
-            self._start(spawner.keep_running(), control.serve(), peers.serve())
-            self._start(meter.run(), accounting.run(), gossip.run())
+            self._start(
+                spawner.keep_running(),
+                adoption.serve(),
+                control.serve(),
+                peers.serve(),
+                meter.run(),
+                accounting.run(),
+                gossip.run(),
+            )
             _log.info(
                 "node %s, port %d, %d nodes in the map",
                 self._config.ip,
@@ -162,10 +180,8 @@ class Mosd:
             notify("STOPPING=1")
             await self._stop(services, launcher, host)
             gossip.leave()
-            await control.close()
-            await peers.close()
-            await host.close()
-            await launcher.close()
+            for part in (control, adoption, peers, host, launcher):
+                await part.close()
             await self._end_tasks()
 
     def _start(self, *parts: Coroutine[Any, Any, None]) -> None:
@@ -225,7 +241,8 @@ def _locked_run_dir(config: NodeConfig) -> Iterator[None]:
     paths = config.paths
     try:
         paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        paths.jobs.mkdir(mode=0o700, exist_ok=True)
+        for directory in (paths.jobs, paths.guests):
+            directory.mkdir(mode=0o700, exist_ok=True)
         status = paths.run_dir.stat()
         if status.st_uid != 0 or status.st_mode & 0o022:
             raise ConfigError(

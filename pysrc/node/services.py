@@ -431,8 +431,11 @@ class PeerService:
             match hello.purpose:
                 case "guest":
                     await self._host.accept(hello, sock)
-                case "call" | "bulk" | "home":
+                case "call" | "bulk" | "home" | "control":
                     await self._host.attach(hello, sock)
+                case "drop":
+                    self._host.drop(hello)
+                    await frames.send(PeerAccept())
                 case "status":
                     await frames.send(self._services.peer_status())
                 case "move":

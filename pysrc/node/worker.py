@@ -34,7 +34,7 @@ _log = logging.getLogger("mosd.worker")
 
 #: One worker's dials at once; a job with more moves at once waits.
 _MAX_DIALS = 16
-_WORKER_PURPOSES = ("guest", "call", "bulk", "home")
+_WORKER_PURPOSES = ("guest", "call", "bulk", "home", "control")
 
 
 class WorkerLink:
@@ -103,6 +103,9 @@ class WorkerLink:
     async def handle(self, message: WorkerToNode) -> None:
         raise NotImplementedError
 
+    def guest_made(self, pid: int, ip: str, token: Token) -> None:
+        """A guest for process `pid` is at `ip` from now on, as far as mosd has to do with it."""
+
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs beside the reception; cancelled when the worker is gone."""
         task = asyncio.create_task(work)
@@ -163,6 +166,7 @@ class WorkerLink:
                     if not isinstance(answer, PeerAccept) or answer.token is None:
                         raise ProtocolError(f"node {order.ip} gives no token")
                     token = answer.token
+                    self.guest_made(order.pid, order.ip, token)
         except BaseException:
             _close_all(list(made.values()))
             raise

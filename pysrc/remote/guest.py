@@ -44,7 +44,7 @@ from mosix.remote.redirector import (
     Stopped,
 )
 from mosix.syscalls import filter as syscall_filter
-from mosix.wire.messages import Ask, Cancel, GuestDied, NeedHome, ToDeputy
+from mosix.wire.messages import Ask, CallsLost, Cancel, GuestDied, NeedHome, ToDeputy
 
 _NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
 _SIGTRAP = 5
@@ -62,9 +62,8 @@ _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
-    `say` sends a message to the deputy. `on_broken`: the connection for system calls has ended;
-    a moment later the process has, too, unless something is wrong. `foreign_vdso`: home's vdso is
-    not this kernel's; `localtime`: its dates are to be this node's."""
+    `say` sends a message to the deputy. `on_broken`: a system call can never be finished.
+    `foreign_vdso`: home's vdso is not this kernel's; `localtime`: its dates are this node's."""
 
     def __init__(
         self,
@@ -109,6 +108,8 @@ class Guest:
         self._stopped = asyncio.Event()
         self._halting = False
         self._halted = True
+        #: the redirector waits for another connection
+        self._cut = False
         self._gone = False
         #: an interrupted call that the next redirector, or home, has to finish
         self._pending: PendingCall | None = None
@@ -191,6 +192,18 @@ class Guest:
         self._agent = None
         self._pending = image.threads[0].call
         self._watch.add(tracee, self._on_stop)
+
+    def renew(self, call: socket.socket) -> None:
+        """Another connection for system calls, in place of one that was lost."""
+        self.redirector.renew(call.detach())
+        if self._cut:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._cut = False
+        self.redirector.resume()
+        if self._halting:  # asked for while it could not answer
+            self.redirector.request_stop()
 
     def _find_vdso(self, image: Image) -> GuestVdso:
         """The body's memory is in place: where its vdso is, and the one that it calls."""
@@ -439,6 +452,13 @@ class Guest:
             event = await redirector.events.get()
             if isinstance(event, CancelWanted):
                 self._say(Cancel(id=event.id))
+                continue
+            if isinstance(event, LinkBroken) and event.error not in (errno.EPROTO, errno.ENOMEM):
+                self._cut = True
+                if redirector.renewed:
+                    self._go_on()
+                else:
+                    self._say(CallsLost())
                 continue
             if isinstance(event, Asks) and event.name not in _LASTING:
                 # Whoever stops the guest waits until it is told, so that nothing is done twice.

@@ -3,7 +3,8 @@
 It speaks with the deputy (control connection) and with its own mosd (id maps, bulk connections
 to other nodes). It treats the deputy as hostile: every message is checked on decoding, sizes are
 bounded by the guest's cgroup, and the job's uid comes from mosd, never from the wire.
-It ends with the guest, or when the deputy is lost.
+It ends with the guest, or when the deputy was not heard of for its grace and some more: home
+makes lost connections again, and the guest computes or waits until then.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from mosix.remote.homedate import INTERVAL_S, HomeDate
 from mosix.remote.notify import arm_redirectors
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
-from mosix.wire.channel import Frames, Packets
+from mosix.wire.adoption import returned
+from mosix.wire.channel import Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
+from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
     Arm,
     Armed,
@@ -78,11 +81,11 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: A guest that home does not want any more is killed so much later than home gives up (seconds).
+_LEASE = 10
 #: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
 #: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
 _UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
-#: From the end of the connection for calls to the order that explains it (seconds).
-_LAST_WORDS = 10
 
 
 def warm_up() -> None:
@@ -104,13 +107,16 @@ class Remote:
         self._watch = Watch()
         self._guest: Guest | None = None
         self._welcome: Welcome | None = None
-        self._control: Frames[ToRemote] | None = None
-        self._outbox: asyncio.Queue[ToDeputy] = asyncio.Queue()
+        self._control: Lasting[ToRemote] | None = None
         self._attached: dict[str, asyncio.Queue[socket.socket]] = {
             "call": asyncio.Queue(),
             "bulk": asyncio.Queue(),
             "home": asyncio.Queue(),
+            "control": asyncio.Queue(),
         }
+        #: that home has said the guest shall run as; None: it has not
+        self._epoch: int | None = None
+        self._grace_s = 0
         self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._to_node.put_nowait)
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
@@ -139,15 +145,14 @@ class Remote:
         if not isinstance(message, Welcome) or len(fds) != 1:
             raise ProtocolError("the first message to a remote must be Welcome")
         self._welcome = message
-        self._control = Frames(socket.socket(fileno=fds[0]), ToRemote)
+        self._control = Lasting(socket.socket(fileno=fds[0]), ToRemote)
         self._watch.start()
         arm_redirectors(failpoints.taken("redirect."))
         workers = [
             asyncio.create_task(self._listen_to_node()),
-            asyncio.create_task(self._write()),
             asyncio.create_task(self._write_to_node()),
         ]
-        listening = asyncio.create_task(self._listen_to_deputy())
+        listening = asyncio.create_task(self._converse())
         obeying = asyncio.create_task(self._obey())
         losing = asyncio.create_task(self._without_calls())
         using = asyncio.create_task(self._unused())
@@ -156,8 +161,10 @@ class Remote:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        except (EOFError, OSError):
+        except EOFError:
             log.warning("guest %d: the deputy is gone", message.pid)
+        except OSError as error:
+            log.error("guest %d: %s", message.pid, _why(error))
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
@@ -170,11 +177,9 @@ class Remote:
             self._node.close()
 
     async def _without_calls(self) -> None:
-        """No call of the guest can be made any more. If it has not exited, which home tells in a
-        moment, it is lost: a call may have been made whose answer was not heard."""
+        """A call of the guest can never be finished."""
         await self._broken.wait()
-        await asyncio.sleep(_LAST_WORDS)
-        raise MoveFailedError("the connection for system calls was lost")
+        raise MoveFailedError("the connection for system calls is no good")
 
     async def _unused(self) -> None:
         """Whoever sends guests must run them: what is only held takes the place of others."""
@@ -191,18 +196,51 @@ class Remote:
         failpoints.hit(name, self._control.sock, *more)
 
     def _say(self, message: ToDeputy) -> None:
-        self._outbox.put_nowait(message)
-
-    async def _write(self) -> None:
         assert self._control is not None
-        with contextlib.suppress(OSError):
-            while True:
-                await self._control.send(await self._outbox.get())
+        self._control.say(message)
+
+    async def _converse(self) -> None:
+        """With the deputy, over as many connections as it takes, until `Drop`. EOFError: it is
+        gone; MoveFailedError: it was not heard of for so long that it has given up."""
+        assert self._control is not None
+        while True:
+            writing = asyncio.create_task(self._control.write())
+            reading = asyncio.create_task(self._listen_to_deputy())
+            try:
+                await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
+                for task in (reading, writing):
+                    if task.done():
+                        task.result()
+                        return
+            except (EOFError, OSError) as error:
+                if self._epoch is None:
+                    raise EOFError from error
+            finally:
+                await _end(writing, reading)
+            await self._rejoined()
+
+    async def _rejoined(self) -> None:
+        """Waits until home has made the connections again."""
+        assert self._control is not None
+        assert self._epoch is not None
+        lease_s = self._grace_s + _LEASE
+        log.warning("guest %d: connection lost, waits up to %d s", self.welcome.pid, lease_s)
+        try:
+            async with asyncio.timeout(lease_s):
+                while True:
+                    sock = await self._attached["control"].get()
+                    with contextlib.suppress(EOFError, OSError, TimeoutError, ProtocolError):
+                        await self._control.rejoined(sock, self._epoch)
+                        self.guest.renew(await self._attached["call"].get())
+                        return
+        except TimeoutError as error:
+            raise MoveFailedError(f"home was not heard of for {lease_s} s") from error
 
     async def _write_to_node(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                await self._node.send(await self._to_node.get())
+        while True:
+            message = await self._to_node.get()
+            with contextlib.suppress(OSError):  # it is gone; its successor is told what counts
+                await self._node.send(message)
 
     # ---- the deputy ----
 
@@ -237,6 +275,7 @@ class Remote:
                 case Run():
                     self._steps["run"].set()
                     self._hit("remote.run")
+                    self._epoch = message.epoch
                     self._say(Running(epoch=message.epoch))
                     self.guest.resume(held=message.held)
                     self._hit("remote.running")
@@ -255,6 +294,7 @@ class Remote:
         welcome = self.welcome
         if self._guest is not None:
             raise ProtocolError("a second Prepare")
+        self._grace_s = order.grace_s
         reason, hint = room.why_not(order.needs, room.look(self._memory()))
         if reason:
             self._say(Refused(reason=reason, hint=hint))
@@ -388,33 +428,51 @@ class Remote:
     # ---- mosd ----
 
     async def _listen_to_node(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                message, fds = await self._node.receive()
-                if isinstance(message, Attach) and len(fds) == 1:
-                    sock = socket.socket(fileno=fds[0])
-                    queue = self._attached.get(message.purpose)
-                    if queue is None or queue.qsize() > 1:
-                        sock.close()
-                    else:
-                        if message.purpose == "call":
-                            sock.setblocking(True)  # a call may take for ever
-                        else:
-                            make_blocking(sock)
-                        queue.put_nowait(sock)
-                elif isinstance(message, Mapped):
-                    self._mapped.put_nowait(message)
-                elif isinstance(message, Dialed):
-                    self._dialer.answered(message, fds)
-                elif isinstance(message, Arm):
-                    failpoints.arm(message.spec)
-                    arm_redirectors(failpoints.taken("redirect."))
-                    self._to_node.put_nowait(Armed())
-                elif isinstance(message, Leave):
-                    self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
-        # mosd is gone: the guest stays, and can still go home.
-        self._dialer.fail_all()
-        self._mapped.put_nowait(Mapped(error="mosd does not run there any more"))
+        while True:
+            with contextlib.suppress(EOFError, OSError):
+                await self._hear_node()
+            # mosd is gone: the guest stays, and can still go home.
+            self._dialer.fail_all()
+            self._mapped.put_nowait(Mapped(error="mosd does not run there any more"))
+            self._node.close()
+            self._node = Packets(await returned(self.welcome.adoption), NodeToWorker)
+            self._dialer.back()
+            if self._guest is not None:
+                shell = self._guest.shell
+                self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=self.welcome.pid))
+
+    async def _hear_node(self) -> None:
+        while True:
+            message, fds = await self._node.receive()
+            if isinstance(message, Attach) and len(fds) == 1:
+                self._attach(message.purpose, socket.socket(fileno=fds[0]))
+            elif isinstance(message, Mapped):
+                self._mapped.put_nowait(message)
+            elif isinstance(message, Dialed):
+                self._dialer.answered(message, fds)
+            elif isinstance(message, Arm):
+                failpoints.arm(message.spec)
+                arm_redirectors(failpoints.taken("redirect."))
+                self._to_node.put_nowait(Armed())
+            elif isinstance(message, Leave):
+                self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+
+    def _attach(self, purpose: str, sock: socket.socket) -> None:
+        queue = self._attached.get(purpose)
+        if queue is None:
+            sock.close()
+            return
+        while not queue.empty():  # of an attempt that has failed
+            queue.get_nowait().close()
+        if purpose == "call":
+            sock.setblocking(True)  # a call may take for ever
+        elif purpose != "control":
+            make_blocking(sock)
+        queue.put_nowait(sock)
+        if purpose == "control" and self._control is not None:
+            # The old connection is dead for home, whatever our kernel knows of it.
+            with contextlib.suppress(OSError):
+                self._control.sock.shutdown(socket.SHUT_RDWR)
 
     async def _map_ids(self, carrier: int) -> None:
         self._to_node.put_nowait(MapIds(carrier=carrier))

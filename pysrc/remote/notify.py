@@ -127,6 +127,13 @@ class NotifyRedirector(Redirector):
         self._must_stand_still()
         self._c.call_fd = call_fd
 
+    def renew(self, call_fd: int) -> None:
+        lib.mx_redirect_renew(self._c, call_fd)
+
+    @property
+    def renewed(self) -> bool:
+        return bool(lib.mx_redirect_renewed(self._c))
+
     def request_stop(self) -> bool:
         if self._still.is_set():
             return False

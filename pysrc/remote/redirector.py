@@ -106,8 +106,9 @@ class Sleeping:
 
 @dataclass(frozen=True, slots=True)
 class LinkBroken:
-    """The call socket ended or spoke nonsense (`error`: errno) during `call`, which is held.
-    After exit or exit_group that is the natural end."""
+    """The call socket ended (`error`: errno) during `call`, which goes on with `resume` after
+    `renew`; after exit or exit_group that is the natural end. With EPROTO or ENOMEM it spoke
+    nonsense, or there is no memory for the reply: the call is held and cannot go on."""
 
     call: Call
     error: int
@@ -142,6 +143,16 @@ class Redirector(ABC):
     @abstractmethod
     def attach(self, call_fd: int) -> None:
         """Use this call socket from the next call on (only while standing still)."""
+
+    @abstractmethod
+    def renew(self, call_fd: int) -> None:
+        """Go on over another connection to the same agent, at any time; the descriptor becomes
+        the redirector's. What was asked over the old one without a reply is asked again."""
+
+    @property
+    @abstractmethod
+    def renewed(self) -> bool:
+        """Whether such a connection has come and is not used yet."""
 
     @abstractmethod
     def request_stop(self) -> bool:

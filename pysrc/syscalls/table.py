@@ -59,6 +59,8 @@ _XATTR_NAME = 256
 UNKNOWN = "a system call unknown to MOSIX"
 #: A call has met EMFILE: some of the numbers are the agent's, whom the program must not feel.
 DESCRIPTORS = "has no descriptor left"
+#: The agent has no memory for the arguments; at home the program needs none.
+MEMORY = "has no memory left for a large system call"
 PROC_REASON = "reads its own maps, status or memory in /proc"
 
 
@@ -966,6 +968,7 @@ REASONS: tuple[str, ...] = tuple(
         (
             UNKNOWN,
             DESCRIPTORS,
+            MEMORY,
             PROC_REASON,
             *(reason for row in TABLE for reason in (row.reason, *(r.reason for r in row.rules))),
         )

@@ -48,9 +48,10 @@ class Dialer:
         *,
         limit_s: float = DIAL,
     ) -> tuple[Token, list[socket.socket]]:
-        """Authenticated connections to node `ip`, one per purpose (guest, call, bulk, home), and
-        the guest's token. The guest (control) socket is for asyncio, bulk and home are blocking
-        with a limit, call is blocking without one: a redirected read may wait for ever.
+        """Authenticated connections to node `ip`, one per purpose (guest, call, bulk, home,
+        control), and the guest's token. Guest and control sockets are for asyncio, bulk and home
+        are blocking with a limit, call is blocking without one: a redirected read may wait for
+        ever.
 
         UnknownNodeError, NodeDownError, RefusedError as mosd says; NotRunningError."""
         if self._gone:
@@ -89,8 +90,12 @@ class Dialer:
         else:
             future.set_result((message, fds))
 
+    def back(self) -> None:
+        """There is a mosd again."""
+        self._gone = False
+
     def fail_all(self) -> None:
-        """mosd is gone, for good: its successor does not know this worker."""
+        """mosd is gone."""
         self._gone = True
         for future in self._open.values():
             if not future.done():

@@ -27,6 +27,7 @@ Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
 SigInfo = Annotated[bytes, msgspec.Meta(min_length=128, max_length=128)]
@@ -106,6 +107,8 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     date_ns: Ns
     localtime: bool = False
     features: NodeFeatures
+    #: how long home will try to make a lost connection again
+    grace_s: Seconds
     #: it has the files /proc/self/{special}
     interface: bool = False
 
@@ -163,6 +166,19 @@ class Ping(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
+class Ack(_Tagged, frozen=True, kw_only=True):
+    """So many messages have come, see `mosix.wire.lasting`; either side says so."""
+
+    received: Ns
+
+
+class Rejoin(_Tagged, frozen=True, kw_only=True):
+    """First on another connection to the guest that was told to run as `epoch`."""
+
+    epoch: Epoch
+    received: Ns
+
+
 class Told(_Tagged, frozen=True, kw_only=True):
     """Answer to `Ask`: what the open returns, or -errno."""
 
@@ -176,7 +192,21 @@ class Date(_Tagged, frozen=True, kw_only=True):
     date_ns: Ns
 
 
-ToRemote = Prepare | Run | Signal | Hold | Freeze | Resume | Drop | Cancelled | Ping | Date | Told
+ToRemote = (
+    Prepare
+    | Run
+    | Signal
+    | Hold
+    | Freeze
+    | Resume
+    | Drop
+    | Cancelled
+    | Ping
+    | Ack
+    | Rejoin
+    | Date
+    | Told
+)
 
 
 # ---- remote → deputy ----
@@ -258,6 +288,17 @@ class Pong(_Tagged, frozen=True, kw_only=True):
     sent_ns: Ns
 
 
+class CallsLost(_Tagged, frozen=True, kw_only=True):
+    """The connection for calls has ended here: all of them have to be made again. Unless the
+    guest has exited, which home knows."""
+
+
+class Rejoined(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Rejoin`."""
+
+    received: Ns
+
+
 class AskDate(_Tagged, frozen=True, kw_only=True):
     """What is the date at home? `asked_ns`: the remote's own CLOCK_MONOTONIC."""
 
@@ -277,6 +318,9 @@ ToDeputy = (
     | NeedHome
     | GuestDied
     | Pong
+    | Ack
+    | CallsLost
+    | Rejoined
     | AskDate
 )
 
@@ -302,6 +346,10 @@ class Launch(_Tagged, frozen=True, kw_only=True):
     #: this node's own IP, and its features
     home: Ip
     features: NodeFeatures
+    #: how long a lost connection is tried to be made again
+    grace_s: Seconds
+    #: where the next mosd listens for its workers
+    adoption: Text
 
 
 class Join(_Tagged, frozen=True, kw_only=True):
@@ -361,6 +409,8 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
     here: Ip
     cgroup: str
     outer_uid: Uid  # G
+    #: where the next mosd listens for its workers
+    adoption: Text
     features: NodeFeatures
     memory_limit: Size
 
@@ -368,7 +418,7 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
 class Attach(_Tagged, frozen=True, kw_only=True):
     """A connection with this remote's token arrived; the socket rides along."""
 
-    purpose: Text  # "call", "bulk" or "home"
+    purpose: Text  # "call", "bulk", "home" or "control"
 
 
 class Mapped(_Tagged, frozen=True, kw_only=True):
@@ -469,7 +519,33 @@ class Armed(_Tagged, frozen=True, kw_only=True):
     pass
 
 
-WorkerToNode = Started | Joined | Name | Moved | Dial | ProcessState | MapIds | GuestState | Armed
+class Forsaken(_Tagged, frozen=True, kw_only=True):
+    """The guest of process `pid` that `token` names at node `ip` could not be told that it is not
+    wanted any more."""
+
+    ip: Ip
+    pid: Pid
+    token: Token
+
+
+class Returned(_Tagged, frozen=True, kw_only=True):
+    """First word of a worker to a mosd that has not started it (`mosix.wire.adoption`). A deputy's
+    rides with the job's stderr."""
+
+
+WorkerToNode = (
+    Started
+    | Joined
+    | Name
+    | Moved
+    | Dial
+    | ProcessState
+    | MapIds
+    | GuestState
+    | Forsaken
+    | Armed
+    | Returned
+)
 
 
 # ---- mosd ↔ mosd, behind the handshake (mosix.wire.handshake) ----
@@ -480,7 +556,8 @@ class PeerHello(_Tagged, frozen=True, kw_only=True):
 
     `purpose`: guest (a new guest; becomes the control connection), call, bulk, home (`token`;
     the image comes in over bulk and goes home over home, which is made beforehand: a guest must
-    be able to go home when a mosd has died),
+    be able to go home when a mosd has died), control (`token`; instead of a lost one),
+    drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
     `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow)."""
 
@@ -500,6 +577,10 @@ class PeerHello(_Tagged, frozen=True, kw_only=True):
 class PeerAccept(_Tagged, frozen=True, kw_only=True):
     token: Token | None = None
     features: NodeFeatures | None = None
+
+
+#: Why a connection to a guest is refused for good.
+GUEST_GONE = "that guest is not here any more"
 
 
 class PeerRefuse(_Tagged, frozen=True, kw_only=True):

@@ -25,8 +25,12 @@ from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
 
 HOLD = Path(__file__).parents[2] / "bench/programs/hold.c"
-#: What a job says that was lost with a node, and why.
-LOST = "mosix: process {pid} ended: the connection to node {ip} was lost"
+#: What a job says that was lost with its remote, and with a node.
+LOST = (
+    "mosix: process {pid} ended: the connection to node {ip} was lost, and the process is not "
+    "there any more"
+)
+LOST_NODE = "mosix: process {pid} ended: the connection to node {ip} was lost for 60 s"
 GUEST_DIED = "mosix: process {pid}: the guest died by SIGKILL on node {ip}"
 
 
@@ -233,10 +237,10 @@ def test_job_is_lost_with_its_node(lab: Cluster, ledger: Ledger) -> None:
     ledger.job.move("2")
     lab[2].link(up=False)
     try:
-        assert ledger.job.process.wait(90) == -signal.SIGKILL
+        assert ledger.job.process.wait(120) == -signal.SIGKILL
     finally:
         lab[2].link(up=True)
-    assert ledger.finish() == LOST.format(pid=ledger.job.pid, ip=lab[2].ip)
+    assert ledger.finish() == LOST_NODE.format(pid=ledger.job.pid, ip=lab[2].ip)
 
 
 def test_anybody_may_die_at_any_moment(lab: Cluster, full: bool) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from mosix.node.records import JobRecord, read_all
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -237,10 +238,10 @@ class Cluster:
 
     def close(self) -> None:
         groups = [
-            Path(record.read_text().strip())
+            Path(record.group)
             for node in self.nodes
             if (node.run_dir / "jobs").is_dir()
-            for record in (node.run_dir / "jobs").iterdir()
+            for record in read_all(node.run_dir / "jobs", JobRecord)
         ]
         for node in self.nodes:
             if node.process is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mosd_nodes import NOBODY, Cluster, Node, end, eventually
+from mosix.node.records import JobRecord, read_all
 from mosix.node.requests import Launch, Whois
 from mosix.wire.frames import frame
 from mosix.wire.messages import encode
@@ -116,15 +117,15 @@ def test_a_job_whose_deputy_died_leaves_no_cgroup_when_mosd_stops(cluster: Clust
     node = cluster.node(1)
     job = node.job(uid=NOBODY)
     (deputy,) = [pid for pid in node.processes() if os.stat(f"/proc/{pid}").st_uid == NOBODY]
-    (record,) = (node.run_dir / "jobs").iterdir()
-    group = Path(record.read_text().strip())
+    (record,) = read_all(node.run_dir / "jobs", JobRecord)
+    group = Path(record.group)
     os.kill(deputy, 9)
     eventually(lambda: node.rows() == [])
     job.kill()
     assert end(job) == -9
     assert node.stop() == 0
     assert not group.exists()
-    assert not record.exists()
+    assert not list((node.run_dir / "jobs").iterdir())
 
 
 def test_after_a_kill_it_starts_again(cluster: Cluster) -> None:

