@@ -60,9 +60,18 @@ def open_home_cloexec(cluster: Cluster) -> Measured:
     return _opens(cluster, "cloexec")
 
 
+@benchmark("cpu_clock_home", "µs", goal=None)
+def cpu_clock_home(cluster: Cluster) -> Measured:
+    """Reading the CPU clock of a process that was never away, at home against natively."""
+    return _against_native(cluster, [program("cpuclock"), str(_OPENS)])
+
+
 def _opens(cluster: Cluster, flags: str) -> Measured:
+    return _against_native(cluster, [program("opens"), "/node/name", flags, str(_OPENS)])
+
+
+def _against_native(cluster: Cluster, command: list[str]) -> Measured:
     home = cluster[1]
-    command = [program("opens"), "/node/name", flags, str(_OPENS)]
     with running(home, ["mosrun", *command]) as job, running(home, command) as native:
         job.is_a_job()
         for warm in (job, native):

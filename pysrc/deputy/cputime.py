@@ -1,8 +1,9 @@
 """CPU time of a process whose body was away: home's kernel has counted only what was used here.
 
-Owned by `mosix.deputy.process`. Keeps the difference for the next move, and holds RLIMIT_CPU to
-what was used on all nodes, as the kernel would: SIGXCPU at the soft limit and every second of CPU
-time after it, SIGKILL at the hard one. It never changes the limit, which the program can read.
+Owned by `mosix.deputy.process`. Keeps the difference for the next move, has the job's listener
+tell it to the program, and holds RLIMIT_CPU to what was used on all nodes, as the kernel would:
+SIGXCPU at the soft limit and every second of CPU time after it, SIGKILL at the hard one. It never
+changes the limit, which the program can read.
 """
 
 from __future__ import annotations
@@ -14,22 +15,29 @@ import resource
 import signal
 
 from mosix.image import capture
+from mosix.native.listener import Listener
 
 #: The longest and shortest time between two looks, in seconds.
 _SELDOM, _OFTEN = 60.0, 0.02
 
 
 class CpuTime:
-    """Of process `pid`. User and system times are pairs, in ns."""
+    """Of process `pid`. User and system times are pairs, in ns. Without a listener the program
+    is told only what it used here."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, listener: Listener | None) -> None:
         self._pid = pid
+        self._listener = listener
         #: used on all nodes minus what home's kernel says
         self._away_ns = (0, 0)
         self._watching: asyncio.Task[None] | None = None
 
     def everywhere(self, here_ns: tuple[int, int]) -> tuple[int, int]:
-        """What was used on all nodes, when home's kernel says `here_ns`."""
+        """What was used on all nodes by the stopped body, to which `here_ns` was told by whoever
+        answers here: the kernel, but for a body that came home, whose listener knows better."""
+        told = self._listener.cpu_time(self._pid) if self._listener else None
+        if told is not None:
+            return told
         user, system = (max(a + b, 0) for a, b in zip(here_ns, self._away_ns, strict=True))
         return user, system
 
@@ -38,11 +46,15 @@ class CpuTime:
         here = capture.cpu_time(self._pid)
         self._away_ns = used_ns[0] - here[0], used_ns[1] - here[1]
         self.stop()
+        if self._listener is not None:
+            self._listener.came_home(self._pid, used_ns)
         if sum(self._away_ns) > 0:
             self._watching = asyncio.create_task(self._hold_limit())
 
     def stop(self) -> None:
         """The body is not here, or has ended."""
+        if self._listener is not None:
+            self._listener.not_here(self._pid)
         if self._watching is not None:
             self._watching.cancel()
             self._watching = None

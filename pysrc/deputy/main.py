@@ -135,7 +135,7 @@ class Deputy:
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
         self._stderr = stderr
-        self._listener = listener
+        self.listener = listener
         self._names: dict[int, asyncio.Future[Named]] = {}
         self._name_numbers = itertools.count(1)
         self._mosd_gone = False
@@ -161,7 +161,7 @@ class Deputy:
 
     @property
     def interface(self) -> bool:
-        return self._listener is not None
+        return self.listener is not None
 
     @property
     def date_ahead_ns(self) -> int:
@@ -170,8 +170,8 @@ class Deputy:
     async def main(self, pidfd: int) -> None:
         """`pidfd`: of a process of the job. Returns when all have ended."""
         self.watch.start()
-        if self._listener is not None:
-            self._listener.listen(self._asked)
+        if self.listener is not None:
+            self.listener.listen(self._asked)
         if self.launch.node is not None:
             await self._stop_at_exec(
                 self._process(self.launch.pid), self.launch.node, fallback=self.launch.fallback
@@ -387,19 +387,19 @@ class Deputy:
 
     def _asked(self, asked: Asked) -> None:
         """From a process at home."""
-        assert self._listener is not None
+        assert self.listener is not None
         pid = process_of(asked.tid)
         if pid in members(self.launch.cgroup):
             self._spawn(self._answer_at_home(self._process(pid), asked))
         else:  # a job of another user inside this one
-            self._listener.let(asked)
+            self.listener.let(asked)
 
     async def _answer_at_home(self, process: JobProcess, asked: Asked) -> None:
-        assert self._listener is not None
+        assert self.listener is not None
         result = await self._value(process, asked.name, asked.flags, asked.value, again=True)
         if result is None:
             result = -errno.EAGAIN
-        if self._listener.answer(asked, result):
+        if self.listener.answer(asked, result):
             process.failed_migrate = 0
 
     async def answer(self, process: JobProcess, ask: Ask) -> None:
@@ -420,8 +420,8 @@ class Deputy:
 
     def ask_again(self, pid: int, stopping: bool) -> None:
         """While a stop of `pid` is waited for, what it asks waits until it has been stopped."""
-        if self._listener is not None:
-            self._listener.restart(pid if stopping else 0)
+        if self.listener is not None:
+            self.listener.restart(pid if stopping else 0)
 
     async def node_of(self, name: str) -> tuple[str | None, int | None]:
         if self._mosd_gone:

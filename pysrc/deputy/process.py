@@ -23,6 +23,7 @@ from mosix.deputy.link import RemoteLink, Unasked
 from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
+from mosix.native.listener import Listener
 from mosix.native.tracee import StillAsleepError, Stop, Tracee
 from mosix.wire.attributes import ENOSYS_WITH_MESSAGE, KILL, JobAttributes
 from mosix.wire.messages import (
@@ -96,6 +97,11 @@ class Home(Protocol):
         ...
 
     @property
+    def listener(self) -> Listener | None:
+        """Of the filter that mosrun installed."""
+        ...
+
+    @property
     def filters(self) -> int:
         """How many seccomp filters each process had before its program began."""
         ...
@@ -155,7 +161,7 @@ class JobProcess:
         #: what the body took of its node when it last left home
         self.needs = Needs()
         self.freeze_ns = 0
-        self.cpu_time = CpuTime(pid)
+        self.cpu_time = CpuTime(pid, home.listener)
         #: calls served for bodies that have come home since
         self.calls_before = 0
         self.ordered: str | None = None

@@ -20,6 +20,7 @@ UNITS = tuple(
         "pages",
         "clock",
         "redirect",
+        "cputime",
         "listener",
         "decide",
         "spin",

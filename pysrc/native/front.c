@@ -12,7 +12,7 @@
  * standard error rides along.  Answer: a 4-byte length, then msgpack
  * [what, number, deputy, text] (mosix.node.requests.LaunchAnswer).  An answer PREPARE, which asks
  * us into the cgroup of the job and to install a filter that tells of opens of
- * /proc/self/{special}, may come before the one that tells what to do.
+ * /proc/self/{special} and of questions for CPU time, may come before the one that tells what to do.
  */
 #include "interface.h"
 
@@ -27,10 +27,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LAUNCH_FAILED 125
@@ -47,7 +49,7 @@
 #define MOSIX_PYTHON "python3"
 #endif
 
-/* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: a signal does not end an open that was received. */
+/* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: a signal does not end a call that was received. */
 #define FILTER_WAIT_KILLABLE (1u << 5)
 
 enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, PREPARE = 3 };
@@ -365,18 +367,31 @@ static void join(int directory)
 	close(directory);
 }
 
-/* Notifies of opens with the flags of interface.h and of nothing else.  The new descriptor, or
- * -errno; *unprivileged: set-user-ID programs will run without their privilege. */
+/* Notifies of opens with the flags of interface.h, of questions for the caller's CPU time and of
+ * nothing else.  The new descriptor, or -errno; *unprivileged: set-user-ID programs will run
+ * without their privilege. */
 static int install_filter(int *unprivileged)
 {
 	const uint32_t flags_of_open = offsetof(struct seccomp_data, args[1]);
 	const uint32_t flags_of_openat = offsetof(struct seccomp_data, args[2]);
+	const uint32_t clock_or_who = offsetof(struct seccomp_data, args[0]);
+	const int of_cpu_time = 5;
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 9),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 18),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 3, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_open, 0, 6),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 12, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_open, 9, 0),
+		/* of_cpu_time */
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clock_gettime, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getrusage, 4, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_times, 13, 12),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, clock_or_who),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CLOCK_PROCESS_CPUTIME_ID, 11, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CLOCK_THREAD_CPUTIME_ID, 10, 9),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, clock_or_who),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RUSAGE_SELF, 8, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RUSAGE_THREAD, 7, 6),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, flags_of_open),
 		BPF_STMT(BPF_JMP | BPF_JA, 1),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, flags_of_openat),
@@ -390,14 +405,16 @@ static int install_filter(int *unprivileged)
 	unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | FILTER_WAIT_KILLABLE;
 	long fd;
 
-	_Static_assert(sizeof(code) / sizeof(code[0]) == 13, "the jumps are counted");
+	_Static_assert(sizeof(code) / sizeof(code[0]) == 22, "the jumps are counted");
 	for (;;) {
 		fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
 		if (fd >= 0)
 			return fd;
-		if (errno == EINVAL && flags & FILTER_WAIT_KILLABLE) /* before Linux 5.19 */
+		if (errno == EINVAL && flags & FILTER_WAIT_KILLABLE) { /* before Linux 5.19 */
 			flags &= ~FILTER_WAIT_KILLABLE;
-		else if (errno == EACCES && !*unprivileged && !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+			/* A signal would make a call fail that cannot. */
+			code[of_cpu_time] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+		} else if (errno == EACCES && !*unprivileged && !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 			*unprivileged = 1;
 		else
 			return -errno;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* What is promised here is described in listener.h. */
 #include "listener.h"
+#include "cputime.h"
 #include "interface.h"
 
 #include <errno.h>
@@ -42,6 +43,7 @@ struct mx_listener {
 	pthread_mutex_t lock; /* of all below, and of memory->asked */
 	enum state states[MAX_ASKED];
 	struct mx_asked asked[MAX_ASKED];
+	struct mx_cputime *cputime;
 };
 
 static int send_back(int fd, uint64_t id, int64_t result, int go_on)
@@ -142,11 +144,22 @@ static int keep(struct mx_listener *l, const struct mx_asked *asked)
 	return 0;
 }
 
+static int knows(struct mx_listener *l, const struct seccomp_notif *n, int64_t *result)
+{
+	int known;
+
+	pthread_mutex_lock(&l->lock);
+	known = mx_cputime_answer(l->cputime, l->fd, n, result);
+	pthread_mutex_unlock(&l->lock);
+	return known;
+}
+
 static void *serve(void *listener)
 {
 	struct mx_listener *l = listener;
 	struct seccomp_notif *n = &l->memory->received;
 	struct mx_asked asked;
+	int64_t result;
 
 	for (;;) {
 		int got = receive(l->fd, n);
@@ -157,6 +170,8 @@ static void *serve(void *listener)
 			continue;
 		if (is_question(n, &asked))
 			keep(l, &asked);
+		else if (knows(l, n, &result))
+			send_back(l->fd, n->id, result, 0);
 		else
 			send_back(l->fd, n->id, 0, 1);
 	}
@@ -219,6 +234,33 @@ void mx_listener_restart(struct mx_listener *l, int tid)
 		l->memory->asked[i] = 0;
 	}
 	pthread_mutex_unlock(&l->lock);
+}
+
+int mx_listener_came_home(struct mx_listener *l, int pid, int64_t user_ns, int64_t system_ns)
+{
+	int error;
+
+	pthread_mutex_lock(&l->lock);
+	error = mx_cputime_add(&l->cputime, pid, user_ns, system_ns);
+	pthread_mutex_unlock(&l->lock);
+	return error;
+}
+
+void mx_listener_not_here(struct mx_listener *l, int pid)
+{
+	pthread_mutex_lock(&l->lock);
+	mx_cputime_remove(&l->cputime, pid);
+	pthread_mutex_unlock(&l->lock);
+}
+
+int mx_listener_cpu_time(struct mx_listener *l, int pid, int64_t *used)
+{
+	int error;
+
+	pthread_mutex_lock(&l->lock);
+	error = mx_cputime_used(l->cputime, pid, used);
+	pthread_mutex_unlock(&l->lock);
+	return error;
 }
 
 /* Waits until whoever served before has ended. */

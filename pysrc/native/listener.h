@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Serves the seccomp listener of a job at home: the opens that its filter notifies (interface.h).
+ * Serves the seccomp listener of a job at home: the opens that its filter notifies (interface.h),
+ * and the calls that tell CPU time (cputime.h).
  *
  * Called by mosix.native.listener.  In a deputy one thread, the listener's, lets ordinary opens go
- * on; those of special files wait in a table until another thread answers them.  It never needs that other thread for an ordinary open, so that
- * the ghosts and processes which the other one stops and injects calls into never wait for it.
+ * on and tells CPU time; opens of special files wait in a table until another thread answers them.
+ * It never needs that other thread for anything else, so that the ghosts and processes which the
+ * other one stops and injects calls into never wait for it.
  *
  * A notification that was received by a process which then died is offered to nobody else, and
  * its caller waits for ever.  So whatever was received and not answered stands in memory that a
@@ -43,6 +45,13 @@ int mx_listener_go_on(struct mx_listener *l, uint64_t id);
 /* From now on, until tid is 0: what `tid` asks or has asked is ended by "make this call again".
  * Right only when a ptrace stop of `tid` is pending, which otherwise would wait for the answer. */
 void mx_listener_restart(struct mx_listener *l, int tid);
+/* `pid`, which is stopped here and has one thread, has used so much CPU time on all nodes, of
+ * which its kernel knows only a part: until it is not here it is told of the whole.  0 or -errno. */
+int mx_listener_came_home(struct mx_listener *l, int pid, int64_t user_ns, int64_t system_ns);
+void mx_listener_not_here(struct mx_listener *l, int pid);
+/* What such a process has used, user and system ns, and not less than it was told.  0 or
+ * -errno (-ENOENT: there is none). */
+int mx_listener_cpu_time(struct mx_listener *l, int pid, int64_t *used);
 /* The survivor's loop: lets go on whatever a dead process has received and not answered, then
  * everything else.  It begins when no other process serves: `memory`
  * is locked (fcntl) by whoever does, and a lock ends with its process.  0 or -errno. */

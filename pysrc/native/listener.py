@@ -1,9 +1,9 @@
 """The listener of a job at home, behind cffi: what is asked through it, and who serves it.
 
 The deputy makes a `Listener`, which lets ordinary opens go on by itself (native/listener.c, a
-thread that needs no GIL) and hands on the opens of /proc/self/{special}. `survive` is the loop of
-whoever serves when the deputy is dead; `new_memory` makes what the two share. It must never make
-an ordinary open wait for Python.
+thread that needs no GIL), tells those processes their CPU time that were away, and hands on the
+opens of /proc/self/{special}. `survive` is the loop of whoever serves when the deputy is dead;
+`new_memory` makes what the two share. It must never make any other call wait for Python.
 """
 
 from __future__ import annotations
@@ -60,6 +60,23 @@ class Listener:
         """`tid`, whose ptrace stop is pending, makes its questions again later: it would not
         stop before it is answered, by the very thread that waits for the stop. 0: no longer."""
         lib.mx_listener_restart(self._c, tid)
+
+    def came_home(self, pid: int, used_ns: tuple[int, int]) -> None:
+        """`pid`, which is stopped and has one thread, is told of CPU time that it has used
+        `used_ns` (user, system) on all nodes, and more as it runs here. Dead ones are ignored."""
+        lib.mx_listener_came_home(self._c, pid, *used_ns)
+
+    def not_here(self, pid: int) -> None:
+        """What its kernel says is told again: its body has left, or it has ended."""
+        lib.mx_listener_not_here(self._c, pid)
+
+    def cpu_time(self, pid: int) -> tuple[int, int] | None:
+        """User and system ns of a process that came home: not less than it was told. None:
+        only its kernel knows."""
+        used = ffi.new("int64_t [2]")
+        if lib.mx_listener_cpu_time(self._c, pid, used):
+            return None
+        return used[0], used[1]
 
     def _take(self, on_asked: Callable[[Asked], None]) -> None:
         with contextlib.suppress(BlockingIOError):

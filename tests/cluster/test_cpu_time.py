@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import faults
 import pytest
 from jobs import PROGRAMS, PYTHON, Job
 from mosix.lab.drive import Cluster, wait_for
@@ -40,15 +42,57 @@ def work(outer: int, seconds: float) -> None:
 def test_no_clock_of_cpu_time_runs_back_or_jumps_on_the_way_from_node_to_node(
     lab: Cluster, start: Callable[..., Job]
 ) -> None:
-    """But at home only what was used there is seen, as docs/architecture.md says."""
     job = start(program("clocks", "/node/stop-cpu"))
     assert job.line() == "ready"
     work(job.outer, 0.2)
-    for node in (2, 3, 2):
-        job.move(str(node))
-        work(guest_of(lab, node), 0.2)
+    chain = ["2", "home", "3", "2", "home"]
+    chain += random.choices(["2", "3", "home"], k=4)
+    for there in chain:
+        if there != job.where():
+            job.move(there)
+        work(job.outer if there == "home" else guest_of(lab, int(there)), 0.15)
     job.home.check(["touch", "/node/stop-cpu"])
     assert job.finish() == (0, "wrong 0\n", "")
+
+
+def test_a_program_that_never_moved_reads_its_kernel_s_clocks(start: Callable[..., Job]) -> None:
+    code = (
+        "import resource, time\n"
+        "while input():\n"
+        "    u = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print(time.process_time_ns(), time.thread_time_ns(), u.ru_maxrss, flush=True)\n"
+    )
+    job = start([PYTHON, "-c", code])
+    for _ in range(5):
+        before = used_s(job.outer)
+        job.write("go\n")
+        process, thread, rss = map(int, job.line().split())
+        assert before <= process / 1e9 <= thread / 1e9 <= used_s(job.outer)
+        assert rss
+    job.write("\n")
+    assert job.finish()[::2] == (0, "")
+
+
+def test_calls_for_cpu_time_go_on_without_a_deputy(start: Callable[..., Job]) -> None:
+    """What was used away is forgotten with it, and nothing hangs or fails."""
+    code = (
+        "import os, time\n"
+        "while input():\n"
+        "    os.times()\n"
+        "    print(time.process_time_ns() > 0, flush=True)\n"
+    )
+    job = start([PYTHON, "-c", code])
+    job.move("2")
+    job.move("home")
+    job.write("go\n")
+    assert job.line() == "True"
+    (deputy,) = faults.workers(job.home)
+    assert faults.kill([deputy])
+    job.write("go\n")
+    assert job.line() == "True"
+    job.write("\n")
+    assert job.finish()[::2] == (0, "")
+    wait_for("nobody to serve it any more", lambda: not faults.workers(job.home))
 
 
 def test_a_body_that_leaves_again_has_all_that_it_used_before(
@@ -101,10 +145,7 @@ def test_a_limit_of_cpu_time_counts_what_was_used_on_all_nodes(
         job.move("home")
     used_ms, soft_s = job.line().split()
     assert int(soft_s) in (2, 3)  # a kernel that sends the signal raises it by one
-    if back:  # at home only what was used there can be read
-        assert int(used_ms) < 1500
-    else:
-        assert 1900 < int(used_ms) < 3200
+    assert 1900 < int(used_ms) < 3200
     assert job.finish() == (0, "", "")
 
 

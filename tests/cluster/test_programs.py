@@ -95,8 +95,7 @@ def test_family_of_calls(family: str, lab: Cluster, full: bool) -> None:
 
 
 def test_cpu_time_never_runs_back_between_nodes(lab: Cluster, start: Callable[..., Job]) -> None:
-    """Clocks, times and getrusage count on where the body goes on. (At home they are the
-    kernel's own, which knows only what was used there.)"""
+    """Clocks, times and getrusage count on where the body goes on."""
     job = start([*families(), "cpu", "0", "/node/stop-cpu"], options=("-2",))
     job.wait_until_at(lab[2].ip)
     for target in ("3", "2", "3"):

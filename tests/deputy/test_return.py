@@ -37,6 +37,7 @@ class Home:
     """The deputy of a process that can never leave, or only sometimes."""
 
     here = "10.0.0.1"
+    listener = None
 
     def __init__(self, loop: Jumping) -> None:
         self.loop = loop
