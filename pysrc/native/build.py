@@ -1,7 +1,8 @@
 """Describes the cffi extension `mosix.native._native`: which C files, which declarations.
 
-Each C file has a .h of the same name whose part between ``/* cffi: begin */`` and
-``/* cffi: end */`` is what Python may call; that is the only list of declarations.
+Each unit has a .h whose part between ``/* cffi: begin */`` and ``/* cffi: end */`` is what Python
+may call; that is the only list of declarations. A unit is one .c of the same name, or several
+whose names begin with it.
 """
 
 from __future__ import annotations
@@ -12,21 +13,18 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-UNITS = tuple(
-    name
-    for name in (
-        "tracee",
-        "inject",
-        "pages",
-        "clock",
-        "redirect",
-        "cputime",
-        "listener",
-        "decide",
-        "spin",
-    )
-    if (HERE / f"{name}.c").exists()
+UNITS = (
+    "tracee",
+    "inject",
+    "pages",
+    "clock",
+    "redirect",
+    "cputime",
+    "listener",
+    "decide",
+    "spin",
 )
+SOURCES = sorted(path for unit in UNITS for path in HERE.glob(f"{unit}*.c"))
 
 
 def _declarations(header: Path) -> str:
@@ -51,7 +49,7 @@ ffi.set_source(
     "mosix.native._native",
     '#include "abi.h"\n#include "failpoint.h"\n'
     + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
-    sources=[str((HERE / f"{unit}.c").relative_to(HERE.parent.parent)) for unit in UNITS],
+    sources=[str(path.relative_to(HERE.parent.parent)) for path in SOURCES],
     include_dirs=["pysrc/native"],
     depends=[str(header.relative_to(HERE.parent.parent)) for header in HERE.glob("*.h")],
     extra_compile_args=[
@@ -60,6 +58,7 @@ ffi.set_source(
         "-Wextra",
         "-Werror",
         "-D_GNU_SOURCE",
+        "-fvisibility=hidden",
         "-pthread",
         "-Wno-error=unused-parameter",
         "-Wno-missing-field-initializers",

@@ -125,6 +125,11 @@ def writes(size: int) -> Shape:
     return Shape(Kind.OUT, size)
 
 
+def writes_n(length_arg: int) -> Shape:
+    """args[length_arg] bytes, all of which a successful call has written."""
+    return Shape(Kind.OUT, 0, length_arg, 1)
+
+
 def writes_result(length_arg: int, unit: int = 1, plus: int = 0) -> Shape:
     """A buffer for args[length_arg] units, of which the call fills as many as it returns."""
     return Shape(Kind.OUT_RESULT, plus, length_arg, unit)

@@ -43,6 +43,7 @@ from mosix.syscalls.shapes import (
     value,
     writes,
     writes_length_at,
+    writes_n,
     writes_result,
 )
 
@@ -493,7 +494,7 @@ TABLE: tuple[Row, ...] = (
     _home(125, "capget", updates(8), updates(24)),
     _home(126, "capset", updates(8), reads(24)),
     # ---- signals ----
-    _home(127, "rt_sigpending", writes(_SIGSET), value),
+    _home(127, "rt_sigpending", writes_n(1), value),
     _home(
         128,
         "rt_sigtimedwait",

@@ -77,6 +77,13 @@ static void files(void)
 	SAY(pwritev2(fd, v, 2, 9000, RWF_DSYNC));
 	say("position", lseek(fd, 0, SEEK_CUR));
 	SAY(readv(fd, v, -1));
+	/* a buffer that ends above all user memory: looked at before it is cut */
+	memset(a, 'x', sizeof(a));
+	SAY(syscall(SYS_read, fd, a, 0x7ffff7000000UL));
+	SAY(syscall(SYS_pread64, fd, a, 0x7ffff7000000UL, 0));
+	SAY(syscall(SYS_write, fd, a, 0x7ffff7000000UL));
+	SAY(readv(fd, (struct iovec[]){ { a, 1 }, { a, 0x7ffff7000000UL } }, 2));
+	SAY(sum(a, sizeof(a)));
 	SAY(writev(fd, v, 0));
 	SAY(writev(fd, NULL, 3));
 	SAY(write(fd, (void *)8, 10));
@@ -312,7 +319,7 @@ static void identity(void)
 	struct tms tms;
 	cpu_set_t cpus;
 	sigset_t set, was;
-	char comm[16];
+	char comm[16], some[8];
 	int ids[3], id;
 	struct {
 		long type;
@@ -324,6 +331,7 @@ static void identity(void)
 	SAY(getresuid((uid_t *)ids, (uid_t *)ids + 1, (uid_t *)ids + 2));
 	say("ids", ids[0] + ids[1] + ids[2]);
 	SAY(getgroups(0, NULL) >= 0);
+	SAY(syscall(SYS_getgroups, -1, &set));
 	SAY(getpid() == gettid());
 	SAY(getsid(0) > 0);
 	SAY(umask(022));
@@ -341,6 +349,10 @@ static void identity(void)
 	SAY(sigismember(&was, SIGUSR1));
 	SAY(kill(getpid(), SIGUSR1));
 	SAY(sigpending(&set));
+	memset(some, 'x', sizeof(some));
+	SAY(syscall(SYS_rt_sigpending, some, 5));
+	SAY(some[4] != 'x' && some[5] == 'x' && some[7] == 'x');
+	SAY(syscall(SYS_rt_sigpending, NULL, 0));
 	SAY(sigismember(&set, SIGUSR1));
 	SAY(kill(getpid(), SIGUSR2));
 	SAY(sigpending(&set));
