@@ -19,15 +19,14 @@ class Owner:
     def __init__(self) -> None:
         ours, self.remote = socket.socketpair()
         self.told: list[Unasked] = []
-        self.lost = asyncio.Event()
-        self.link = RemoteLink("10.0.0.2", bytes(16), ours, self.on_unasked, self.on_lost)
+        self.link = RemoteLink("10.0.0.2", bytes(16), ours, self.on_unasked, self.on_down)
 
     def on_unasked(self, link: RemoteLink, message: Unasked) -> None:
         assert link is self.link
         self.told.append(message)
 
-    def on_lost(self, _: RemoteLink) -> None:
-        self.lost.set()
+    def on_down(self, link: RemoteLink) -> None:
+        raise AssertionError("no guest runs there, so nothing is to be connected again")
 
     def say(self, *messages: ToDeputy) -> None:
         """All at once, as they come when the deputy had to wait for a processor."""
@@ -62,6 +61,6 @@ async def test_an_answer_of_another_epoch_is_none(owner: Owner) -> None:
 
 async def test_a_remote_that_floods_is_given_up(owner: Owner) -> None:
     owner.say(*[Cancel(id=number) for number in range(100)])
-    await asyncio.wait_for(owner.lost.wait(), 5)
     with pytest.raises(NodeDownError):
-        await owner.link.expect(Running, 1)
+        await asyncio.wait_for(owner.link.expect(Running, 1), 5)
+    assert owner.link.lost

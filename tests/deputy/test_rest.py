@@ -35,13 +35,19 @@ def _members(directory: Path, *pids: int) -> str:
     return str(directory)
 
 
+def no_other() -> None:
+    """The next mosd has not come."""
+
+
 def test_a_message_ends_it_and_is_left_for_the_event_loop(
     tmp_path: Path,
     mosd: tuple[socket.socket, socket.socket],
     process: subprocess.Popen[bytes],
 ) -> None:
     mosd[0].send(b"message")
-    pidfd = rest([mosd[1].fileno()], os.pidfd_open(process.pid), _members(tmp_path, process.pid))
+    cgroup = _members(tmp_path, process.pid)
+    node, pidfd = rest(mosd[1], [], os.pidfd_open(process.pid), cgroup, no_other)
+    assert node is mosd[1]
     assert mosd[1].recv(100) == b"message"
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert process.wait(5) == -signal.SIGKILL
@@ -59,7 +65,7 @@ def test_the_job_is_over_when_the_last_process_is(
         cgroup = _members(tmp_path, first.pid, process.pid)
         ended: list[int] = []
         thread = threading.Thread(
-            target=lambda: ended.append(rest([mosd[1].fileno()], pidfd, cgroup))
+            target=lambda: ended.append(rest(mosd[1], [], pidfd, cgroup, no_other)[1])
         )
         thread.start()
         assert ended == []  # the second one goes on
@@ -77,4 +83,20 @@ def test_without_mosd_the_job_goes_on(
     mosd[0].close()
     process.send_signal(signal.SIGKILL)
     pidfd = os.pidfd_open(process.pid)
-    assert rest([mosd[1].fileno()], pidfd, _members(tmp_path)) == -1
+    assert rest(mosd[1], [], pidfd, _members(tmp_path), no_other) == (mosd[1], -1)
+
+
+def test_another_mosd_is_told_from_the_one_that_ended(
+    tmp_path: Path,
+    mosd: tuple[socket.socket, socket.socket],
+    process: subprocess.Popen[bytes],
+) -> None:
+    mosd[0].close()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.send(b"message")
+        cgroup = _members(tmp_path, process.pid)
+        node, pidfd = rest(mosd[1], [], os.pidfd_open(process.pid), cgroup, lambda: theirs)
+        os.close(pidfd)
+        assert node is theirs
+        assert theirs.recv(100) == b"message"
