@@ -360,7 +360,7 @@ def test_a_process_that_dies_is_an_error() -> None:
 
 def test_a_stopped_process_is_described_as_stopped() -> None:
     with self_check("spin") as target:
-        os.kill(target.pid, signal.SIGTSTP)
+        os.kill(target.pid, signal.SIGSTOP)
         watch(target.process, lambda: state_of(target.pid) == "T")
         tracee, image = _describe(target.pid)
         assert image.process.stopped

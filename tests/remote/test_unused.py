@@ -33,6 +33,7 @@ async def remote() -> AsyncIterator[Frames[ToDeputy]]:
         here="10.0.0.2",
         cgroup="",
         outer_uid=2,
+        adoption="",
         features=probe(),
         memory_limit=1 << 30,
     )
@@ -74,6 +75,7 @@ async def test_it_ends_when_no_body_comes(monkeypatch: pytest.MonkeyPatch) -> No
                 monotonic_ns=1,
                 boottime_ns=1,
                 date_ns=1,
+                grace_s=60,
                 features=probe(),
             )
         )
