@@ -43,6 +43,8 @@ _MAX_SIZE = 1 << 20
 _PAGE = 4096
 _JMP_SIZE = 5
 _RET = 0xC3
+_SYSCALL = b"\x0f\x05"
+_NR_CLOCK_GETTIME = 228
 #: before the vdso: the clock page and the blob
 BEFORE = 2 * _PAGE
 
@@ -258,10 +260,19 @@ def is_used(tracee: Tracee, image: bytes) -> bool:
 
 
 def stands_inside(tracee: Tracee, image: bytes) -> bool:
-    """The stopped process is in the middle of a function of its own kernel's vdso `image`."""
-    offset = tracee.get_registers().rip - tracee.vdso[0]
+    """The stopped process is in the middle of a function of its own kernel's vdso `image`.
+
+    Not if it is at the system call that clock_gettime makes for clocks which are in no data, such
+    as those of CPU time: that is the last of what the function does, and a process that asks for
+    little else would hardly ever be found elsewhere."""
+    registers = tracee.get_registers()
+    offset = registers.rip - tracee.vdso[0]
     found = layout(image)
-    return found.code[0] <= offset < found.code[1] and offset not in found.entries.values()
+    if not found.code[0] <= offset < found.code[1] or offset in found.entries.values():
+        return False
+    before = registers.rax, image[offset : offset + 2]
+    behind = registers.orig_rax, image[offset - 2 : offset]
+    return (_NR_CLOCK_GETTIME, _SYSCALL) not in (before, behind)
 
 
 def handler_interrupted(tracee: Tracee, image: bytes) -> bool:
