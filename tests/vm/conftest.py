@@ -27,6 +27,7 @@ def lab() -> Iterator[Cluster]:
             # Much is done for the first time, and slowly: after this, limits of time hold.
             first = ["mosrun", "true"]
             drive.wait_for(f"a job in {node.name}", lambda: node.run(first).returncode == 0, 60)  # noqa: B023
+            node.jobs()  # whom it asks from now on stays until it is closed
         yield cluster
         for node in cluster.nodes:
             node.close()
