@@ -73,6 +73,7 @@ _SIGNAL = struct.Struct("<i")
 _MAX_SIGNALS = 64
 #: How often a process that does not stop is looked at, in seconds.
 _LOOK_AGAIN = 0.2
+_LOOP_TICK = 1e-3
 _NR_RT_TGSIGQUEUEINFO = 297
 
 
@@ -204,9 +205,17 @@ async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
         if stop.ended or stop.kind == "group" or not vdso.is_used(tracee, own_vdso()):
             break
         tracee.cont()
-        await asyncio.sleep(vdso.pause_s(attempt))
+        await _pause(vdso.pause_s(attempt))
         stop = await _stand_still(tracee)
     return stop
+
+
+async def _pause(seconds: float) -> None:
+    """asyncio cannot sleep for less than a tick; blocking for less keeps nobody waiting."""
+    if seconds < _LOOP_TICK:
+        time.sleep(seconds)  # noqa: ASYNC251
+    else:
+        await asyncio.sleep(seconds)
 
 
 async def _stand_still(tracee: Tracee) -> Stop:

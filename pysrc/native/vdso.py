@@ -74,13 +74,17 @@ _EFLAGS_ALWAYS, _EFLAGS_LIMIT = 2, 1 << 22
 _STACK_LIMIT = 8 << 20
 
 #: How often a process that stands inside is let run before it is given up.
-ATTEMPTS = 60
+ATTEMPTS = 600
+_QUICK = 20
 
 
 def pause_s(attempt: int) -> float:
-    """For how long, in seconds. Its functions take less than a microsecond, but a system call that
-    they make may have to wait for a processor."""
-    return min(1e-5 * 1.5**attempt, 0.02)
+    """For how long, in seconds. Its functions take less than a microsecond, but a program that does
+    nothing else is nearly always met behind their slow instructions: there are many quick looks.
+    A system call or a handler may have to wait for a processor: now and then there is a long one."""
+    if attempt % _QUICK != _QUICK - 1:
+        return 1e-5
+    return min(1e-4 * 1.5 ** (attempt // _QUICK), 0.02)
 
 
 class Layout(NamedTuple):

@@ -63,8 +63,8 @@ class Job:
         return self.home.job(self.pid)
 
     def row(self) -> dict[str, Any]:
-        row = self.home.job(self.pid)
-        assert row is not None, f"{self.pid} is no job any more"
+        row = self.home.job(self.pid) or self._row_or_end()
+        assert row is not None, f"mosps does not show process {self.pid}, which lives"
         return row
 
     def where(self) -> str:
