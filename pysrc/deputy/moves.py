@@ -213,7 +213,7 @@ async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
 async def _pause(seconds: float) -> None:
     """asyncio cannot sleep for less than a tick; blocking for less keeps nobody waiting."""
     if seconds < _LOOP_TICK:
-        time.sleep(seconds)  # noqa: ASYNC251
+        time.sleep(seconds)
     else:
         await asyncio.sleep(seconds)
 

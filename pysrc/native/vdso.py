@@ -81,7 +81,7 @@ _QUICK = 20
 def pause_s(attempt: int) -> float:
     """For how long, in seconds. Its functions take less than a microsecond, but a program that does
     nothing else is nearly always met behind their slow instructions: there are many quick looks.
-    A system call or a handler may have to wait for a processor: now and then there is a long one."""
+    A system call or a handler may have to wait for a processor: now and then one is long."""
     if attempt % _QUICK != _QUICK - 1:
         return 1e-5
     return min(1e-4 * 1.5 ** (attempt // _QUICK), 0.02)
