@@ -96,11 +96,11 @@ def test_family_of_calls(family: str, lab: Cluster, full: bool) -> None:
 
 def test_cpu_time_never_runs_back_between_nodes(lab: Cluster, start: Callable[..., Job]) -> None:
     """Clocks, times and getrusage count on where the body goes on."""
-    job = start([*families(), "cpu", "0", "/node/stop-cpu"], options=("-2",))
+    job = start([*families(), "cpu", "0", "/node/stop-families-cpu"], options=("-2",))
     job.wait_until_at(lab[2].ip)
     for target in ("3", "2", "3"):
         job.move(target)
-    job.home.check(["touch", "/node/stop-cpu"])
+    job.home.check(["touch", "/node/stop-families-cpu"])
     assert job.finish() == (0, "CPU clocks\n", "")
 
 
