@@ -216,9 +216,8 @@ class Deputy:
                 await self._listen()
             self._dialer.fail_all()
             self._mosd_gone = True
-            for number, future in self._names.items():
-                future.set_result(Named(request=number))
-            self._names.clear()
+            for number in list(self._names):
+                self._named(Named(request=number))
             self._node.close()
             self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
             self._dialer.back()
@@ -226,6 +225,11 @@ class Deputy:
             for process in self._processes.values():
                 if process.place is not Place.ENDED:
                     process.report()
+
+    def _named(self, message: Named) -> None:
+        future = self._names.pop(message.request, None)
+        if future is not None and not future.done():
+            future.set_result(message)
 
     async def _listen(self) -> None:
         while True:
@@ -237,8 +241,7 @@ class Deputy:
             elif isinstance(message, Join):
                 self._spawn(self._join(message))
             elif isinstance(message, Named):
-                if message.request in self._names:
-                    self._names.pop(message.request).set_result(message)
+                self._named(message)
             elif isinstance(message, ComeHome):
                 self._spawn(self._all_home(message))
             elif isinstance(message, Arm):
