@@ -1,7 +1,7 @@
 """Workers of a mosd that died come back to this one, here.
 
-`Adoption` listens in the run directory. Anybody may connect; who it is says the kernel, and only a
-recorded deputy or remote is taken. What it then says is checked as from any worker.
+`Adoption` listens in the run directory. Anybody may connect; who it is says the kernel, and whoever
+is no recorded deputy or remote is not listened to. What those say is checked as from any worker.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from mosix.errors import ProtocolError
+from mosix.node.listening import Complaints, accepted, listen_at
+from mosix.node.records import Identity
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
 from mosix.wire.messages import Returned, WorkerToNode
@@ -23,53 +25,38 @@ from mosix.wire.messages import Returned, WorkerToNode
 _log = logging.getLogger("mosd.adoption")
 
 _FIRST_WORD_S = 5.0
-_MAX_SILENT = 4096
 _UCRED = struct.Struct("3i")
 
-#: Takes the worker if it is one of its own, with the descriptors that came along, which become its
-#: to close.
-Take = Callable[[Worker, list[int]], bool]
+
+class Keeper(Protocol):
+    """Who may know a worker: `mosix.node.deputies.Launcher`, `mosix.node.guests.Host`."""
+
+    def expects(self, worker: Identity) -> bool: ...
+
+    def take_back(self, worker: Worker, fds: list[int]) -> bool:
+        """Takes it if it is one of its own, with the descriptors that came along, which become
+        its to close."""
+        ...
 
 
 class Adoption:
-    """The socket. `takers`: who may know a worker."""
+    """The socket."""
 
-    def __init__(self, path: Path, takers: tuple[Take, ...]) -> None:
+    def __init__(self, path: Path, keepers: tuple[Keeper, ...], complaints: Complaints) -> None:
         self._path = path
-        self._takers = takers
+        self._keepers = keepers
+        self._complaints = complaints
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
-    @classmethod
-    def listening(cls, path: Path, takers: tuple[Take, ...]) -> Adoption:
+    def listen(self) -> None:
         """OSError."""
-        adoption = cls(path, takers)
-        adoption._listen()
-        return adoption
-
-    def _listen(self) -> None:
-        """The caller holds the lock of the run directory, so what lies there is a dead one's."""
-        self._path.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.bind(str(self._path))
-        self._path.chmod(0o666)
-        sock.listen(256)
-        sock.setblocking(False)
-        self._listener = sock
+        self._listener = listen_at(self._path, socket.SOCK_SEQPACKET)
 
     async def serve(self) -> None:
         """Accepts until cancelled."""
         assert self._listener is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(self._listener)
-            except OSError:
-                await asyncio.sleep(_FIRST_WORD_S)  # no descriptors: they try again
-                continue
-            if len(self._tasks) >= _MAX_SILENT:
-                sock.close()
-                continue
+        async for sock, _ in accepted(self._listener, self._complaints):
             task = asyncio.create_task(self._returned(sock))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -84,10 +71,15 @@ class Adoption:
             )
             # Before its word: a process that has sent it lives, and so has this PID.
             pidfd = os.pidfd_open(pid)
+            identity = Identity.of(pid)
+            if identity is None or not any(k.expects(identity) for k in self._keepers):
+                raise ProtocolError(f"process {pid} is no worker that is waited for")
             async with asyncio.timeout(_FIRST_WORD_S):
                 message, fds = await packets.receive()
             worker = Worker(pid, pidfd, sock)
-            if isinstance(message, Returned) and any(take(worker, fds) for take in self._takers):
+            if isinstance(message, Returned) and any(
+                keeper.take_back(worker, fds) for keeper in self._keepers
+            ):
                 return
         except (OSError, EOFError, TimeoutError, ProtocolError) as error:
             _log.debug("somebody did not come back: %s", error)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import errno
 import logging
 import os
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError
-from mosix.node.peers import Complaints
+from mosix.node.listening import Complaints, accepted, listen_at
 from mosix.node.requests import (
     MAX_ANSWER,
     MAX_REQUEST,
@@ -44,7 +43,6 @@ ANSWER_TIMEOUT_S = 30.0
 MAX_PER_USER = 512
 MAX_CONNECTIONS = 4096
 _MAX_FDS = 4
-_ACCEPT_PAUSE_S = 0.2
 
 
 class Client:
@@ -110,28 +108,13 @@ class ControlServer:
         self._listener: socket.socket | None = None
 
     def listen(self) -> None:
-        """The caller holds the lock of the run directory, so what lies there is a dead one's."""
-        self._path.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.bind(str(self._path))
-        self._path.chmod(0o666)
-        sock.listen(256)
-        sock.setblocking(False)
-        self._listener = sock
+        """OSError."""
+        self._listener = listen_at(self._path, socket.SOCK_STREAM)
 
     async def serve(self) -> None:
         """Accepts until cancelled."""
         assert self._listener is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(self._listener)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    continue
-                self._complaints.note("no descriptors", "this node", str(error))
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
+        async for sock, _ in accepted(self._listener, self._complaints):
             caller = caller_of(sock)
             if self._connections.total() >= MAX_CONNECTIONS or (
                 caller.uid and self._connections[caller.uid] >= MAX_PER_USER

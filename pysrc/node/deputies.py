@@ -518,6 +518,9 @@ class Launcher:
         )
         records.write(self._records, job.id, record)
 
+    def expects(self, worker: Identity) -> bool:
+        return worker in self._expected
+
     def take_back(self, worker: Worker, fds: list[int]) -> bool:
         """A deputy of a mosd that died has come back, if it is one. `fds`: the job's stderr."""
         identity = Identity.of(worker.pid)

@@ -31,7 +31,8 @@ from mosix.errors import (
 )
 from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
-from mosix.node.peers import Complaints, Dialer
+from mosix.node.listening import Complaints
+from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
 from mosix.node.spawning import SpawnerClient, Worker
@@ -198,6 +199,9 @@ class Host:
             group = self._cgroups.open(record.group)
             room = Room(IdPair(record.owner, record.outer), group, record.memory_limit)
             await self._vacate(room)
+
+    def expects(self, worker: Identity) -> bool:
+        return worker in self._expected
 
     def take_back(self, worker: Worker, fds: list[int]) -> bool:
         """A remote of a mosd that died has come back, if it is one."""

@@ -28,8 +28,9 @@ from mosix.node.features import probe
 from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
+from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
-from mosix.node.peers import Complaints, Dialer, PeerServer
+from mosix.node.peers import Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.spawning import Programs, SpawnerClient
@@ -155,7 +156,8 @@ class Mosd:
                 ) from error
             launcher.recover()
             host.recover()
-            adoption = Adoption.listening(paths.workers, (launcher.take_back, host.take_back))
+            adoption = Adoption(paths.workers, (launcher, host), complaints)
+            adoption.listen()
             control.listen()
             self._start(
                 spawner.keep_running(),

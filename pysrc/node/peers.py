@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import errno
 import logging
 import os
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import MosixError, NodeDownError, ProtocolError, RefusedError, from_code
+from mosix.node.listening import Complaints, accepted
 from mosix.wire.channel import Frames
 from mosix.wire.handshake import (
     DEADLINE_S,
@@ -43,38 +42,12 @@ CONNECT_TIMEOUT_S = 5.0
 #: From the proof to the answer: the other mosd makes a remote meanwhile.
 ANSWER_TIMEOUT_S = 20.0
 _LINGER_S = 1.0
-_ACCEPT_PAUSE_S = 0.2
 
 PURPOSES = frozenset({"guest", "call", "bulk", "home", "control", "drop", "status", "move"})
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
 
 Handler = Callable[[PeerHello, socket.socket], Awaitable[None]]
-
-
-class Complaints:
-    """Counts everything, logs each kind once per peer and minute. Memory is bounded."""
-
-    _PERIOD_S = 60.0
-    _MAX_PEERS = 1024
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._last: collections.OrderedDict[tuple[str, str], float] = collections.OrderedDict()
-        self.counters: collections.Counter[str] = collections.Counter()
-
-    def note(self, kind: str, peer: str, message: str) -> None:
-        self.counters[kind] += 1
-        now = self._clock()
-        key = (kind, peer)
-        last = self._last.get(key)
-        if last is not None and now - last < self._PERIOD_S:
-            return
-        self._last[key] = now
-        self._last.move_to_end(key)
-        while len(self._last) > self._MAX_PEERS:
-            self._last.popitem(last=False)
-        _log.warning("%s: %s: %s", peer, kind, message)
 
 
 async def drive(sock: socket.socket, side: Initiator | Responder, first: bytes = b"") -> None:
@@ -126,16 +99,7 @@ class PeerServer:
     async def serve(self) -> None:
         """Accepts until cancelled."""
         assert self._listener is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, (ip, _) = await loop.sock_accept(self._listener)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    continue  # that connection was cut before it was accepted
-                self._complaints.note("no descriptors", "this node", str(error))
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
+        async for sock, (ip, _) in accepted(self._listener, self._complaints):
             if (
                 self._half_open[ip] >= MAX_HALF_OPEN
                 or self._half_open.total() >= MAX_HALF_OPEN_TOTAL

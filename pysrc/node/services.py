@@ -35,8 +35,9 @@ from mosix.node.accounting import Accounting
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.gossip import GossipService
 from mosix.node.guests import Host
+from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
-from mosix.node.peers import PURPOSES, Complaints, Dialer, refuse
+from mosix.node.peers import PURPOSES, Dialer, refuse
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
     EXECUTE,

@@ -1,0 +1,74 @@
+"""What mosd's listening sockets have in common: how connections are accepted and complained of.
+
+Used by the control socket, the peer port and the socket for workers that come back. Who may
+connect and what is said then is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import errno
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger("mosd.peers")
+
+_PAUSE_S = 0.2
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Complaints:
+    """Counts everything, logs each kind once per peer and minute. Memory is bounded."""
+
+    _PERIOD_S = 60.0
+    _MAX_PEERS = 1024
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: collections.OrderedDict[tuple[str, str], float] = collections.OrderedDict()
+        self.counters: collections.Counter[str] = collections.Counter()
+
+    def note(self, kind: str, peer: str, message: str) -> None:
+        self.counters[kind] += 1
+        now = self._clock()
+        key = (kind, peer)
+        last = self._last.get(key)
+        if last is not None and now - last < self._PERIOD_S:
+            return
+        self._last[key] = now
+        self._last.move_to_end(key)
+        while len(self._last) > self._MAX_PEERS:
+            self._last.popitem(last=False)
+        _log.warning("%s: %s: %s", peer, kind, message)
+
+
+def listen_at(path: Path, kind: int) -> socket.socket:
+    """A unix socket that anybody may connect to. The caller holds the lock of the run directory,
+    so what lies there is a dead one's. OSError."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, kind)
+    sock.bind(str(path))
+    path.chmod(0o666)
+    sock.listen(256)
+    sock.setblocking(False)
+    return sock
+
+
+async def accepted(
+    listener: socket.socket, complaints: Complaints
+) -> AsyncIterator[tuple[socket.socket, Any]]:
+    """Connections and where they come from, until cancelled; without descriptors it waits."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            yield await loop.sock_accept(listener)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                continue  # that connection was cut before it was accepted
+            complaints.note("no descriptors", "this node", str(error))
+            await asyncio.sleep(_PAUSE_S)
