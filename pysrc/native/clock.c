@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Writes and reads a guest's clock page; called by mosix.remote.clock and redirect.c.
+ * Writes and reads a guest's clock page; called by mosix.remote.clock and the redirector.
  * It must never leave the page in change: the guest waits for the end of it.
  */
 #include <time.h>
