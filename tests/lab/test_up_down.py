@@ -167,7 +167,7 @@ def test_two_labs_side_by_side_do_not_see_each_other(name: str) -> None:
 def test_dead_init_takes_its_node_along_and_status_tells(name: str) -> None:
     lab = Cluster.up(name, 2, "--no-mosd")
     with lab[1].popen(["sleep", "infinity"]) as process:
-        drive.wait_for("sleep", lambda: len(lab[1].processes()) == 2 or None)
+        drive.wait_for("sleep", lambda: "sleep infinity" in lab[1].processes().values() or None)
         os.kill(lab[1].node.init.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     # which is killed by its init, the last of the node to end
