@@ -84,6 +84,11 @@ class Paths:
         return self.run_dir / "speed"
 
     @property
+    def owner(self) -> Path:
+        """What this node's owner has said with mosctl (`mosix.node.owner`)."""
+        return self.run_dir / "owner"
+
+    @property
     def jobs(self) -> Path:
         """One file per job (`mosix.node.records`)."""
         return self.run_dir / "jobs"
