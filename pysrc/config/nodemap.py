@@ -124,9 +124,9 @@ class NodeMap:
         """How many numbers are given."""
         return sum(n.count for n in self.numbers)
 
-    def nowhere(self) -> Iterator[str]:
-        """For each line that numbers an address outside of the map, what is wrong, with file and
-        line. The manual allows it, for nodes of other clusters."""
+    def nowhere(self) -> Iterator[tuple[int, str, Line]]:
+        """For each line that numbers an address outside of the map the first such number, its
+        address and the line. The manual allows it, for nodes of other clusters."""
         covered = [(r.first, r.last) for r in self.ranges]
         covered += [(value, value) for value in map(self._literal, self.aliases) if value]
         covered.sort()
@@ -136,11 +136,7 @@ class NodeMap:
                 if first <= at <= last:
                     at = last + 1
             if at < end:
-                ip, number = ipaddress.IPv4Address(at), n.number + at - n.first
-                yield (
-                    f"{n.line.path}, line {n.line.number}: {ip} is not in mosix.map: "
-                    f"number {number} is no node"
-                )
+                yield n.number + at - n.first, str(ipaddress.IPv4Address(at)), n.line
 
     def _value(self, ip: str) -> int | None:
         return self._literal(self.canonical(ip))
