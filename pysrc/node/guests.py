@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 import zlib
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
+from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
@@ -63,6 +65,9 @@ GUEST_PIDS = 512
 #: A node with less than this to lend takes no guest, bytes.
 MIN_MEMORY = 32 << 20
 TOKEN_BYTES = 16
+#: How long remotes of a mosd that died are waited for, and between two looks, seconds.
+RETURN_S = 5.0
+_RETURN_PAUSE_S = 0.05
 #: Followed by whose it is: mosds with other run directories may share our cgroup.
 _GROUP_PREFIX = "guest-"
 
@@ -99,6 +104,13 @@ class RemoteLink(WorkerLink):
         self._gid = gid
         self._registry = registry
         self._mapped = mapped
+        #: nothing is left of it here
+        self.vacated = asyncio.Event()
+
+    async def evict(self) -> None:
+        """Asks home to take it away; it does not come back by itself."""
+        with contextlib.suppress(OSError):  # it is going already
+            await self.send(Leave(evicted=True))
 
     async def handle(self, message: WorkerToNode) -> None:
         guest = self.guest
@@ -154,7 +166,7 @@ class Host:
         own_ip: str,
         directory: Path,
         adoption: Path,
-        max_guests: int,
+        settings: Settings,
         complaints: Complaints,
         owner: Owner,
     ) -> None:
@@ -169,7 +181,7 @@ class Host:
         self._adoption = str(adoption)
         #: of a mosd that died: guests by their remotes, which have not come back yet
         self._expected: dict[Identity, GuestRecord] = {}
-        self._max_guests = max_guests
+        self._settings = settings
         self._coming = 0
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
@@ -262,6 +274,13 @@ class Host:
     def remotes(self) -> list[RemoteLink]:
         return list(self._remotes.values())
 
+    async def all_remotes(self) -> list[RemoteLink]:
+        """The same, when those of a mosd that died have come back, if they do so in time."""
+        end = time.monotonic() + RETURN_S
+        while self._expected and time.monotonic() < end:
+            await asyncio.sleep(_RETURN_PAUSE_S)
+        return self.remotes()
+
     def memory_free(self) -> int:
         """Bytes this node can lend."""
         return self._cgroups.own.available()
@@ -270,6 +289,8 @@ class Host:
         """A new guest. RefusedError, KernelError: nothing is left of it."""
         if self.closed:
             raise RefusedError("mosd is stopping there")
+        if not self._settings.config.nodes.range_of(hello.sender):
+            raise RefusedError(f"{hello.sender} is not in its mosix.map any more")
         if not self._owner.said.takes_guests:
             raise RefusedError("its owner takes no guests now", "choose another node")
         if hello.job is None or hello.pid is None or hello.features is None:
@@ -278,7 +299,7 @@ class Host:
         if reason:
             raise RefusedError(reason, "choose another node")
         here = len(self._remotes) + self._coming
-        if here >= self._max_guests:
+        if here >= self._settings.config.max_guests:
             raise RefusedError(
                 f"it has {here} guests already and takes no more", "choose another node"
             )
@@ -295,6 +316,9 @@ class Host:
             self._coming -= 1
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
         link = self._enter(worker, guest, hello.gid, room, mapped=False)
+        if not self._owner.said.takes_guests:  # said meanwhile
+            link.worker.kill()
+            raise RefusedError("its owner takes no guests now", "choose another node")
         try:
             self._record(guest, hello.gid, room, Identity.of(worker.pid))
             failpoints.hit("mosd.welcome", sock)
@@ -382,7 +406,10 @@ class Host:
             self._registry.guests.pop(link.guest.token, None)
             self._remotes.pop(link.guest.token, None)
             records.remove(self._records, link.guest.token.hex())
-            await self._vacate(link.room)
+            try:
+                await self._vacate(link.room)
+            finally:
+                link.vacated.set()
 
     async def _vacate(self, room: Room) -> None:
         try:

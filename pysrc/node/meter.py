@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mosix.balancer.measure import Group, Meter, speed_of
-from mosix.config import NodeConfig
 from mosix.native.cpu import spin_ns
+from mosix.node.settings import Settings
 from mosix.wire.messages import NodeLoad
 
 _log = logging.getLogger("mosd.meter")
@@ -28,10 +28,11 @@ _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 class NodeMeter:
     """`load` is None until the first second is over."""
 
-    def __init__(self, config: NodeConfig, group: Group, own: Callable[[], Iterable[int]]) -> None:
-        self._config = config
+    def __init__(self, settings: Settings, group: Group, own: Callable[[], Iterable[int]]) -> None:
+        self._settings = settings
         self._group = group
         self._own = own
+        self._measured: int | None = None
         self.load: NodeLoad | None = None
 
     async def run(self) -> None:
@@ -40,6 +41,7 @@ class NodeMeter:
         while True:
             await asyncio.sleep(meter.pause)
             try:
+                meter.speed = await asyncio.to_thread(self._speed)
                 self.load = await asyncio.to_thread(meter.sample, tuple(self._own()))
             except OSError as error:
                 _log.error("this node's load cannot be measured: %s", error)
@@ -47,9 +49,18 @@ class NodeMeter:
     def _begin(self) -> Meter:
         return Meter(
             self._group,
-            speed=self._config.speed or _measured_speed(self._config.paths.measured_speed),
+            speed=self._speed(),
             machine=os.readlink("/proc/self/ns/pid") == _FIRST_PID_NAMESPACE,
         )
+
+    def _speed(self) -> int:
+        """What the owner says now, else what was measured."""
+        config = self._settings.config
+        if config.speed is not None:
+            return config.speed
+        if self._measured is None:
+            self._measured = _measured_speed(config.paths.measured_speed)
+        return self._measured
 
 
 def _measured_speed(cache: Path) -> int:

@@ -455,7 +455,9 @@ class Remote:
                 arm_redirectors(failpoints.taken("redirect."))
                 self._to_node.put_nowait(Armed())
             elif isinstance(message, Leave):
-                self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+                what = "is wanted by its owner" if message.evicted else "stops"
+                reason = f"node {self.welcome.here} {what}"
+                self._say(NeedHome(reason=reason, nr=-1, evicted=message.evicted))
 
     def _attach(self, purpose: str, sock: socket.socket) -> None:
         queue = self._attached.get(purpose)

@@ -272,10 +272,12 @@ class Ask(_Tagged, frozen=True, kw_only=True):
 
 
 class NeedHome(_Tagged, frozen=True, kw_only=True):
-    """The guest made a call that only home can do; it stands before it, rewound."""
+    """The guest made a call that only home can do; it stands before it, rewound. `nr` -1: it made
+    none, and runs. `evicted`: its node's owner wants it gone, so it does not go back there."""
 
     reason: Text
     nr: int
+    evicted: bool = False
 
 
 class GuestDied(_Tagged, frozen=True, kw_only=True):
@@ -428,7 +430,10 @@ class Mapped(_Tagged, frozen=True, kw_only=True):
 
 
 class Leave(_Tagged, frozen=True, kw_only=True):
-    """mosd of a guest's node stops: ask the deputy to take the guest home."""
+    """Ask the deputy to take the guest home: mosd of its node stops or, `evicted`, the owner of the
+    node wants it gone."""
+
+    evicted: bool = False
 
 
 class Arm(_Tagged, frozen=True, kw_only=True):
@@ -483,6 +488,8 @@ class Dial(_Tagged, frozen=True, kw_only=True):
     pid: Pid
     epoch: Epoch
     token: Token | None = None
+    #: of the process: those of class 0 have no guests at outsiders
+    job_class: int = 0
 
 
 class ProcessState(_Tagged, frozen=True, kw_only=True):
@@ -559,7 +566,8 @@ class PeerHello(_Tagged, frozen=True, kw_only=True):
     be able to go home when a mosd has died), control (`token`; instead of a lost one),
     drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
-    `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow)."""
+    `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow),
+    evacuate (user `uid`, root: after Accept `PeerEvacuate` and `PeerEvacuated` follow)."""
 
     version: int
     sender: Ip
@@ -599,6 +607,9 @@ class PeerStatus(_Tagged, frozen=True, kw_only=True):
     version: Text
     date_bound_ns: Ns | None = None
     load: NodeLoad | None = None  # mosd has only just been started
+    #: what its owner has said, and its topological features
+    owner: tuple[Text, ...] = ()
+    topology: tuple[Text, ...] = ()
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
@@ -618,6 +629,26 @@ class PeerMoved(_Tagged, frozen=True, kw_only=True):
     hint: Text = ""
     freeze_ns: Ns = 0
     page_bytes: Size = 0
+
+
+class PeerEvacuate(_Tagged, frozen=True, kw_only=True):
+    """What is asked for on a connection of purpose evacuate: drain the node, for at most
+    `deadline_s` seconds (None: until it is done), or, `undo`, let guests come again."""
+
+    undo: bool = False
+    deadline_s: Amount | None = None
+
+
+class PeerEvacuated(_Tagged, frozen=True, kw_only=True):
+    """How many guests and own processes are where they belong now, and, in words, who is not."""
+
+    guests: int = 0
+    own: int = 0
+    seconds: Amount = 0.0
+    left: tuple[Text, ...] = ()
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
 
 
 T = TypeVar("T")
