@@ -192,6 +192,7 @@ class JobProcess:
                     "calls": self.calls,
                     "page_bytes": self.page_bytes,
                     "freeze_us": self.freeze_ns // 1000,
+                    "cpu_away_ms": int(1000 * self.cpu_time.away_s),
                 },
                 attributes=self.attributes,
                 ended=self.place is Place.ENDED,

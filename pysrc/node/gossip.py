@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
-from mosix.balancer.vectors import Flags, Floats, Status, pack_loads
+from mosix.balancer.vectors import Flags, Floats, Status, VectorTable, pack_loads
 from mosix.config import NodeConfig
 from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
@@ -41,8 +41,14 @@ def _number(ip: str) -> int:
     return int(ipaddress.IPv4Address(ip))
 
 
-def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Floats | None:
-    """What this node says of itself; None as long as nothing is measured."""
+def own_row(
+    config: NodeConfig,
+    load: NodeLoad | None,
+    registry: Registry,
+    promised: tuple[int, float] = (0, 0.0),
+) -> Floats | None:
+    """What this node says of itself; None as long as nothing is measured. `promised`: places, and
+    their MB."""
     if load is None:
         return None
     return pack_loads(
@@ -51,7 +57,8 @@ def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Fl
         cores=load.cores,
         speed=load.speed,
         memory_mb=load.memory / 1e6,
-        free_mb=load.free / 1e6,
+        free_mb=load.free / 1e6 - promised[1],
+        inbound=promised[0],
         psi_memory=load.psi_memory,
         psi_io=load.psi_io,
         dilation=load.dilation,
@@ -69,12 +76,15 @@ class GossipService:
         secret: bytes,
         own: Callable[[], Floats | None],
         flags: Callable[[], Flags],
+        features: int,
     ) -> None:
+        """`features`: digest of this node's (`mosix.node.compatible.digest_of`)."""
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
         self._own = own
         self._flags = flags
+        self._features = features
         self._gossip = Gossip(
             _number(config.ip),
             nodes,
@@ -101,7 +111,9 @@ class GossipService:
             if self._socket is not None:
                 row = self._own()
                 if row is not None:
-                    self._gossip.set_own(row, time.monotonic(), flags=self._flags())
+                    self._gossip.set_own(
+                        row, time.monotonic(), flags=self._flags(), features=self._features
+                    )
                 self._send(self._gossip.tick(time.monotonic()))
             await asyncio.sleep(PERIOD_S)
 
@@ -116,6 +128,25 @@ class GossipService:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    @property
+    def table(self) -> VectorTable:
+        """What all nodes have told, this one's own row included."""
+        return self._gossip.table
+
+    @property
+    def here(self) -> int:
+        return self.index(self._ip)
+
+    def index(self, ip: str) -> int:
+        """In the table; -1: not in it."""
+        try:
+            return self.table.index(_number(ip))
+        except (KeyError, ValueError):
+            return -1
+
+    def ip(self, index: int) -> str:
+        return str(ipaddress.IPv4Address(int(self.table.nodes[index])))
 
     def known(self) -> list[KnownNode]:
         """The other nodes of which anything was heard."""

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,10 @@ from mosix.config import NodeConfig, load_secret
 from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.accounting import Accounting, Choice
 from mosix.node.adoption import Adoption
+from mosix.node.census import Census
+from mosix.node.compatible import Book, digest_of
 from mosix.node.control import ControlServer, Handlers
+from mosix.node.decider import Decider
 from mosix.node.deputies import Launcher
 from mosix.node.features import probe
 from mosix.node.gossip import GossipService, own_row
@@ -30,8 +34,10 @@ from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
+from mosix.node.outlook import Outlook
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer, PeerServer
+from mosix.node.placing import Placer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.spawning import Programs, SpawnerClient
@@ -61,6 +67,7 @@ class Mosd:
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
+        balance: bool = True,
     ) -> None:
         self._config = config
         self._programs = programs
@@ -71,9 +78,10 @@ class Mosd:
         self._stop_s = stop_s
         self._grace_s = grace_s
         self._accounting = accounting
+        self._balance = balance
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: PLR0915 - the list of mosd's parts
         """Until SIGTERM or SIGINT. ConfigError, KernelError, MosixError (another one runs
         here): before anything was started for good."""
         paths = self._config.paths
@@ -128,10 +136,30 @@ class Mosd:
             gossip = GossipService(
                 self._config,
                 secret,
-                lambda: own_row(self._config, meter.load, registry),
+                lambda: own_row(
+                    self._config, meter.load, registry, outlook.promises.standing(time.monotonic())
+                ),
                 lambda: owner.said.flags,
+                digest_of(features),
             )
             stack.callback(gossip.close)
+            outlook = Outlook(
+                gossip,
+                registry,
+                owner,
+                Book(features, dialer),
+                max_guests=self._config.max_guests,
+            )
+            decider = Decider(
+                self._config.ip,
+                dialer=dialer,
+                meter=meter,
+                accounting=accounting,
+                outlook=outlook,
+                census=Census(registry, self._config.ip),
+                owner=owner,
+                active=self._balance,
+            )
             services = Services(
                 names,
                 launcher,
@@ -144,12 +172,17 @@ class Mosd:
                 meter=meter,
                 accounting=accounting,
                 gossip=gossip,
+                decider=decider,
+                placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
             )
             peers = PeerServer(
-                self._config, secret, PeerService(services, launcher, host).handle, complaints
+                self._config,
+                secret,
+                PeerService(services, launcher, host, decider).handle,
+                complaints,
             )
             try:
                 peers.listen()
@@ -173,6 +206,7 @@ class Mosd:
                 meter.run(),
                 accounting.run(),
                 gossip.run(),
+                decider.run(services),
             )
             _log.info(
                 "node %s, port %d, %d nodes in the map",

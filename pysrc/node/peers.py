@@ -43,7 +43,9 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 20.0
 _LINGER_S = 1.0
 
-PURPOSES = frozenset({"guest", "call", "bulk", "home", "control", "drop", "status", "move"})
+PURPOSES = frozenset(
+    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance"}
+)
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
 
@@ -171,6 +173,14 @@ class Dialer:
         self._config.nodes.check_member(ip, ip)
         if self._config.nodes.canonical(ip) == self._config.ip:
             raise RefusedError("this is the node itself", "a process at home needs no connection")
+
+    async def status(self, ip: str) -> PeerStatus:
+        """Of that node. As `dial`."""
+        sock, status = await self.dial(ip, "status")
+        sock.close()
+        if not isinstance(status, PeerStatus):
+            raise ProtocolError(f"node {ip} answers a status request with something else")
+        return status
 
     async def dial(
         self, ip: str, purpose: str, **identity: Any

@@ -80,6 +80,8 @@ class Guest:
         self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
+        #: CPU time that its body had used when it came
+        self.cpu_before_ns = 0
         #: job control has stopped it
         self.held = False
         self._watch = watch
@@ -125,6 +127,12 @@ class Guest:
         #: halted only until those have come
         self._owing = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def went_home(self) -> tuple[int, int]:
+        """Calls that were made at home, and the bytes of them, since the guest is here."""
+        if self._redirector is None:
+            return 0, 0
+        return self._redirector.calls, self._redirector.bytes
 
     @property
     def redirector(self) -> NotifyRedirector:
@@ -185,6 +193,7 @@ class Guest:
             interface=self._interface,
             clock=self.clock,
         )
+        self.cpu_before_ns = sum(image.process.cpu_ns)
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
         with self._redirector.injecting():

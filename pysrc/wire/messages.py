@@ -111,6 +111,7 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
     grace_s: Seconds
     #: it has the files /proc/self/{special}
     interface: bool = False
+    attributes: JobAttributes = JobAttributes()
 
 
 class Run(_Tagged, frozen=True, kw_only=True):
@@ -179,6 +180,12 @@ class Rejoin(_Tagged, frozen=True, kw_only=True):
     received: Ns
 
 
+class Attributes(_Tagged, frozen=True, kw_only=True):
+    """What the guest's user says of it has changed; for the node's balancer."""
+
+    attributes: JobAttributes
+
+
 class Told(_Tagged, frozen=True, kw_only=True):
     """Answer to `Ask`: what the open returns, or -errno."""
 
@@ -206,6 +213,7 @@ ToRemote = (
     | Rejoin
     | Date
     | Told
+    | Attributes
 )
 
 
@@ -371,14 +379,22 @@ class Named(_Tagged, frozen=True, kw_only=True):
     number: int | None = None
 
 
+class Automatic(msgspec.Struct, frozen=True, kw_only=True):
+    """What the system's order for a move says besides."""
+
+    source: Text
+    why: Text
+
+
 class Move(_Tagged, frozen=True, kw_only=True):
-    """Move process `pid` of the job; `target` None: home. Answered by `Moved`."""
+    """Move process `pid` of the job; `target` None: home. Answered by `Moved`. By a person, or
+    by the system: then only from where it is said to be ("home" or an IP), not if it is
+    locked, and `why` is what mosps shows."""
 
     request: int
     pid: Pid
     target: Ip | None
-    #: ordered by a person: -L does not forbid it
-    manual: bool = True
+    automatic: Automatic | None = None
 
 
 class ComeHome(_Tagged, frozen=True, kw_only=True):
@@ -506,11 +522,18 @@ class MapIds(_Tagged, frozen=True, kw_only=True):
 
 
 class GuestState(_Tagged, frozen=True, kw_only=True):
-    """For mosps and the registry of the guest's node: its PID here."""
+    """For mosps and the registry of the guest's node: its PID here; for the balancer: whether it
+    has begun to run, the CPU time that its body used before it came, and how many calls and bytes
+    have gone home since."""
 
     outer_pid: Pid
     pid: Pid
     frozen: bool = False
+    runs: bool = False
+    cpu_before_ns: Ns = 0
+    calls: Ns = 0
+    call_bytes: Ns = 0
+    attributes: JobAttributes = JobAttributes()
     #: how far its date may be from home's; None: it has this node's
     date_bound_ns: Ns | None = None
 
@@ -559,7 +582,8 @@ class PeerHello(_Tagged, frozen=True, kw_only=True):
     be able to go home when a mosd has died), control (`token`; instead of a lost one),
     drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
-    `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow)."""
+    `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow),
+    balance (after Accept the conversation of `mosix.wire.bargain`)."""
 
     version: int
     sender: Ip
@@ -606,10 +630,12 @@ PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
 
 class PeerMove(_Tagged, frozen=True, kw_only=True):
     """What is asked for on a connection of purpose move. `target` None: home; `wait`: answer
-    when the move is over, else as soon as it is ordered."""
+    when the move is over, else as soon as it is ordered. `automatic`: nobody has asked for it
+    but the balancer of the guest's node."""
 
     target: Ip | None
     wait: bool
+    automatic: Automatic | None = None
 
 
 class PeerMoved(_Tagged, frozen=True, kw_only=True):
