@@ -32,7 +32,7 @@ from mosix.errors import (
     NodeDownError,
     TransferCutError,
 )
-from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
+from mosix.image import capture, eligibility, handlers, maps, pending, plans, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native import vdso
 from mosix.native.agent import Agent, NoDescriptorError
@@ -156,7 +156,7 @@ async def _leave_prepared(
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
-            agent = Agent.inject(tracee, restore.body_ranges(image))
+            agent = Agent.inject(tracee, plans.body_ranges(image))
             failpoints.hit("deputy.injected", *link.sockets, call, bulk)
             agent.obey()
             call_number = agent.give_fd(call.fileno())

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from mosix import failpoints
 from mosix.errors import KernelError, MosixError, MoveFailedError
-from mosix.image import capture, pending, restore, stream
+from mosix.image import capture, pending, plans, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native import vdso
@@ -374,7 +374,7 @@ class Guest:
             yield
         finally:
             if self.tracee.alive:
-                nr, args = restore.reservation(room)
+                nr, args = plans.reservation(room)
                 self.tracee.inject(nr, *args)
 
     def send(self, image: Image, bulk: socket.socket) -> None:
