@@ -45,7 +45,8 @@ from mosix.image import eligibility
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.listener import Asked, Listener
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.stops import Stop
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.wire.adoption import returned, try_to_return
 from mosix.wire.attributes import changed

@@ -37,7 +37,8 @@ from mosix.image.model import Image, PageRun
 from mosix.native import vdso
 from mosix.native.agent import Agent, NoDescriptorError
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
+from mosix.native.stops import PTRACE_O_EXITKILL, StillAsleepError, Stop
+from mosix.native.tracee import Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Freeze,

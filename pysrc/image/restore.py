@@ -24,7 +24,8 @@ from mosix.image.pending import reissue
 from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import find_hole, mapped
-from mosix.native.tracee import Registers, Tracee
+from mosix.native.stops import Registers
+from mosix.native.tracee import Tracee
 
 Range = tuple[int, int]  # start, end
 

@@ -33,7 +33,8 @@ from mosix.native.blob import (
     strerror,
     take_fd,
 )
-from mosix.native.tracee import Registers, Stop, Tracee
+from mosix.native.stops import Registers, Stop
+from mosix.native.tracee import Tracee
 
 #: An argument of a call: a number; bytes that are placed in the blob's scratch memory; or a
 #: function that is told their address and returns them (for structures that point into themselves).

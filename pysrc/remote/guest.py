@@ -27,7 +27,8 @@ from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.stops import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
