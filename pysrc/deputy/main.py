@@ -52,10 +52,10 @@ from mosix.wire.adoption import returned, try_to_return
 from mosix.wire.attributes import changed
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
-from mosix.wire.messages import (
+from mosix.wire.messages import Ask, NodeFeatures, Token, Told, decode
+from mosix.wire.mosd_messages import (
     Arm,
     Armed,
-    Ask,
     ComeHome,
     Dialed,
     Forsaken,
@@ -66,14 +66,10 @@ from mosix.wire.messages import (
     Moved,
     Name,
     Named,
-    NodeFeatures,
     NodeToWorker,
     ProcessState,
     Started,
-    Token,
-    Told,
     WorkerToNode,
-    decode,
 )
 
 log = logging.getLogger("mosix.deputy")

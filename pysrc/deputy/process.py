@@ -38,11 +38,11 @@ from mosix.wire.messages import (
     NeedHome,
     Needs,
     NodeFeatures,
-    ProcessState,
     Resume,
     Signal,
     Token,
 )
+from mosix.wire.mosd_messages import ProcessState
 
 if TYPE_CHECKING:
     from mosix.native.watch import Watch
