@@ -35,8 +35,9 @@ from mosix.errors import (
 from mosix.image import capture, eligibility, handlers, maps, pending, plans, restore, stream
 from mosix.image.model import Image, PageRun
 from mosix.native import vdso
-from mosix.native.agent import Agent, NoDescriptorError
+from mosix.native.agent import Agent
 from mosix.native.cpu import own_vdso
+from mosix.native.orders import NoDescriptorError
 from mosix.native.stops import PTRACE_O_EXITKILL, StillAsleepError, Stop
 from mosix.native.tracee import Tracee
 from mosix.wire.dialer import STALL

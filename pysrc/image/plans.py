@@ -14,8 +14,8 @@ from typing import NamedTuple
 from mosix.errors import MoveFailedError
 from mosix.image.model import PAGE_SIZE, Image, MemoryMap, Process, Rseq, Thread, Vma
 from mosix.native import vdso
-from mosix.native.agent import Argument
 from mosix.native.blob import Mapped, find_hole
+from mosix.native.orders import Argument
 
 Range = tuple[int, int]  # start, end
 
