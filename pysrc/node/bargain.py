@@ -33,7 +33,7 @@ from mosix.wire.bargain import (
     Weight,
 )
 from mosix.wire.channel import Frames
-from mosix.wire.messages import PeerAccept, PeerAnswer, PeerHello
+from mosix.wire.mosd_messages import PeerAccept, PeerAnswer, PeerHello
 
 #: For the connection, its proof and an answer, seconds.
 ANSWER_S = 4.0

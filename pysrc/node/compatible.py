@@ -17,7 +17,8 @@ import numpy as np
 from mosix.balancer.eligibility import why_not
 from mosix.balancer.vectors import VectorTable
 from mosix.errors import MosixError
-from mosix.wire.messages import NodeFeatures, PeerStatus
+from mosix.wire.messages import NodeFeatures
+from mosix.wire.mosd_messages import PeerStatus
 from numpy.typing import NDArray
 
 _log = logging.getLogger("mosd.decider")

@@ -45,7 +45,7 @@ from mosix.wire.bargain import (
     Truth,
     Weight,
 )
-from mosix.wire.messages import Automatic
+from mosix.wire.mosd_messages import Automatic
 from numpy.typing import NDArray
 
 _log = logging.getLogger("mosd.decider")

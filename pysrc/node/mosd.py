@@ -214,8 +214,9 @@ class Mosd:
                 self._config.peer_port,
                 len(self._config.nodes),
             )
-            for complaint in self._config.nodes.nowhere():
-                _log.warning("%s", complaint)
+            for node, ip, line in self._config.nodes.nowhere():
+                why = f"{ip} is not in mosix.map: number {node} is no node"
+                _log.warning("%s", line.error(why).line())
             notify("READY=1")
             self._ready()
             await self._until(stop)

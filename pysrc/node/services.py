@@ -68,10 +68,9 @@ from mosix.node.requests import (
 from mosix.node.rights import Caller, check_owner
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures, NodeLoad
+from mosix.wire.mosd_messages import (
     Automatic,
-    NodeFeatures,
-    NodeLoad,
     PeerAccept,
     PeerHello,
     PeerMove,

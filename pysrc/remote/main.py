@@ -37,25 +37,16 @@ from mosix.wire.channel import Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
-    Arm,
-    Armed,
     AskDate,
-    Attach,
     Attributes,
     Cancelled,
     Date,
-    Dialed,
     Drop,
     Failed,
     Freeze,
     Frozen,
-    GuestState,
     Hold,
-    Leave,
-    MapIds,
-    Mapped,
     NeedHome,
-    NodeToWorker,
     Ping,
     Pong,
     Prepare,
@@ -70,6 +61,17 @@ from mosix.wire.messages import (
     ToDeputy,
     Told,
     ToRemote,
+)
+from mosix.wire.mosd_messages import (
+    Arm,
+    Armed,
+    Attach,
+    Dialed,
+    GuestState,
+    Leave,
+    MapIds,
+    Mapped,
+    NodeToWorker,
     Welcome,
     WorkerToNode,
 )

@@ -11,11 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from mosix.wire.messages import Amount, Ip, JobId, Pid, Text
-
-
-class _Tagged(msgspec.Struct, tag_field="t", frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+from mosix.wire.messages import Amount, Ip, JobId, Pid, Tagged, Text
 
 
 class NodeTruth(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,51 +41,51 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     transfer_s: Amount
 
 
-class Probe(_Tagged, frozen=True, kw_only=True):
+class Probe(Tagged, frozen=True, kw_only=True):
     """How are you?"""
 
 
-class Offer(_Tagged, frozen=True, kw_only=True):
+class Offer(Tagged, frozen=True, kw_only=True):
     """Would it be better off with you than here? Then keep a place for it."""
 
     weight: Weight
     truth: NodeTruth
 
 
-class Reserve(_Tagged, frozen=True, kw_only=True):
+class Reserve(Tagged, frozen=True, kw_only=True):
     """A program is about to start at your node, as process `pid` of its home."""
 
     pid: Pid
     need_mb: Amount
 
 
-class Pull(_Tagged, frozen=True, kw_only=True):
+class Pull(Tagged, frozen=True, kw_only=True):
     """I have a core to spare: whom would you give me?"""
 
     truth: NodeTruth
 
 
-class Consider(_Tagged, frozen=True, kw_only=True):
+class Consider(Tagged, frozen=True, kw_only=True):
     """Home asks: where should my process `pid` be, which runs at your node?"""
 
     job: JobId
     pid: Pid
 
 
-class Take(_Tagged, frozen=True, kw_only=True):
+class Take(Tagged, frozen=True, kw_only=True):
     """Send it: there is a place for it."""
 
 
 Asking = Probe | Offer | Reserve | Pull | Consider | Take
 
 
-class Truth(_Tagged, frozen=True, kw_only=True):
+class Truth(Tagged, frozen=True, kw_only=True):
     """Answer to `Probe`; to `Pull`: nobody."""
 
     truth: NodeTruth
 
 
-class Agreed(_Tagged, frozen=True, kw_only=True):
+class Agreed(Tagged, frozen=True, kw_only=True):
     """Answer to `Offer` and `Reserve`. `gain`: CPU seconds; 0: the process stays out."""
 
     truth: NodeTruth
@@ -97,7 +93,7 @@ class Agreed(_Tagged, frozen=True, kw_only=True):
     reason: Text = ""
 
 
-class Found(_Tagged, frozen=True, kw_only=True):
+class Found(Tagged, frozen=True, kw_only=True):
     """Answer to `Pull`: this one, if you have a place; else close."""
 
     truth: NodeTruth
@@ -105,13 +101,13 @@ class Found(_Tagged, frozen=True, kw_only=True):
     gain: Amount
 
 
-class Sending(_Tagged, frozen=True, kw_only=True):
+class Sending(Tagged, frozen=True, kw_only=True):
     """Answer to `Take`: it is ordered to come, or why it is not."""
 
     error: Text = ""
 
 
-class Considered(_Tagged, frozen=True, kw_only=True):
+class Considered(Tagged, frozen=True, kw_only=True):
     """Answer to `Consider`. `target` None: where it is."""
 
     target: Ip | None = None
