@@ -70,10 +70,16 @@ from mosix.node.syslog import DEVICE
     show_default=True,
     help="How the work of jobs at home is counted: auto takes eBPF where it can, proc never does.",
 )
+@click.option(
+    "--balance/--no-balance",
+    default=True,
+    show_default=True,
+    help="Whether processes leave this node by themselves, and it asks others for theirs.",
+)
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
-# for tests: see node.features, node.syslog, and Launch in wire.messages
+# for tests: see node.features, node.syslog, and Launch in wire.mosd_messages
 @click.option("--foreign-vdso", is_flag=True, hidden=True)
 @click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
 @click.option("--syslog", default=DEVICE, hidden=True)
@@ -86,6 +92,7 @@ def main(
     stop_s: float,
     grace_s: int,
     accounting: Choice,
+    balance: bool,
     deputy: str,
     remote: str,
     foreign_vdso: bool,
@@ -114,6 +121,7 @@ def main(
         stop_s=stop_s,
         grace_s=grace_s,
         accounting=accounting,
+        balance=balance,
         foreign_vdso=foreign_vdso,
         date_ahead_ns=int(date_ahead_s * 1e9),
         syslog=syslog,

@@ -25,6 +25,7 @@ from mosix.errors import (
     UnknownNodeError,
 )
 from mosix.wire.attributes import HIGHEST, attribute_of, changed
+from mosix.wire.messages import Attributes
 
 READ = os.O_RDONLY
 WRITE = os.O_WRONLY | os.O_CREAT
@@ -74,6 +75,8 @@ async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, v
     orders.settle()
     process.attributes = attributes
     process.report()
+    if process.link is not None:
+        process.link.post(Attributes(attributes=attributes))
     return old if flags == EXCHANGE else 0
 
 

@@ -40,21 +40,24 @@ from mosix.errors import (
     MosixError,
     NoSuchProcessError,
     ProtocolError,
+    RefusedError,
 )
 from mosix.image import eligibility
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.listener import Asked, Listener
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.stops import Stop
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.wire.adoption import returned, try_to_return
 from mosix.wire.attributes import changed
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
-from mosix.wire.messages import (
+from mosix.wire.messages import Ask, NodeFeatures, Token, Told, decode
+from mosix.wire.mosd_messages import (
     Arm,
     Armed,
-    Ask,
+    Automatic,
     ComeHome,
     Dialed,
     Forsaken,
@@ -65,14 +68,10 @@ from mosix.wire.messages import (
     Moved,
     Name,
     Named,
-    NodeFeatures,
     NodeToWorker,
     ProcessState,
     Started,
-    Token,
-    Told,
     WorkerToNode,
-    decode,
 )
 
 log = logging.getLogger("mosix.deputy")
@@ -283,15 +282,16 @@ class Deputy:
         )
         try:
             process = self._member(order.pid)
-            if not order.manual and process.attributes.lock:
-                raise CannotMoveError(f"process {order.pid} is locked", "mosrun -l unlocks it")
             async with process.moves:
                 moves_before = process.nmigs
-                try:
-                    await self.send_to(process, order.target)
-                except MosixError as error:
-                    process.say_why_not(error)
-                    raise
+                if order.automatic is None:
+                    try:
+                        await self.send_to(process, order.target)
+                    except MosixError as error:
+                        process.say_why_not(error)
+                        raise
+                else:
+                    await self._balance(process, order.target, order.automatic)
             moved = Moved(request=order.request, pid=order.pid)
             if process.nmigs != moves_before:  # else it was there already
                 moved = Moved(
@@ -311,7 +311,24 @@ class Deputy:
         finally:
             self._outbox.put_nowait(moved)
 
-    async def send_to(self, process: JobProcess, target: str | None) -> None:
+    async def _balance(self, process: JobProcess, target: str | None, order: Automatic) -> None:
+        """The system's order, with the lock held: void if it is not as the system believes. A
+        failure leaves everything as it was, also where the process goes back to."""
+        if process.attributes.lock:
+            raise CannotMoveError(f"process {process.pid} is locked", "mosrun -l unlocks it")
+        link = process.link
+        here = link.ip if process.place is Place.AWAY and link else process.place.value
+        if here != order.source:
+            raise RefusedError(f"process {process.pid} is not at {order.source} any more")
+        ordered = process.ordered
+        try:
+            await self.send_to(process, target, order.why)
+        except MosixError:
+            if process.ordered == target:
+                process.ordered = ordered
+            raise
+
+    async def send_to(self, process: JobProcess, target: str | None, why: str = "ordered") -> None:
         """With its lock held; remembered, so that it goes back there. None: home."""
         if process.place is Place.ENDED:
             raise NoSuchProcessError(f"process {process.pid} has ended")
@@ -325,7 +342,7 @@ class Deputy:
                 await moves.leave(process, target)
             elif process.link is not None and process.link.ip != target:
                 await moves.move_on(process, target)
-        process.why = "ordered"
+        process.why = why
         process.report()
 
     async def _all_home(self, order: ComeHome) -> None:

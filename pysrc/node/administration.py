@@ -30,7 +30,7 @@ from mosix.node.requests import Configured, Evacuate, Evacuated, Said, Say, Setp
 from mosix.node.rights import Caller, check_root
 from mosix.node.settings import Reread, Settings
 from mosix.wire.channel import Frames
-from mosix.wire.messages import PeerAccept, PeerEvacuate, PeerEvacuated, PeerHello
+from mosix.wire.mosd_messages import PeerAccept, PeerEvacuate, PeerEvacuated, PeerHello
 
 _log = logging.getLogger("mosd.owner")
 

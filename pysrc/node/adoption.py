@@ -20,7 +20,7 @@ from mosix.node.listening import Complaints, accepted, listen_at
 from mosix.node.records import Identity
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
-from mosix.wire.messages import Returned, WorkerToNode
+from mosix.wire.mosd_messages import Returned, WorkerToNode
 
 _log = logging.getLogger("mosd.adoption")
 

@@ -44,7 +44,9 @@ from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.syslog import SystemLog
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures, Token
+from mosix.wire.mosd_messages import (
+    Automatic,
     ComeHome,
     Dial,
     Forsaken,
@@ -55,10 +57,8 @@ from mosix.wire.messages import (
     Moved,
     Name,
     Named,
-    NodeFeatures,
     ProcessState,
     Started,
-    Token,
     WorkerToNode,
 )
 
@@ -285,12 +285,13 @@ class DeputyLink(WorkerLink):
         with contextlib.suppress(OSError):
             await self.send(named)
 
-    async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
+    async def move(
+        self, pid: int, target: str | None, automatic: Automatic | None = None
+    ) -> asyncio.Future[Moved]:
         """Orders a move; the future is its outcome (`check_moved`). NoSuchProcessError."""
         request = next(self._requests)
-        return await self._order(
-            request, Move(request=request, pid=pid, target=target, manual=True)
-        )
+        order = Move(request=request, pid=pid, target=target, automatic=automatic)
+        return await self._order(request, order)
 
     async def come_home(self) -> asyncio.Future[Moved]:
         """Orders all of the job's processes home."""

@@ -48,8 +48,14 @@ def _said(table: VectorTable) -> dict[int, int]:
     return dict(zip(table.nodes[heard].tolist(), table.status[heard].tolist(), strict=True))
 
 
-def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Floats | None:
-    """What this node says of itself; None as long as nothing is measured."""
+def own_row(
+    config: NodeConfig,
+    load: NodeLoad | None,
+    registry: Registry,
+    promised: tuple[int, float] = (0, 0.0),
+) -> Floats | None:
+    """What this node says of itself; None as long as nothing is measured. `promised`: places, and
+    their MB."""
     if load is None:
         return None
     return pack_loads(
@@ -58,7 +64,8 @@ def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Fl
         cores=load.cores,
         speed=load.speed,
         memory_mb=load.memory / 1e6,
-        free_mb=load.free / 1e6,
+        free_mb=load.free / 1e6 - promised[1],
+        inbound=promised[0],
         psi_memory=load.psi_memory,
         psi_io=load.psi_io,
         dilation=load.dilation,
@@ -76,9 +83,12 @@ class GossipService:
         secret: bytes,
         own: Callable[[], Floats | None],
         flags: Callable[[], Flags],
+        *,
+        features: int,
         logs: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`own`: what this node says of itself; `logs`: whether changes of the map are logged."""
+        """`own`: what this node says of itself; `features`: digest of this node's
+        (`mosix.node.compatible.digest_of`); `logs`: whether changes of the map are logged."""
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
@@ -86,6 +96,7 @@ class GossipService:
         self._flags = flags
         self._logs = logs
         self._states: dict[int, int] = {}
+        self._features = features
         self._gossip = Gossip(
             _number(config.ip),
             nodes,
@@ -112,7 +123,9 @@ class GossipService:
             if self._socket is not None:
                 row = self._own()
                 if row is not None:
-                    self._gossip.set_own(row, time.monotonic(), flags=self._flags())
+                    self._gossip.set_own(
+                        row, time.monotonic(), flags=self._flags(), features=self._features
+                    )
                 self._send(self._gossip.tick(time.monotonic()))
                 self._log_changes()
             await asyncio.sleep(PERIOD_S)
@@ -156,6 +169,25 @@ class GossipService:
             if state != then and ip != self._ip:
                 was = "" if then is None else f", was {Status(then).name.lower()}"
                 _log.info("node %s is %s%s", ip, Status(state).name.lower(), was)
+
+    @property
+    def table(self) -> VectorTable:
+        """What all nodes have told, this one's own row included."""
+        return self._gossip.table
+
+    @property
+    def here(self) -> int:
+        return self.index(self._ip)
+
+    def index(self, ip: str) -> int:
+        """In the table; -1: not in it."""
+        try:
+            return self.table.index(_number(ip))
+        except (KeyError, ValueError):
+            return -1
+
+    def ip(self, index: int) -> str:
+        return str(ipaddress.IPv4Address(int(self.table.nodes[index])))
 
     def known(self) -> list[KnownNode]:
         """The other nodes of which anything was heard."""

@@ -42,7 +42,8 @@ from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
 from mosix.wire.channel import Frames
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures
+from mosix.wire.mosd_messages import (
     GUEST_GONE,
     Attach,
     Dial,
@@ -50,7 +51,6 @@ from mosix.wire.messages import (
     Leave,
     MapIds,
     Mapped,
-    NodeFeatures,
     PeerAccept,
     PeerAnswer,
     PeerHello,

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,10 @@ from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.accounting import Accounting, Choice
 from mosix.node.administration import Administration
 from mosix.node.adoption import Adoption
+from mosix.node.census import Census
+from mosix.node.compatible import Book, digest_of
 from mosix.node.control import ControlServer, Handlers
+from mosix.node.decider import Decider
 from mosix.node.deputies import Launcher
 from mosix.node.evacuation import Evacuation
 from mosix.node.features import probe
@@ -32,8 +36,10 @@ from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
+from mosix.node.outlook import Outlook
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer, PeerServer
+from mosix.node.placing import Placer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.settings import Settings
@@ -66,6 +72,7 @@ class Mosd:
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
         syslog: str = DEVICE,
+        balance: bool = True,
     ) -> None:
         self._config = config
         self._programs = programs
@@ -77,9 +84,10 @@ class Mosd:
         self._grace_s = grace_s
         self._accounting = accounting
         self._syslog = syslog
+        self._balance = balance
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: PLR0915 - the list of mosd's parts
         """Until SIGTERM or SIGINT. ConfigError, KernelError, MosixError (another one runs
         here): before anything was started for good."""
         paths = self._config.paths
@@ -135,9 +143,15 @@ class Mosd:
             gossip = GossipService(
                 settings.config,
                 secret,
-                lambda: own_row(settings.config, meter.load, registry),
+                lambda: own_row(
+                    settings.config,
+                    meter.load,
+                    registry,
+                    outlook.promises.standing(time.monotonic()),
+                ),
                 lambda: owner.said.flags,
-                lambda: owner.said.logmap,
+                features=digest_of(features),
+                logs=lambda: owner.said.logmap,
             )
             stack.callback(gossip.close)
             administration = Administration(
@@ -148,6 +162,23 @@ class Mosd:
                 dialer=dialer,
                 names=names,
                 end=stop.set,
+            )
+            outlook = Outlook(
+                gossip,
+                registry,
+                owner,
+                Book(features, dialer),
+                settings=settings,
+            )
+            decider = Decider(
+                self._config.ip,
+                dialer=dialer,
+                meter=meter,
+                accounting=accounting,
+                outlook=outlook,
+                census=Census(registry, self._config.ip),
+                owner=owner,
+                active=self._balance,
             )
             services = Services(
                 names,
@@ -163,12 +194,17 @@ class Mosd:
                 gossip=gossip,
                 administration=administration,
                 settings=settings,
+                decider=decider,
+                placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
                 paths.control, Handlers(services.launch, services.request), complaints
             )
-            handler = PeerService(services, launcher, host, administration).handle
-            peers = PeerServer(settings, handler, complaints)
+            peers = PeerServer(
+                settings,
+                PeerService(services, launcher, host, decider, administration).handle,
+                complaints,
+            )
             try:
                 peers.listen()
                 gossip.open()
@@ -193,6 +229,7 @@ class Mosd:
                 gossip.run(),
                 administration.run(),
                 _reread_when(again, administration),
+                decider.run(services),
             )
             _say_hello(settings.config)
             notify("READY=1")

@@ -28,8 +28,8 @@ from mosix.wire.handshake import (
     Initiator,
     Responder,
 )
-from mosix.wire.messages import (
-    PROTOCOL_VERSION,
+from mosix.wire.messages import PROTOCOL_VERSION
+from mosix.wire.mosd_messages import (
     PeerAccept,
     PeerAnswer,
     PeerHello,
@@ -45,7 +45,7 @@ ANSWER_TIMEOUT_S = 20.0
 _LINGER_S = 1.0
 
 PURPOSES = frozenset(
-    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "evacuate"}
+    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance", "evacuate"}
 )
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
@@ -172,6 +172,14 @@ class Dialer:
     @property
     def _config(self) -> NodeConfig:
         return self._settings.config
+
+    async def status(self, ip: str) -> PeerStatus:
+        """Of that node. As `dial`."""
+        sock, status = await self.dial(ip, "status")
+        sock.close()
+        if not isinstance(status, PeerStatus):
+            raise ProtocolError(f"node {ip} answers a status request with something else")
+        return status
 
     async def dial(
         self, ip: str, purpose: str, **identity: Any

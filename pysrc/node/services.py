@@ -31,8 +31,11 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
+from mosix.node import bargain
 from mosix.node.accounting import Accounting
 from mosix.node.administration import Administration
+from mosix.node.census import Resident
+from mosix.node.decider import Decider
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.gossip import GossipService
 from mosix.node.groups import Groups
@@ -40,6 +43,7 @@ from mosix.node.guests import Host
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Dialer, refuse
+from mosix.node.placing import Placer
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
     EXECUTE,
@@ -71,9 +75,9 @@ from mosix.node.rights import Caller, check_owner
 from mosix.node.settings import Settings
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
-from mosix.wire.messages import (
-    NodeFeatures,
-    NodeLoad,
+from mosix.wire.messages import NodeFeatures, NodeLoad
+from mosix.wire.mosd_messages import (
+    Automatic,
     PeerAccept,
     PeerHello,
     PeerMove,
@@ -100,6 +104,8 @@ class ParsedLaunch(Protocol):
     def program(self) -> int: ...
     @property
     def node(self) -> str | None: ...
+    @property
+    def best(self) -> bool: ...
     @property
     def fallback(self) -> bool: ...
     @property
@@ -179,11 +185,15 @@ class Services:
         gossip: GossipService,
         administration: Administration,
         settings: Settings,
+        decider: Decider,
+        placer: Placer,
     ) -> None:
         self._administration = administration
         self._settings = settings
         self._groups = Groups(registry, host)
         self._gossip = gossip
+        self._decider = decider
+        self._placer = placer
         self._names = names
         self._launcher = launcher
         self._host = host
@@ -207,13 +217,18 @@ class Services:
             return LaunchAnswer(where, parsed.status, 0, parsed.text)
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
-        node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.changes, parsed.interface)
+        node = await self._start_node(caller, parsed)
+        fallback = parsed.fallback or parsed.best
+        options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
         self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
-    async def _start_node(self, parsed: ParsedLaunch) -> str | None:
+    async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
+        if parsed.best:
+            need, job_class = (parsed.changes.get(name, 0) for name in ("needmem", "job_class"))
+            best = await self._placer.place(need, caller.pid, job_class=job_class)
+            return None if best == self._names.own else best
         if parsed.node is None:
             return None
         ip = await self._names.resolve(parsed.node)
@@ -281,21 +296,43 @@ class Services:
         """UnknownNodeError unless a peer's `ip` is in our map too."""
         self._names.config.nodes.check_member(ip, ip)
 
-    async def move(self, link: DeputyLink, pid: int, target: str | None, wait: bool) -> Migrated:
+    async def move(
+        self,
+        link: DeputyLink,
+        pid: int,
+        target: str | None,
+        wait: bool,
+        automatic: Automatic | None = None,
+    ) -> Migrated:
         """Orders the move; with `wait` its outcome."""
         if target == self._names.own:
             target = None
         if self.stopping and target is not None:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         failpoints.hit("mosd.move")
-        outcome = await link.move(pid, target)
+        outcome = await link.move(pid, target, automatic)
         if not wait:
             return Migrated()
         moved = check_moved(await outcome)
         return Migrated(freeze_ns=moved.freeze_ns, page_bytes=moved.page_bytes)
 
+    async def order(self, resident: Resident, target: str, automatic: Automatic) -> Migrated:
+        """What the decider wants, waited for. MosixError."""
+        if resident.guest is not None:
+            who = Caller(0, resident.uid, 0)
+            return await self._ask_home(who, resident.guest, target, True, automatic)
+        link = self._launcher.deputies.get(resident.job)
+        if link is None:
+            raise NoSuchProcessError("the job has ended")
+        return await self.move(link, resident.key[1], target, True, automatic)
+
     async def _ask_home(
-        self, caller: Caller, guest: Guest, target: str | None, wait: bool
+        self,
+        caller: Caller,
+        guest: Guest,
+        target: str | None,
+        wait: bool,
+        automatic: Automatic | None = None,
     ) -> Migrated:
         """`guest` runs here: its home decides."""
         sock, _ = await self._dialer.dial(
@@ -303,7 +340,8 @@ class Services:
         )
         with sock:
             try:
-                await Frames[PeerMoved](sock, PeerMoved).send(PeerMove(target=target, wait=wait))
+                order = PeerMove(target=target, wait=wait, automatic=automatic)
+                await Frames[PeerMoved](sock, PeerMoved).send(order)
                 async with asyncio.timeout(_FORWARD_TIMEOUT_S):
                     moved = await Frames[PeerMoved](sock, PeerMoved).receive()
             except (OSError, EOFError, TimeoutError) as error:
@@ -319,11 +357,7 @@ class Services:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
             return self._own_status()
-        sock, status = await self._dialer.dial(ip, "status")
-        sock.close()
-        if not isinstance(status, PeerStatus):
-            raise ProtocolError(f"node {ip} answers a status request with something else")
-        return self._shown(ip, status)
+        return self._shown(ip, await self._dialer.status(ip))
 
     def _details(self) -> NodeDetails:
         config = self._names.config
@@ -455,10 +489,16 @@ class PeerService:
     """What a proved peer may ask."""
 
     def __init__(
-        self, services: Services, launcher: Launcher, host: Host, administration: Administration
+        self,
+        services: Services,
+        launcher: Launcher,
+        host: Host,
+        decider: Decider,
+        administration: Administration,
     ) -> None:
         self._administration = administration
         self._services = services
+        self._decider = decider
         self._launcher = launcher
         self._host = host
 
@@ -480,6 +520,8 @@ class PeerService:
                     await self._move(hello, frames)
                 case "evacuate":
                     await self._administration.serve(hello, sock)
+                case "balance":
+                    await bargain.serve(self._decider, hello, sock)
                 case _:
                     raise RefusedError(
                         f"purpose '{hello.purpose}' is not one of {', '.join(sorted(PURPOSES))}"
@@ -504,7 +546,11 @@ class PeerService:
         try:
             if order.target is not None:
                 self._services.check_node(order.target)
-            moved = await self._services.move(link, hello.pid, order.target, order.wait)
+            if order.automatic is not None and order.automatic.source != hello.sender:
+                raise RefusedError("a node decides only for what runs there")
+            moved = await self._services.move(
+                link, hello.pid, order.target, order.wait, order.automatic
+            )
         except MosixError as error:
             await frames.send(
                 PeerMoved(error=error.message[:2000], code=error.code, hint=error.hint[:2000])
