@@ -169,6 +169,7 @@ class Mosd:
                 meter.run(),
                 accounting.run(),
                 gossip.run(),
+                host.shortage.run(),
                 *watchdog(),
             )
             _log.info(

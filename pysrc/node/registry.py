@@ -59,6 +59,8 @@ class Guest:
     epoch: int
     outer_pid: int = 0
     frozen: bool = False
+    #: home has its body run here
+    begun: bool = False
     #: how far its date may be from home's; None: not known, or not wanted
     date_bound_ns: int | None = None
 
@@ -90,6 +92,7 @@ class Registry:
     def update_guest(self, guest: Guest, state: GuestState) -> None:
         guest.outer_pid = state.outer_pid
         guest.frozen = state.frozen
+        guest.begun = guest.begun or state.begun
         guest.date_bound_ns = state.date_bound_ns
 
     def date_bound_ns(self) -> int | None:

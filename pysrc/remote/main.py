@@ -48,6 +48,7 @@ from mosix.wire.messages import (
     Freeze,
     Frozen,
     GuestState,
+    Halting,
     Hold,
     Leave,
     MapIds,
@@ -124,6 +125,7 @@ class Remote:
         self._receiving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._date = HomeDate()
+        self._date_bound_ns: int | None = None
         self._broken = asyncio.Event()
         self._steps = {step: asyncio.Event() for step in _UNUSED}
         #: of the last pings: home's clock when they were sent, ours when they came
@@ -276,6 +278,7 @@ class Remote:
                     self._steps["run"].set()
                     self._hit("remote.run")
                     self._epoch = message.epoch
+                    self._tell_node()
                     self._say(Running(epoch=message.epoch))
                     self.guest.resume(held=message.held)
                     self._hit("remote.running")
@@ -332,7 +335,7 @@ class Remote:
         except MosixError as error:
             self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
             return
-        self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
+        self._tell_node()
         if not order.localtime:
             # The ping told it like an answer does: to a question of a round trip before.
             round_trip_ns = order.monotonic_ns - order.pinged_ns
@@ -352,10 +355,16 @@ class Remote:
         estimate = self._date.answered(asked_ns, date_ns, now_ns)
         ahead_ns = self.guest.clock.set_date(estimate.offset_ns)
         # until the next answer comes
-        bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
+        self._date_bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
+        self._tell_node()
+
+    def _tell_node(self) -> None:
         self._to_node.put_nowait(
             GuestState(
-                outer_pid=self.guest.tracee.pid, pid=self.welcome.pid, date_bound_ns=bound_ns
+                outer_pid=self.guest.shell.pid,
+                pid=self.welcome.pid,
+                begun=self._epoch is not None,
+                date_bound_ns=self._date_bound_ns,
             )
         )
 
@@ -438,8 +447,7 @@ class Remote:
             self._node = Packets(await returned(self.welcome.adoption), NodeToWorker)
             self._dialer.back()
             if self._guest is not None:
-                shell = self._guest.shell
-                self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=self.welcome.pid))
+                self._tell_node()
 
     async def _hear_node(self) -> None:
         while True:
@@ -455,7 +463,16 @@ class Remote:
                 arm_redirectors(failpoints.taken("redirect."))
                 self._to_node.put_nowait(Armed())
             elif isinstance(message, Leave):
-                self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+                self._leave(message.reason)
+
+    def _leave(self, reason: str) -> None:
+        if not reason:
+            self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+            return
+        if self._guest is not None:
+            # Its task is begun, and so the guest told to stop, before the message goes out.
+            self._guest.leave(reason)
+        self._to_node.put_nowait(Halting())
 
     def _attach(self, purpose: str, sock: socket.socket) -> None:
         queue = self._attached.get(purpose)

@@ -428,7 +428,10 @@ class Mapped(_Tagged, frozen=True, kw_only=True):
 
 
 class Leave(_Tagged, frozen=True, kw_only=True):
-    """mosd of a guest's node stops: ask the deputy to take the guest home."""
+    """Ask the deputy to take the guest home: mosd of its node stops or, with a reason, there is
+    not enough memory: the guest halts at once, and `Halting` says so."""
+
+    reason: Text = ""
 
 
 class Arm(_Tagged, frozen=True, kw_only=True):
@@ -511,8 +514,14 @@ class GuestState(_Tagged, frozen=True, kw_only=True):
     outer_pid: Pid
     pid: Pid
     frozen: bool = False
+    #: its body is here, and home has said that it may run
+    begun: bool = False
     #: how far its date may be from home's; None: it has this node's
     date_bound_ns: Ns | None = None
+
+
+class Halting(_Tagged, frozen=True, kw_only=True):
+    """The guest was told to stop for a `Leave`: given some more memory, it will do nothing else."""
 
 
 class Armed(_Tagged, frozen=True, kw_only=True):
@@ -542,6 +551,7 @@ WorkerToNode = (
     | ProcessState
     | MapIds
     | GuestState
+    | Halting
     | Forsaken
     | Armed
     | Returned
