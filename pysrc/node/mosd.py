@@ -38,6 +38,7 @@ from mosix.node.outlook import Outlook
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer, PeerServer
 from mosix.node.placing import Placer
+from mosix.node.privileges import forbid_dumps
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.spawning import Programs, SpawnerClient
@@ -95,9 +96,10 @@ class Mosd:
             spawner = SpawnerClient(self._programs, _worker_died)
             spawner.start()
             stack.callback(spawner.stop)
+            forbid_dumps()
             secret = load_secret(paths)
             features = probe(foreign_vdso=self._foreign_vdso)
-            mount_own()
+            _mount_own()
             registry = Registry()
             owner = Owner(paths.owner)
             complaints = Complaints()
@@ -207,6 +209,8 @@ class Mosd:
                 accounting.run(),
                 gossip.run(),
                 decider.run(services),
+                host.shortage.run(),
+                *watchdog(),
             )
             _log.info(
                 "node %s, port %d, %d nodes in the map",
@@ -264,6 +268,12 @@ def _worker_died(pid: int, status: int) -> None:
         _log.warning("worker %d %s", pid, what)
 
 
+def _mount_own() -> None:
+    why_not = mount_own()
+    if why_not:
+        _log.warning("jobs begin slower, in a cgroup of another hierarchy: %s", why_not)
+
+
 def _check_helper() -> None:
     """Guests' reserved ids execute the helper: ConfigError when they may not get at it."""
     for part in (HELPER, *HELPER.parents):
@@ -309,6 +319,21 @@ def _locked_run_dir(config: NodeConfig) -> Iterator[None]:
         os.ftruncate(fd, 0)
     finally:
         os.close(fd)
+
+
+def watchdog() -> list[Coroutine[Any, Any, None]]:
+    """What tells a service manager that wants to be told so (sd_watchdog_enabled(3)) that mosd is
+    well: its loop goes round, and no part of it has ended (that would end mosd)."""
+    said = os.environ.get("WATCHDOG_USEC", "")
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return []
+    return [_ping(int(said) / 2e6)] if said.isdecimal() and int(said) else []
+
+
+async def _ping(pause_s: float) -> None:
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(pause_s)
 
 
 def notify(state: str) -> None:

@@ -139,7 +139,10 @@ class Mapped(Tagged, frozen=True, kw_only=True):
 
 
 class Leave(Tagged, frozen=True, kw_only=True):
-    """mosd of a guest's node stops: ask the deputy to take the guest home."""
+    """Ask the deputy to take the guest home: mosd of its node stops or, with a reason, there is
+    not enough memory: the guest halts at once, and `Halting` says so."""
+
+    reason: Text = ""
 
 
 class Arm(Tagged, frozen=True, kw_only=True):
@@ -233,6 +236,10 @@ class GuestState(Tagged, frozen=True, kw_only=True):
     date_bound_ns: Ns | None = None
 
 
+class Halting(Tagged, frozen=True, kw_only=True):
+    """The guest was told to stop for a `Leave`: given some more memory, it will do nothing else."""
+
+
 class Armed(Tagged, frozen=True, kw_only=True):
     pass
 
@@ -260,6 +267,7 @@ WorkerToNode = (
     | ProcessState
     | MapIds
     | GuestState
+    | Halting
     | Forsaken
     | Armed
     | Returned
