@@ -62,8 +62,11 @@ from mosix.wire.messages import (
 
 _log = logging.getLogger("mosd.jobs")
 
-#: From the fork of a deputy to its Started.
-START_TIMEOUT_S = 10.0
+#: From the fork of a deputy to its Started. One that dies is noticed at once; a machine that has
+#: very much to do only needs time.
+START_TIMEOUT_S = 60.0
+#: From the order to a process to join its cgroup by itself until mosd does it.
+_JOIN_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
@@ -416,7 +419,7 @@ class Launcher:
             else:
                 listener = -1
                 with contextlib.suppress(TimeoutError):  # it is stopped, it may be: we do it
-                    async with asyncio.timeout(START_TIMEOUT_S):
+                    async with asyncio.timeout(_JOIN_TIMEOUT_S):
                         await client.prepare(directory, interface=False)
         finally:
             if directory >= 0:

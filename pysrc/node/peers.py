@@ -39,8 +39,10 @@ from mosix.wire.messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
-#: From the proof to the answer: the other mosd makes a remote meanwhile.
+#: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
+#: has a minute itself.
 ANSWER_TIMEOUT_S = 20.0
+GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
 
 PURPOSES = frozenset({"guest", "call", "bulk", "home", "control", "drop", "status", "move"})
@@ -191,7 +193,9 @@ class Dialer:
             side = Initiator(self._secret, hello)
             try:
                 await drive(sock, side, side.start())
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                async with asyncio.timeout(
+                    GUEST_TIMEOUT_S if purpose == "guest" else ANSWER_TIMEOUT_S
+                ):
                     answer: PeerAccept | PeerRefuse | PeerStatus = await Frames[Any](
                         sock, PeerAnswer
                     ).receive()

@@ -23,7 +23,8 @@ from mosix.wire.channel import Packets
 
 _log = logging.getLogger("mosd.spawner")
 
-SPAWN_TIMEOUT_S = 10.0
+#: A fork takes milliseconds; a machine that has very much to do only needs time.
+SPAWN_TIMEOUT_S = 60.0
 _RESTART_PAUSE_S = 0.5
 _NO_PROCESS = "pids.max of mosd's cgroup, or its RLIMIT_NPROC, is used up"
 _PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "MOSIX_CONFIG_DIR", "MOSIX_RUN_DIR")

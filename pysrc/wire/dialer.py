@@ -18,7 +18,7 @@ from mosix.wire.messages import Dial, Dialed, Token
 STALL = 30
 
 #: Longest wait for mosd's answer: its own limits for three connections and some more (seconds).
-DIAL = 120
+DIAL = 240
 
 
 def make_blocking(sock: socket.socket) -> None:
