@@ -20,6 +20,10 @@ DEFAULT_PEER_PORT = 249
 
 #: Guests at once, unless /etc/mosix/maxguests says otherwise: each is owned by a process of ours.
 DEFAULT_MAX_GUESTS = 256
+#: For how long jobs and guests wait for a lost connection to be made again, seconds, unless
+#: /etc/mosix/grace or `mosd --grace` says otherwise.
+DEFAULT_GRACE_S = 60
+_LONGEST_GRACE_S = 86400
 #: More have no ids of their own (`mosix.node.idmaps.PAIRS`).
 _MOST_GUESTS = 4096
 #: MOSIX(7): 10,000 is a Pentium 4 of 3 GHz.
@@ -38,23 +42,28 @@ class NodeConfig:
     ip: str
     peer_port: int = DEFAULT_PEER_PORT
     max_guests: int = DEFAULT_MAX_GUESTS
+    grace_s: int = DEFAULT_GRACE_S
     speed: int | None = None
 
 
-def load(paths: Paths, peer_port: int | None = None) -> NodeConfig:
-    """Reads mosix.map, userview.map, mosip, ports, maxguests and speed. ConfigError."""
+def load(paths: Paths, peer_port: int | None = None, grace_s: int | None = None) -> NodeConfig:
+    """Reads mosix.map, userview.map, mosip, ports, maxguests, grace and speed; what is given here
+    goes before. ConfigError."""
     if not paths.config_dir.is_dir():
         raise ConfigError(
             f"{paths.config_dir}: no such directory", "make it, with mosix.map and secret"
         )
     nodes = load_map(paths)
     guests = _number(paths.max_guests, "the number of guests", 0, _MOST_GUESTS)
+    if grace_s is None:
+        grace_s = _number(paths.grace, "the grace, in seconds,", 0, _LONGEST_GRACE_S)
     return NodeConfig(
         paths,
         nodes,
         _own_ip(paths, nodes),
         peer_port or _peer_port(paths),
         DEFAULT_MAX_GUESTS if guests is None else guests,
+        DEFAULT_GRACE_S if grace_s is None else grace_s,
         _number(paths.speed, "the speed", 1, _MOST_SPEED),
     )
 

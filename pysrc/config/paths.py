@@ -60,6 +60,10 @@ class Paths:
         return self.config_dir / "maxguests"
 
     @property
+    def grace(self) -> Path:
+        return self.config_dir / "grace"
+
+    @property
     def speed(self) -> Path:
         return self.config_dir / "speed"
 
