@@ -98,6 +98,11 @@ class Paths:
         return self.run_dir / "guests"
 
     @property
+    def spawner(self) -> Path:
+        """Which spawners there may be (`mosix.node.records`)."""
+        return self.run_dir / "spawner"
+
+    @property
     def workers(self) -> Path:
         """Where deputies and remotes of a mosd that died come back."""
         return self.run_dir / "workers"

@@ -78,7 +78,7 @@ class Mosd:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
-            spawner = SpawnerClient(self._programs, _worker_died)
+            spawner = SpawnerClient(self._programs, _worker_died, paths)
             spawner.start()
             stack.callback(spawner.stop)
             secret = load_secret(paths)
@@ -151,7 +151,7 @@ class Mosd:
                 ) from error
             launcher.recover()
             host.recover()
-            adoption = Adoption(paths.workers, (launcher, host), complaints)
+            adoption = Adoption(paths.workers, (launcher, host, spawner), complaints)
             adoption.listen()
             control.listen()
             self._start(

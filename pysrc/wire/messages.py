@@ -18,6 +18,9 @@ from mosix.wire.attributes import JobAttributes
 
 #: Peers whose numbers differ refuse each other, naming both.
 PROTOCOL_VERSION = 1
+#: mosd and workers that one of another build has started leave each other alone, naming both. To be
+#: counted up when `NodeToWorker` or `WorkerToNode` change.
+WORKER_VERSION = 1
 
 Pid = Annotated[int, msgspec.Meta(ge=1, le=2**22)]
 Uid = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)]
@@ -496,6 +499,8 @@ class ProcessState(_Tagged, frozen=True, kw_only=True):
     stats: dict[str, int] = {}
     attributes: JobAttributes = JobAttributes()
     ended: bool = False
+    #: names the guest there, if it is away: for a mosd that has not made it
+    token: Token | None = None
 
 
 class MapIds(_Tagged, frozen=True, kw_only=True):
@@ -530,7 +535,10 @@ class Forsaken(_Tagged, frozen=True, kw_only=True):
 
 class Returned(_Tagged, frozen=True, kw_only=True):
     """First word of a worker to a mosd that has not started it (`mosix.wire.adoption`). A deputy's
-    rides with the job's stderr."""
+    rides with the job's stderr, the listener of its filter and the memory for that, if it has
+    one. It must stay as it is in every version, so that any two can name theirs."""
+
+    version: int = 0
 
 
 WorkerToNode = (
