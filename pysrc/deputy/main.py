@@ -102,17 +102,19 @@ def run(sock: socket.socket) -> None:
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
     listener = Listener(*listening) if listening else None
+    # What mosd must have of it, should another one run one day.
+    belongings = (stderr, *listening)
     filters = eligibility.filters_of(launch.pid)
     if launch.node is None:
         failpoints.hit("deputy.launch")
         node.send_now(Started())
         others = (listener.event,) if listener else ()
         sock, pidfd = rest(
-            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
+            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, belongings)
         )
         node = Packets(sock, NodeToWorker)
     if pidfd >= 0:
-        asyncio.run(Deputy(node, launch, stderr, listener, filters).main(pidfd))
+        asyncio.run(Deputy(node, launch, belongings, listener, filters).main(pidfd))
 
 
 class Deputy:
@@ -122,7 +124,7 @@ class Deputy:
         self,
         node: Packets[NodeToWorker],
         launch: Launch,
-        stderr: int,
+        belongings: tuple[int, ...],
         listener: Listener | None,
         filters: int,
     ) -> None:
@@ -133,7 +135,8 @@ class Deputy:
         self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
-        self._stderr = stderr
+        self._belongings = belongings
+        self._stderr = belongings[0]
         self.listener = listener
         self._names: dict[int, asyncio.Future[Named]] = {}
         self._name_numbers = itertools.count(1)
@@ -218,7 +221,8 @@ class Deputy:
             for number in list(self._names):
                 self._named(Named(request=number))
             self._node.close()
-            self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
+            sock = await returned(self.launch.adoption, self._belongings)
+            self._node = Packets(sock, NodeToWorker)
             self._dialer.back()
             self._mosd_gone = False
             for process in self._processes.values():

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,8 +62,11 @@ from mosix.wire.mosd_messages import (
 
 _log = logging.getLogger("mosd.jobs")
 
-#: From the fork of a deputy to its Started.
-START_TIMEOUT_S = 10.0
+#: From the fork of a deputy to its Started. One that dies is noticed at once; a machine that has
+#: very much to do only needs time.
+START_TIMEOUT_S = 60.0
+#: From the order to a process to join its cgroup by itself until mosd does it.
+_JOIN_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
@@ -192,17 +195,24 @@ class DeputyLink(WorkerLink):
             case Name():
                 self.later(self._name(message))
             case ProcessState():
-                if message.ended:
-                    self._guests.pop(message.pid, None)
-                self._registry.update(self.job, message)
+                self._state_of(message)
             case Dial():
                 identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
 
+    def _state_of(self, state: ProcessState) -> None:
+        if state.ended:
+            self._guests.pop(state.pid, None)
+        elif state.token is not None:
+            self.guest_made(state.pid, state.where, state.token)
+        self._registry.update(self.job, state)
+
     def guest_made(self, pid: int, ip: str, token: Token) -> None:
-        self._guests[pid] = [*self._guests.get(pid, []), (ip, token)][-2:]
+        made = self._guests.setdefault(pid, [])
+        if (ip, token) not in made:
+            self._guests[pid] = [*made, (ip, token)][-2:]
 
     def forsake_guests(self) -> None:
         """The deputy died: its guests are told, which would wait for it for a while."""
@@ -417,7 +427,7 @@ class Launcher:
             else:
                 listener = -1
                 with contextlib.suppress(TimeoutError):  # it is stopped, it may be: we do it
-                    async with asyncio.timeout(START_TIMEOUT_S):
+                    async with asyncio.timeout(_JOIN_TIMEOUT_S):
                         await client.prepare(directory, interface=False)
         finally:
             if directory >= 0:
@@ -456,10 +466,13 @@ class Launcher:
         )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
-        task = asyncio.create_task(self._live(link))
+        self._later(self._live(link))
+        return link
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return link
 
     async def _live(self, link: DeputyLink) -> None:
         try:
@@ -477,7 +490,8 @@ class Launcher:
                 )
             if lost:
                 whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
-                await link.last_words.say(f"{whose} ended: the job's deputy died")
+                why = f"the job's deputy at home, node {self._own_ip}, died"
+                await link.last_words.say(f"{whose} ended: {why}")
         finally:
             link.last_words.close()
             self.deputies.pop(link.job.id, None)
@@ -485,9 +499,7 @@ class Launcher:
             self._discard(link.job)
 
     def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
-        task = asyncio.create_task(self._drop(link.job, pid, ip, token))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._later(self._drop(link.job, pid, ip, token))
 
     async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
         """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
@@ -523,16 +535,22 @@ class Launcher:
         return worker in self._expected
 
     def take_back(self, worker: Worker, fds: list[int]) -> bool:
-        """A deputy of a mosd that died has come back, if it is one. `fds`: the job's stderr."""
+        """A deputy of a mosd that died has come back, if it is one. `fds` are those of `Returned`:
+        the job's stderr, and what it is served by."""
         identity = Identity.of(worker.pid)
         record = self._expected.get(identity) if identity else None
-        if record is None or identity is None or len(fds) != 1:
+        if record is None or identity is None or len(fds) not in (1, 3):
+            return False
+        if len(fds) == 3 and not is_listener(fds[1]):
             return False
         try:
             last_words = LastWords(fds[0], credentials_of(worker.pid))
         except OSError:
             return False
         os.close(fds[0])
+        if len(fds) == 3:
+            held = Held(record.uid, record.gid, fds[1], fds[2], os.dup(worker.pidfd))
+            self._later(self._spawner.hold(held))
         del self._expected[identity]
         self._leftovers.pop(record.id, None)
         group = JobGroup(Path(record.group), self.membership)

@@ -48,9 +48,6 @@ _log = logging.getLogger("mosd")
 
 #: How long a stop may take, seconds, unless `mosd --stop-timeout` says otherwise.
 STOP_S = 30.0
-#: For how long jobs and guests wait for a lost connection to be made again, seconds, unless
-#: `mosd --grace` says otherwise.
-GRACE_S = 60
 
 
 class Mosd:
@@ -64,7 +61,6 @@ class Mosd:
         ready: Callable[[], None] = lambda: None,
         *,
         stop_s: float = STOP_S,
-        grace_s: int = GRACE_S,
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
@@ -77,7 +73,6 @@ class Mosd:
         self._foreign_vdso = foreign_vdso
         self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
-        self._grace_s = grace_s
         self._accounting = accounting
         self._balance = balance
         self._tasks: list[asyncio.Task[None]] = []
@@ -93,7 +88,7 @@ class Mosd:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
-            spawner = SpawnerClient(self._programs, _worker_died)
+            spawner = SpawnerClient(self._programs, _worker_died, paths)
             spawner.start()
             stack.callback(spawner.stop)
             forbid_dumps()
@@ -113,7 +108,7 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.jobs,
                 adoption=paths.workers,
-                grace_s=self._grace_s,
+                grace_s=self._config.grace_s,
                 names=names,
                 date_ahead_ns=self._date_ahead_ns,
             )
@@ -197,7 +192,7 @@ class Mosd:
                 ) from error
             launcher.recover()
             host.recover()
-            adoption = Adoption(paths.workers, (launcher, host), complaints)
+            adoption = Adoption(paths.workers, (launcher, host, spawner), complaints)
             adoption.listen()
             control.listen()
             self._start(

@@ -28,6 +28,10 @@ from mosix.wire.messages import (
     Uid,
 )
 
+#: mosd and workers that one of another build has started leave each other alone, naming both. To be
+#: counted up when `NodeToWorker` or `WorkerToNode` change.
+WORKER_VERSION = 1
+
 # ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
 
 
@@ -210,6 +214,8 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     stats: dict[str, int] = msgspec.field(default_factory=dict)
     attributes: JobAttributes = JobAttributes()
     ended: bool = False
+    #: names the guest there, if it is away: for a mosd that has not made it
+    token: Token | None = None
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
@@ -255,7 +261,10 @@ class Forsaken(Tagged, frozen=True, kw_only=True):
 
 class Returned(Tagged, frozen=True, kw_only=True):
     """First word of a worker to a mosd that has not started it (`mosix.wire.adoption`). A deputy's
-    rides with the job's stderr."""
+    rides with the job's stderr, the listener of its filter and the memory for that, if it has
+    one. It must stay as it is in every version, so that any two can name theirs."""
+
+    version: int = 0
 
 
 WorkerToNode = (
