@@ -268,7 +268,11 @@ class Deputy:
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
     ) -> tuple[Token, list[socket.socket]]:
-        return await self._dialer.dial(ip, purposes, pid, epoch, token)
+        process = self._processes.get(pid)
+        attributes = process.attributes if process is not None else self.launch.attributes
+        return await self._dialer.dial(
+            ip, purposes, pid, epoch, token, job_class=attributes.job_class
+        )
 
     # ---- orders ----
 

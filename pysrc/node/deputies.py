@@ -34,12 +34,14 @@ from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
+from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.syslog import SystemLog
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import NodeFeatures, Token
@@ -95,6 +97,8 @@ class NodeNames(Protocol):
     async def resolve(self, name: str) -> str: ...
 
     def number_of(self, ip: str) -> int | None: ...
+
+    def outsider(self, ip: str) -> bool: ...
 
 
 class Client(Protocol):
@@ -152,9 +156,13 @@ class DeputyLink(WorkerLink):
         names: NodeNames,
         last_words: LastWords,
         forsake: Callable[[DeputyLink, int, str, Token], None],
+        system_log: SystemLog,
+        owner: Owner,
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
+        self._system_log = system_log
+        self._owner = owner
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -195,19 +203,50 @@ class DeputyLink(WorkerLink):
             case Name():
                 self.later(self._name(message))
             case ProcessState():
-                self._state_of(message)
+                self._state(message)
             case Dial():
                 identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
 
-    def _state_of(self, state: ProcessState) -> None:
+    def _state(self, state: ProcessState) -> None:
+        known = self.job.processes.get(state.pid)
+        self._registry.update(self.job, state)
         if state.ended:
             self._guests.pop(state.pid, None)
-        elif state.token is not None:
+            return
+        if state.token is not None:
             self.guest_made(state.pid, state.where, state.token)
-        self._registry.update(self.job, state)
+        # Unknown is also one that was away when mosd was started again.
+        moved = state.where not in _NOT_AWAY if known is None else state.nmigs > known.nmigs
+        if moved and state.where != "moving":
+            self._system_log.moved(self.job, state.pid, state.where)
+        if self.is_misplaced(state.where, state.attributes):
+            self.later(self._send_home(state.pid))
+
+    def is_misplaced(self, where: str, attributes: JobAttributes) -> bool:
+        """Whether a process may not be where it is: its class, or the map, has changed."""
+        return where not in _NOT_AWAY and not attributes.job_class and self._names.outsider(where)
+
+    async def _send_home(self, pid: int) -> None:
+        try:
+            check_moved(await (await self.move(pid, None)))
+        except MosixError as error:
+            _log.warning("process %d may not stay where it is, but: %s", pid, error.line())
+
+    def check_dial(self, order: Dial) -> None:
+        """RefusedError when the owner of this node wants its processes at home, and for a process
+        of class 0 and an outsider."""
+        if "guest" not in order.purposes:
+            return
+        if self._owner.said.keeps_own:
+            raise RefusedError("this node is drained: its processes stay at home", "mosctl nodrain")
+        if not order.job_class and self._names.outsider(order.ip):
+            raise RefusedError(
+                f"node {order.ip} is an outsider, and this process is of class 0",
+                "mosrun -G1 lets a job go there",
+            )
 
     def guest_made(self, pid: int, ip: str, token: Token) -> None:
         made = self._guests.setdefault(pid, [])
@@ -307,9 +346,13 @@ class Launcher:
         names: NodeNames,
         adoption: Path,
         grace_s: int,
+        system_log: SystemLog,
+        owner: Owner,
         date_ahead_ns: int = 0,
     ) -> None:
         self._spawner = spawner
+        self.system_log = system_log
+        self._owner = owner
         self._dialer = dialer
         self._registry = registry
         self._features = features
@@ -463,6 +506,8 @@ class Launcher:
             names=self._names,
             last_words=last_words,
             forsake=self._forsake,
+            system_log=self.system_log,
+            owner=self._owner,
         )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import (
+    Amount,
     Epoch,
     Ip,
     JobId,
@@ -143,10 +144,12 @@ class Mapped(Tagged, frozen=True, kw_only=True):
 
 
 class Leave(Tagged, frozen=True, kw_only=True):
-    """Ask the deputy to take the guest home: mosd of its node stops or, with a reason, there is
-    not enough memory: the guest halts at once, and `Halting` says so."""
+    """Ask the deputy to take the guest home: mosd of its node stops; `evicted`, the owner of the
+    node wants it gone; or, with a reason, there is not enough memory: the guest halts at once, and
+    `Halting` says so."""
 
     reason: Text = ""
+    evicted: bool = False
 
 
 class Arm(Tagged, frozen=True, kw_only=True):
@@ -201,6 +204,8 @@ class Dial(Tagged, frozen=True, kw_only=True):
     pid: Pid
     epoch: Epoch
     token: Token | None = None
+    #: of the process: those of class 0 have no guests at outsiders
+    job_class: int = 0
 
 
 class ProcessState(Tagged, frozen=True, kw_only=True):
@@ -295,7 +300,8 @@ class PeerHello(Tagged, frozen=True, kw_only=True):
     drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
     `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow),
-    balance (after Accept the conversation of `mosix.wire.bargain`)."""
+    balance (after Accept the conversation of `mosix.wire.bargain`), evacuate (user `uid`, root:
+    after Accept `PeerEvacuate` and `PeerEvacuated` follow)."""
 
     version: int
     sender: Ip
@@ -335,6 +341,9 @@ class PeerStatus(Tagged, frozen=True, kw_only=True):
     version: Text
     date_bound_ns: Ns | None = None
     load: NodeLoad | None = None  # mosd has only just been started
+    #: what its owner has said, and its topological features
+    owner: tuple[Text, ...] = ()
+    topology: tuple[Text, ...] = ()
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
@@ -356,3 +365,23 @@ class PeerMoved(Tagged, frozen=True, kw_only=True):
     hint: Text = ""
     freeze_ns: Ns = 0
     page_bytes: Size = 0
+
+
+class PeerEvacuate(Tagged, frozen=True, kw_only=True):
+    """What is asked for on a connection of purpose evacuate: drain the node, for at most
+    `deadline_s` seconds (None: until it is done), or, `undo`, let guests come again."""
+
+    undo: bool = False
+    deadline_s: Amount | None = None
+
+
+class PeerEvacuated(Tagged, frozen=True, kw_only=True):
+    """How many guests and own processes are where they belong now, and, in words, who is not."""
+
+    guests: int = 0
+    own: int = 0
+    seconds: Amount = 0.0
+    left: tuple[Text, ...] = ()
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
