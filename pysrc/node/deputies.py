@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +46,7 @@ from mosix.wire.messages import NodeFeatures, Token
 from mosix.wire.mosd_messages import (
     Automatic,
     ComeHome,
+    Consider,
     Dial,
     Forsaken,
     Join,
@@ -92,6 +93,10 @@ class NodeNames(Protocol):
     async def resolve(self, name: str) -> str: ...
 
     def number_of(self, ip: str) -> int | None: ...
+
+
+#: Job, PID and where it is ("home" or an IP) → IP where it had better be; None: there.
+WhereTo = Callable[[str, int, str], Awaitable[str | None]]
 
 
 class Client(Protocol):
@@ -148,10 +153,12 @@ class DeputyLink(WorkerLink):
         registry: Registry,
         names: NodeNames,
         last_words: LastWords,
+        where_to: WhereTo,
         forsake: Callable[[DeputyLink, int, str, Token], None],
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
+        self._where_to = where_to
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -189,8 +196,8 @@ class DeputyLink(WorkerLink):
                 joining = self._joins.pop(message.request, None)
                 if joining is not None and not joining.done():
                     joining.set_result(message)
-            case Name():
-                self.later(self._name(message))
+            case Name() | Consider():
+                self.later(self._tell(message))
             case ProcessState():
                 if message.ended:
                     self._guests.pop(message.pid, None)
@@ -233,12 +240,17 @@ class DeputyLink(WorkerLink):
         if joined.error:
             raise from_code(joined.code, joined.error, joined.hint)
 
-    async def _name(self, asked: Name) -> None:
-        """Tells the deputy which node a number or an IP is."""
+    async def _tell(self, asked: Name | Consider) -> None:
+        """Tells the deputy which node a number or an IP is, or which is best for a process."""
         named = Named(request=asked.request)
-        with contextlib.suppress(MosixError):
-            ip = await self._names.resolve(asked.node)
-            named = Named(request=asked.request, ip=ip, number=self._names.number_of(ip))
+        if isinstance(asked, Consider):
+            ip = await self._where_to(self.job.id, asked.pid, asked.where)
+            named = Named(request=asked.request, ip=ip)
+        else:
+            with contextlib.suppress(MosixError):
+                ip = await self._names.resolve(asked.node)
+                number = self._names.number_of(ip)
+                named = Named(request=asked.request, ip=ip, number=number)
         with contextlib.suppress(OSError):
             await self.send(named)
 
@@ -282,6 +294,10 @@ def check_moved(moved: Moved) -> Moved:
     return moved
 
 
+async def _nowhere(job: str, pid: int, where: str) -> str | None:
+    return None
+
+
 class Launcher:
     """Makes jobs and keeps their deputies."""
 
@@ -313,6 +329,8 @@ class Launcher:
         self._names = names
         self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
+        #: answers a program that asks where it had better be (`mosix.node.decider`)
+        self.where_to: WhereTo = _nowhere
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -452,6 +470,7 @@ class Launcher:
             registry=self._registry,
             names=self._names,
             last_words=last_words,
+            where_to=self.where_to,
             forsake=self._forsake,
         )
         self._registry.jobs[job.id] = job
