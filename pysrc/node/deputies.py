@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,7 @@ from mosix.wire.messages import NodeFeatures, Token
 from mosix.wire.mosd_messages import (
     Automatic,
     ComeHome,
+    Consider,
     Dial,
     Forsaken,
     Join,
@@ -99,6 +100,10 @@ class NodeNames(Protocol):
     def number_of(self, ip: str) -> int | None: ...
 
     def outsider(self, ip: str) -> bool: ...
+
+
+#: Job, PID and where it is ("home" or an IP) → IP where it had better be; None: there.
+WhereTo = Callable[[str, int, str], Awaitable[str | None]]
 
 
 class Client(Protocol):
@@ -155,6 +160,7 @@ class DeputyLink(WorkerLink):
         registry: Registry,
         names: NodeNames,
         last_words: LastWords,
+        where_to: WhereTo,
         forsake: Callable[[DeputyLink, int, str, Token], None],
         system_log: SystemLog,
         owner: Owner,
@@ -163,6 +169,7 @@ class DeputyLink(WorkerLink):
         self._forsake = forsake
         self._system_log = system_log
         self._owner = owner
+        self._where_to = where_to
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -200,8 +207,8 @@ class DeputyLink(WorkerLink):
                 joining = self._joins.pop(message.request, None)
                 if joining is not None and not joining.done():
                     joining.set_result(message)
-            case Name():
-                self.later(self._name(message))
+            case Name() | Consider():
+                self.later(self._tell(message))
             case ProcessState():
                 self._state(message)
             case Dial():
@@ -282,12 +289,17 @@ class DeputyLink(WorkerLink):
         if joined.error:
             raise from_code(joined.code, joined.error, joined.hint)
 
-    async def _name(self, asked: Name) -> None:
-        """Tells the deputy which node a number or an IP is."""
+    async def _tell(self, asked: Name | Consider) -> None:
+        """Tells the deputy which node a number or an IP is, or which is best for a process."""
         named = Named(request=asked.request)
-        with contextlib.suppress(MosixError):
-            ip = await self._names.resolve(asked.node)
-            named = Named(request=asked.request, ip=ip, number=self._names.number_of(ip))
+        if isinstance(asked, Consider):
+            ip = await self._where_to(self.job.id, asked.pid, asked.where)
+            named = Named(request=asked.request, ip=ip)
+        else:
+            with contextlib.suppress(MosixError):
+                ip = await self._names.resolve(asked.node)
+                number = self._names.number_of(ip)
+                named = Named(request=asked.request, ip=ip, number=number)
         with contextlib.suppress(OSError):
             await self.send(named)
 
@@ -331,6 +343,10 @@ def check_moved(moved: Moved) -> Moved:
     return moved
 
 
+async def _nowhere(job: str, pid: int, where: str) -> str | None:
+    return None
+
+
 class Launcher:
     """Makes jobs and keeps their deputies."""
 
@@ -366,6 +382,8 @@ class Launcher:
         self._names = names
         self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
+        #: answers a program that asks where it had better be (`mosix.node.decider`)
+        self.where_to: WhereTo = _nowhere
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -505,6 +523,7 @@ class Launcher:
             registry=self._registry,
             names=self._names,
             last_words=last_words,
+            where_to=self.where_to,
             forsake=self._forsake,
             system_log=self.system_log,
             owner=self._owner,

@@ -177,6 +177,7 @@ class Mosd:
                 owner=owner,
                 active=self._balance,
             )
+            launcher.where_to = decider.where_to
             services = Services(
                 names,
                 launcher,

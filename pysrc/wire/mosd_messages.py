@@ -72,7 +72,7 @@ class Join(Tagged, frozen=True, kw_only=True):
 
 
 class Named(Tagged, frozen=True, kw_only=True):
-    """Answer to `Name`."""
+    """Answer to `Name` and `Consider`."""
 
     request: int
     ip: Ip | None = None
@@ -184,6 +184,15 @@ class Name(Tagged, frozen=True, kw_only=True):
     node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
 
 
+class Consider(Tagged, frozen=True, kw_only=True):
+    """Where had process `pid` better be, which is at `where` ("home" or an IP) now? Answered by
+    `Named`, without an IP: there."""
+
+    request: int
+    pid: Pid
+    where: Text
+
+
 class Moved(Tagged, frozen=True, kw_only=True):
     request: int
     pid: int
@@ -276,6 +285,7 @@ WorkerToNode = (
     Started
     | Joined
     | Name
+    | Consider
     | Moved
     | Dial
     | ProcessState
