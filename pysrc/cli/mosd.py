@@ -15,10 +15,10 @@ import click
 from mosix import failpoints
 from mosix.cli import mosrun
 from mosix.cli.command import Command
-from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
+from mosix.config import DEFAULT_GRACE_S, DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.accounting import Choice
-from mosix.node.mosd import GRACE_S, STOP_S, Mosd
+from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
 from mosix.node.syslog import DEVICE
 
@@ -58,10 +58,9 @@ from mosix.node.syslog import DEVICE
     "grace_s",
     type=click.IntRange(0, 86400),
     envvar="MOSIX_GRACE",
-    default=GRACE_S,
     metavar="SECONDS",
     help="How long jobs of this node that are away wait for a lost connection, before they end "
-    f"[default: $MOSIX_GRACE or {GRACE_S}].",
+    f"[default: $MOSIX_GRACE, else /etc/mosix/grace, else {DEFAULT_GRACE_S}].",
 )
 @click.option(
     "--accounting",
@@ -90,7 +89,7 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
-    grace_s: int,
+    grace_s: int | None,
     accounting: Choice,
     balance: bool,
     deputy: str,
@@ -110,7 +109,7 @@ def main(
     os.environ["MOSIX_CONFIG_DIR"] = str(paths.config_dir)
     os.environ["MOSIX_RUN_DIR"] = str(paths.run_dir)
     os.umask(0o022)
-    config = load(paths, port)
+    config = load(paths, port, grace_s)
     failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
     daemon = functools.partial(
@@ -119,7 +118,6 @@ def main(
         programs,
         mosrun.parse,
         stop_s=stop_s,
-        grace_s=grace_s,
         accounting=accounting,
         balance=balance,
         foreign_vdso=foreign_vdso,

@@ -16,7 +16,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from mosix import failpoints
 from mosix.deputy import moves
@@ -59,6 +59,7 @@ from mosix.wire.mosd_messages import (
     Armed,
     Automatic,
     ComeHome,
+    Consider,
     Dialed,
     Forsaken,
     Join,
@@ -102,17 +103,19 @@ def run(sock: socket.socket) -> None:
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
     listener = Listener(*listening) if listening else None
+    # What mosd must have of it, should another one run one day.
+    belongings = (stderr, *listening)
     filters = eligibility.filters_of(launch.pid)
     if launch.node is None:
         failpoints.hit("deputy.launch")
         node.send_now(Started())
         others = (listener.event,) if listener else ()
         sock, pidfd = rest(
-            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
+            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, belongings)
         )
         node = Packets(sock, NodeToWorker)
     if pidfd >= 0:
-        asyncio.run(Deputy(node, launch, stderr, listener, filters).main(pidfd))
+        asyncio.run(Deputy(node, launch, belongings, listener, filters).main(pidfd))
 
 
 class Deputy:
@@ -122,7 +125,7 @@ class Deputy:
         self,
         node: Packets[NodeToWorker],
         launch: Launch,
-        stderr: int,
+        belongings: tuple[int, ...],
         listener: Listener | None,
         filters: int,
     ) -> None:
@@ -133,7 +136,8 @@ class Deputy:
         self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
-        self._stderr = stderr
+        self._belongings = belongings
+        self._stderr = belongings[0]
         self.listener = listener
         self._names: dict[int, asyncio.Future[Named]] = {}
         self._name_numbers = itertools.count(1)
@@ -218,7 +222,8 @@ class Deputy:
             for number in list(self._names):
                 self._named(Named(request=number))
             self._node.close()
-            self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
+            sock = await returned(self.launch.adoption, self._belongings)
+            self._node = Packets(sock, NodeToWorker)
             self._dialer.back()
             self._mosd_gone = False
             for process in self._processes.values():
@@ -316,9 +321,7 @@ class Deputy:
         failure leaves everything as it was, also where the process goes back to."""
         if process.attributes.lock:
             raise CannotMoveError(f"process {process.pid} is locked", "mosrun -l unlocks it")
-        link = process.link
-        here = link.ip if process.place is Place.AWAY and link else process.place.value
-        if here != order.source:
+        if self._where(process) != order.source:
             raise RefusedError(f"process {process.pid} is not at {order.source} any more")
         ordered = process.ordered
         try:
@@ -448,13 +451,27 @@ class Deputy:
             self.listener.restart(pid if stopping else 0)
 
     async def node_of(self, name: str) -> tuple[str | None, int | None]:
-        if self._mosd_gone:
-            return None, None
-        number = next(self._name_numbers)
-        self._names[number] = asyncio.get_running_loop().create_future()
-        self._outbox.put_nowait(Name(request=number, node=name))
-        named = await self._names[number]
+        named = await self._ask_mosd(lambda number: Name(request=number, node=name))
         return named.ip, named.number
+
+    async def consider(self, process: JobProcess) -> str | None:
+        where, pid = self._where(process), process.pid
+        named = await self._ask_mosd(lambda number: Consider(request=number, pid=pid, where=where))
+        return named.ip
+
+    async def _ask_mosd(self, question: Callable[[int], Name | Consider]) -> Named:
+        """Nothing is named while it is gone."""
+        number = next(self._name_numbers)
+        if self._mosd_gone:
+            return Named(request=number)
+        self._names[number] = asyncio.get_running_loop().create_future()
+        self._outbox.put_nowait(question(number))
+        return await self._names[number]
+
+    @staticmethod
+    def _where(process: JobProcess) -> str:
+        away = process.place is Place.AWAY and process.link is not None
+        return process.link.ip if away and process.link else process.place.value
 
     def _member(self, pid: int) -> JobProcess:
         if pid not in members(self.launch.cgroup):

@@ -197,6 +197,7 @@ class JobProcess:
                 },
                 attributes=self.attributes,
                 ended=self.place is Place.ENDED,
+                token=self.link.token if self.link and self.place is Place.AWAY else None,
             )
         )
 

@@ -32,6 +32,7 @@ from mosix.errors import (
 )
 from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
+from mosix.node.lender import Loan, Shortage
 from mosix.node.listening import Complaints
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
@@ -48,6 +49,7 @@ from mosix.wire.mosd_messages import (
     Attach,
     Dial,
     GuestState,
+    Halting,
     Leave,
     MapIds,
     Mapped,
@@ -65,6 +67,10 @@ GUEST_PIDS = 512
 #: A node with less than this to lend takes no guest, bytes.
 MIN_MEMORY = 32 << 20
 TOKEN_BYTES = 16
+#: Guests of one home that it has not told to run: whoever takes the place of others uses it.
+MAX_EMPTY = 64
+#: A guest that grows on is asked so much later again, s.
+_LEAVE_PAUSE_S = 5.0
 #: How long remotes of a mosd that died are waited for, and between two looks, seconds.
 RETURN_S = 5.0
 _RETURN_PAUSE_S = 0.05
@@ -93,24 +99,65 @@ class RemoteLink(WorkerLink):
         features: NodeFeatures,
         guest: Guest,
         *,
+        here: str,
         gid: int,
         room: Room,
         registry: Registry,
         mapped: bool,
     ) -> None:
         super().__init__(worker, dialer, features)
+        self._here = here
         self.guest = guest
         self.room = room
         self._gid = gid
         self._registry = registry
         self._mapped = mapped
+        self._ask_again = 0.0
+        self._loan = Loan(room.group, room.memory_limit, self._outgrows)
         #: nothing is left of it here
         self.vacated = asyncio.Event()
+
+    async def run(self) -> None:
+        try:
+            self._loan.watch()
+        except (OSError, KernelError) as error:
+            _log.error("guest %d is not watched for its memory: %s", self.guest.pid, error)
+        try:
+            await super().run()
+        finally:
+            self._loan.close()
 
     async def evict(self) -> None:
         """Asks home to take it away; it does not come back by itself."""
         with contextlib.suppress(OSError):  # it is going already
             await self.send(Leave(evicted=True))
+
+    # ---- memory ----
+
+    def memory_used(self) -> int:
+        """Bytes."""
+        return self._loan.used()
+
+    def _outgrows(self) -> None:
+        # Some kernels say so many times a second.
+        now = asyncio.get_running_loop().time()
+        if now < self._ask_again:
+            return
+        self._ask_again = now + _LEAVE_PAUSE_S
+        self.send_home(
+            f"node {self._here} has no more than {self.room.memory_limit >> 20} MiB for it"
+        )
+
+    def send_home(self, reason: str) -> None:
+        """Asks for it; nothing is waited for."""
+        _log.info("guest %d of %s goes home: %s", self.guest.pid, self.guest.home, reason)
+        self.later(self._say_leave(reason))
+
+    async def _say_leave(self, reason: str) -> None:
+        with contextlib.suppress(OSError):  # it is going already
+            await self.send(Leave(reason=reason))
+
+    # ---- what the remote says ----
 
     async def handle(self, message: WorkerToNode) -> None:
         guest = self.guest
@@ -121,6 +168,8 @@ class RemoteLink(WorkerLink):
                 # The cgroup decides which processes are this guest's; one may be gone already.
                 if message.outer_pid in self.room.group.processes():
                     self._registry.update_guest(guest, message)
+            case Halting():
+                self._loan.let_it_go()
             case Dial():
                 # Only the image goes on from here; control and calls belong to home.
                 if message.purposes != ("bulk",):
@@ -187,6 +236,7 @@ class Host:
         self._cgroups = Cgroups.detect()
         #: the cgroup that this node was given
         self.own_group = self._cgroups.own
+        self.shortage = Shortage(self.own_group, self._begun, own_ip)
         self._ids = IdPool()
         self._remotes: dict[bytes, RemoteLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -242,6 +292,7 @@ class Host:
             self._dialer,
             self._features,
             guest,
+            here=self._own_ip,
             gid=gid,
             room=room,
             registry=self._registry,
@@ -270,6 +321,9 @@ class Host:
             remote=remote,
         )
         records.write(self._records, guest.token.hex(), record)
+
+    def _begun(self) -> list[RemoteLink]:
+        return [link for link in self._remotes.values() if link.guest.begun]
 
     def remotes(self) -> list[RemoteLink]:
         return list(self._remotes.values())
@@ -341,7 +395,7 @@ class Host:
             epoch=hello.epoch,
             home=hello.sender,
             here=self._own_ip,
-            cgroup=str(_memory_directory(room.group)),
+            cgroup=str(room.group.memory_directory()[1]),
             outer_uid=room.ids.outer,
             features=self._features,
             memory_limit=room.memory_limit,
@@ -467,10 +521,3 @@ async def _ended(process: Identity) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-
-
-def _memory_directory(group: Cgroup) -> Path:
-    for directory in group.directories:
-        if any((directory / name).exists() for name in ("memory.limit_in_bytes", "memory.max")):
-            return directory
-    return group.directories[0]

@@ -40,6 +40,7 @@ from mosix.node.outlook import Outlook
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer, PeerServer
 from mosix.node.placing import Placer
+from mosix.node.privileges import forbid_dumps
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.settings import Settings
@@ -51,9 +52,6 @@ _log = logging.getLogger("mosd")
 
 #: How long a stop may take, seconds, unless `mosd --stop-timeout` says otherwise.
 STOP_S = 30.0
-#: For how long jobs and guests wait for a lost connection to be made again, seconds, unless
-#: `mosd --grace` says otherwise.
-GRACE_S = 60
 
 
 class Mosd:
@@ -67,7 +65,6 @@ class Mosd:
         ready: Callable[[], None] = lambda: None,
         *,
         stop_s: float = STOP_S,
-        grace_s: int = GRACE_S,
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
@@ -81,7 +78,6 @@ class Mosd:
         self._foreign_vdso = foreign_vdso
         self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
-        self._grace_s = grace_s
         self._accounting = accounting
         self._syslog = syslog
         self._balance = balance
@@ -96,12 +92,13 @@ class Mosd:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
-            spawner = SpawnerClient(self._programs, _worker_died)
+            spawner = SpawnerClient(self._programs, _worker_died, paths)
             spawner.start()
             stack.callback(spawner.stop)
+            forbid_dumps()
             secret = load_secret(paths)
             features = probe(foreign_vdso=self._foreign_vdso)
-            mount_own()
+            _mount_own()
             registry = Registry()
             owner = Owner(paths.owner)
             complaints = Complaints()
@@ -116,7 +113,7 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.jobs,
                 adoption=paths.workers,
-                grace_s=self._grace_s,
+                settings=settings,
                 names=names,
                 system_log=SystemLog(paths.log_mosrun, self._syslog),
                 owner=owner,
@@ -180,6 +177,7 @@ class Mosd:
                 owner=owner,
                 active=self._balance,
             )
+            launcher.where_to = decider.where_to
             services = Services(
                 names,
                 launcher,
@@ -216,7 +214,7 @@ class Mosd:
                 ) from error
             launcher.recover()
             host.recover()
-            adoption = Adoption(paths.workers, (launcher, host), complaints)
+            adoption = Adoption(paths.workers, (launcher, host, spawner), complaints)
             adoption.listen()
             control.listen()
             self._start(
@@ -230,6 +228,8 @@ class Mosd:
                 administration.run(),
                 _reread_when(again, administration),
                 decider.run(services),
+                host.shortage.run(),
+                *watchdog(),
             )
             _say_hello(settings.config)
             notify("READY=1")
@@ -305,6 +305,12 @@ def _worker_died(pid: int, status: int) -> None:
         _log.warning("worker %d %s", pid, what)
 
 
+def _mount_own() -> None:
+    why_not = mount_own()
+    if why_not:
+        _log.warning("jobs begin slower, in a cgroup of another hierarchy: %s", why_not)
+
+
 def _check_helper() -> None:
     """Guests' reserved ids execute the helper: ConfigError when they may not get at it."""
     for part in (HELPER, *HELPER.parents):
@@ -350,6 +356,21 @@ def _locked_run_dir(config: NodeConfig) -> Iterator[None]:
         os.ftruncate(fd, 0)
     finally:
         os.close(fd)
+
+
+def watchdog() -> list[Coroutine[Any, Any, None]]:
+    """What tells a service manager that wants to be told so (sd_watchdog_enabled(3)) that mosd is
+    well: its loop goes round, and no part of it has ended (that would end mosd)."""
+    said = os.environ.get("WATCHDOG_USEC", "")
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return []
+    return [_ping(int(said) / 2e6)] if said.isdecimal() and int(said) else []
+
+
+async def _ping(pause_s: float) -> None:
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(pause_s)
 
 
 def notify(state: str) -> None:

@@ -81,7 +81,8 @@ class Outlook:
 
     def truth(self, *, leaver: bool = False) -> NodeTruth:
         """This node as others are told: the most that may be running, with who was promised a
-        place. `leaver`: as it weighs a departure, by what has been running for some time."""
+        place. `leaver`: as it weighs a departure, by what has been running for some time, and that
+        one at least."""
         reading = self._reading
         if reading is None:  # nobody is invited to a node that does not know itself
             return NodeTruth(
@@ -90,8 +91,9 @@ class Outlook:
         load = reading.load
         coming, coming_mb = self.promises.standing(time.monotonic())
         running = self.population.steady if leaver else self.population.most
+        running += coming - self.leaving
         return NodeTruth(
-            running=max(0.0, running + coming - self.leaving),
+            running=max(1.0 if leaver else 0.0, running),
             cores=min(max(load.cores, 0.01), 8192),
             speed=min(max(load.speed, 100), 1e7),
             free_mb=max(0.0, load.free / _MB - coming_mb),

@@ -12,13 +12,13 @@ import collections
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import MosixError, NodeDownError, ProtocolError, RefusedError, from_code
-from mosix.node.listening import Complaints, accepted
+from mosix.node.listening import Complaints, Server
 from mosix.node.settings import Settings
 from mosix.wire.channel import Frames
 from mosix.wire.handshake import (
@@ -40,8 +40,10 @@ from mosix.wire.mosd_messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
-#: From the proof to the answer: the other mosd makes a remote meanwhile.
+#: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
+#: has a minute itself.
 ANSWER_TIMEOUT_S = 20.0
+GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
 
 PURPOSES = frozenset(
@@ -72,16 +74,14 @@ async def drive(sock: socket.socket, side: Initiator | Responder, first: bytes =
         raise side.error
 
 
-class PeerServer:
+class PeerServer(Server):
     """The peer port of this node, on its own address only."""
 
     def __init__(self, settings: Settings, handler: Handler, complaints: Complaints) -> None:
+        super().__init__(complaints)
         self._settings = settings
         self._handler = handler
-        self._complaints = complaints
         self._half_open: collections.Counter[str] = collections.Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
 
     def listen(self) -> None:
         """OSError when the address or port cannot be had."""
@@ -97,22 +97,15 @@ class PeerServer:
         sock.setblocking(False)
         self._listener = sock
 
-    async def serve(self) -> None:
-        """Accepts until cancelled."""
-        assert self._listener is not None
-        async for sock, (ip, _) in accepted(self._listener, self._complaints):
-            if (
-                self._half_open[ip] >= MAX_HALF_OPEN
-                or self._half_open.total() >= MAX_HALF_OPEN_TOTAL
-            ):
-                self._complaints.note("too many unproved connections", ip, "closed")
-                sock.close()
-                continue
-            # Counted here: accept does not yield while connections wait, so no task ran yet.
-            self._half_open[ip] += 1
-            task = asyncio.create_task(self._connection(sock, ip))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _admit(
+        self, sock: socket.socket, address: tuple[str, int]
+    ) -> Coroutine[Any, Any, None] | None:
+        ip, _ = address
+        if self._half_open[ip] >= MAX_HALF_OPEN or self._half_open.total() >= MAX_HALF_OPEN_TOTAL:
+            self._complaints.note("too many unproved connections", ip, "closed")
+            return None
+        self._half_open[ip] += 1
+        return self._connection(sock, ip)
 
     async def _connection(self, sock: socket.socket, ip: str) -> None:
         try:
@@ -155,13 +148,6 @@ class PeerServer:
                 del self._half_open[ip]
         return side.hello
 
-    async def close(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
 
 class Dialer:
     """Proved connections to other nodes."""
@@ -200,7 +186,9 @@ class Dialer:
             side = Initiator(self._settings.secret, hello)
             try:
                 await drive(sock, side, side.start())
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                async with asyncio.timeout(
+                    GUEST_TIMEOUT_S if purpose == "guest" else ANSWER_TIMEOUT_S
+                ):
                     answer: PeerAccept | PeerRefuse | PeerStatus = await Frames[Any](
                         sock, PeerAnswer
                     ).receive()

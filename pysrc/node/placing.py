@@ -8,6 +8,7 @@ counts every place that it was given at once. Called by `mosix.node.services`; m
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection
 from typing import Final
 
@@ -55,6 +56,8 @@ class Placer:
                 return None
             ip = outlook.ip(index)
             if ip == self._own:
+                if pid:
+                    outlook.population.changed(time.monotonic(), 1.0)
                 return ip
             if not pid or await self._reserved(ip, pid, need_mb):
                 return ip

@@ -62,10 +62,17 @@ class LocalStatus(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
     """This node, in detail."""
 
 
+class BestNode(_Tagged, frozen=True, kw_only=True, tag="bestnode"):
+    """For one more process with so many MB. Answered by `NodeName`."""
+
+    need_mb: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
+
+
 class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
-    """`pid` 0: all."""
+    """`pid` 0: all. `why`: with what the balancer says of each."""
 
     pid: int = 0
+    why: bool = False
 
 
 class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
@@ -108,6 +115,7 @@ Request = (
     | Say
     | Evacuate
     | Setpe
+    | BestNode
     | Failpoints
 )
 
@@ -268,6 +276,8 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     job_class: int = 0
     command: str
     stats: dict[str, int] = {}
+    #: why the balancer leaves it there, when that was asked for
+    balance: str = ""
 
 
 class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):

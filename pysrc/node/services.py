@@ -51,6 +51,7 @@ from mosix.node.requests import (
     TO_STDOUT,
     Answer,
     Armed,
+    BestNode,
     Evacuate,
     Failpoints,
     Launch,
@@ -251,7 +252,10 @@ class Services:
             case LocalStatus():
                 return self._details()
             case Processes():
-                return self._processes(request)
+                found = self._processes(request)
+                return await self._explained(found) if request.why else found
+            case BestNode():
+                return await self._best_node(request)
             case Failpoints():
                 return await self._arm(caller, request.spec)
             case Launch():
@@ -351,7 +355,7 @@ class Services:
 
     async def _whois(self, request: Whois) -> NodeName:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
-        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
+        return await self._named(ip)
 
     async def _status(self, request: Status) -> NodeStatus:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
@@ -440,6 +444,37 @@ class Services:
                 f"process {request.pid} is not part of a job", "without a PID all are listed"
             )
         return ProcessList(rows=sorted(rows, key=lambda row: row.pid))
+
+    async def _explained(self, found: ProcessList) -> ProcessList:
+        """With what the balancer says of each process."""
+
+        async def why(row: ProcessRow) -> str:
+            if row.where == _MOVING:
+                return ""
+            if row.origin_pid:
+                key = (row.home, row.origin_pid)
+                return self._decider.verdict(self._decider.census.residents.get(key))
+            return await self._decider.why(row.job, row.pid, row.where)
+
+        texts = await asyncio.gather(*map(why, found.rows))
+        return ProcessList(
+            rows=[
+                msgspec.structs.replace(row, balance=text)
+                for row, text in zip(found.rows, texts, strict=True)
+            ]
+        )
+
+    async def _best_node(self, request: BestNode) -> NodeName:
+        ip = await self._placer.place(request.need_mb)
+        if ip is None:
+            raise RefusedError(
+                f"no node that can be used has {request.need_mb} MB free",
+                "bestnode -w waits for one",
+            )
+        return await self._named(ip)
+
+    async def _named(self, ip: str) -> NodeName:
+        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
 
     def _process_row(self, job: Job, process: Process) -> ProcessRow:
         away = process.where not in (HOME, _MOVING)

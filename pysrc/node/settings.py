@@ -86,7 +86,7 @@ class Settings:
 
     def _read(self) -> tuple[NodeConfig, bytes]:
         old = self._files
-        files = load(old.paths, old.port_option)
+        files = load(old.paths, old.port_option, old.grace_option)
         secret = load_secret(old.paths)
         for what, now, then in (
             ("own address", files.ip, old.ip),

@@ -442,6 +442,11 @@ class Guest:
                 return
         tracee.cont(stop.signal)
 
+    def leave(self, reason: str) -> None:
+        """This node has no memory for it, or no more: it stops and goes home. While it is filled
+        it cannot, and then home is told when it may run."""
+        self._spawn_need_home(reason, -1)
+
     def _spawn_need_home(self, reason: str, nr: int) -> None:
         task = asyncio.create_task(self._need_home(reason, nr))
         self._tasks.add(task)

@@ -19,7 +19,7 @@ from mosix.wire.mosd_messages import Dial, Dialed
 STALL = 30
 
 #: Longest wait for mosd's answer: its own limits for three connections and some more (seconds).
-DIAL = 120
+DIAL = 240
 
 
 def make_blocking(sock: socket.socket) -> None:

@@ -29,6 +29,10 @@ from mosix.wire.messages import (
     Uid,
 )
 
+#: mosd and workers that one of another build has started leave each other alone, naming both. To be
+#: counted up when `NodeToWorker` or `WorkerToNode` change.
+WORKER_VERSION = 1
+
 # ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
 
 
@@ -68,7 +72,7 @@ class Join(Tagged, frozen=True, kw_only=True):
 
 
 class Named(Tagged, frozen=True, kw_only=True):
-    """Answer to `Name`."""
+    """Answer to `Name` and `Consider`."""
 
     request: int
     ip: Ip | None = None
@@ -140,9 +144,11 @@ class Mapped(Tagged, frozen=True, kw_only=True):
 
 
 class Leave(Tagged, frozen=True, kw_only=True):
-    """Ask the deputy to take the guest home: mosd of its node stops or, `evicted`, the owner of the
-    node wants it gone."""
+    """Ask the deputy to take the guest home: mosd of its node stops; `evicted`, the owner of the
+    node wants it gone; or, with a reason, there is not enough memory: the guest halts at once, and
+    `Halting` says so."""
 
+    reason: Text = ""
     evicted: bool = False
 
 
@@ -176,6 +182,15 @@ class Name(Tagged, frozen=True, kw_only=True):
 
     request: int
     node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
+
+
+class Consider(Tagged, frozen=True, kw_only=True):
+    """Where had process `pid` better be, which is at `where` ("home" or an IP) now? Answered by
+    `Named`, without an IP: there."""
+
+    request: int
+    pid: Pid
+    where: Text
 
 
 class Moved(Tagged, frozen=True, kw_only=True):
@@ -213,6 +228,8 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     stats: dict[str, int] = msgspec.field(default_factory=dict)
     attributes: JobAttributes = JobAttributes()
     ended: bool = False
+    #: names the guest there, if it is away: for a mosd that has not made it
+    token: Token | None = None
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
@@ -239,6 +256,10 @@ class GuestState(Tagged, frozen=True, kw_only=True):
     date_bound_ns: Ns | None = None
 
 
+class Halting(Tagged, frozen=True, kw_only=True):
+    """The guest was told to stop for a `Leave`: given some more memory, it will do nothing else."""
+
+
 class Armed(Tagged, frozen=True, kw_only=True):
     pass
 
@@ -254,18 +275,23 @@ class Forsaken(Tagged, frozen=True, kw_only=True):
 
 class Returned(Tagged, frozen=True, kw_only=True):
     """First word of a worker to a mosd that has not started it (`mosix.wire.adoption`). A deputy's
-    rides with the job's stderr."""
+    rides with the job's stderr, the listener of its filter and the memory for that, if it has
+    one. It must stay as it is in every version, so that any two can name theirs."""
+
+    version: int = 0
 
 
 WorkerToNode = (
     Started
     | Joined
     | Name
+    | Consider
     | Moved
     | Dial
     | ProcessState
     | MapIds
     | GuestState
+    | Halting
     | Forsaken
     | Armed
     | Returned
