@@ -78,7 +78,7 @@ class Administration:
                 self._empties.clear()
                 await self._empties.wait()
                 continue
-            await self._evacuation.run(guests=_any, own=_any, deadline_s=_KEEP_S)
+            await self._evacuation.run(guests=_any, own=_any, deadline_s=_KEEP_S, settle=False)
             await asyncio.sleep(_KEEP_S)
 
     def words(self) -> list[str]:
