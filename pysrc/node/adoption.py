@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import struct
@@ -21,8 +20,6 @@ from mosix.node.records import Identity
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
 from mosix.wire.messages import Returned, WorkerToNode
-
-_log = logging.getLogger("mosd.adoption")
 
 _FIRST_WORD_S = 5.0
 _UCRED = struct.Struct("3i")
@@ -65,8 +62,9 @@ class Adoption:
         packets: Packets[WorkerToNode] = Packets(sock, WorkerToNode)
         fds: list[int] = []
         pidfd = -1
+        uid = -1
         try:
-            pid, _, _ = _UCRED.unpack(
+            pid, uid, _ = _UCRED.unpack(
                 sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             )
             # Before its word: a process that has sent it lives, and so has this PID.
@@ -82,7 +80,8 @@ class Adoption:
             ):
                 return
         except (OSError, EOFError, TimeoutError, ProtocolError) as error:
-            _log.debug("somebody did not come back: %s", error)
+            why = error.line() if isinstance(error, ProtocolError) else str(error) or "timeout"
+            self._complaints.note("no worker", f"uid {uid}", why)
         for fd in (*fds, pidfd):
             if fd >= 0:
                 os.close(fd)

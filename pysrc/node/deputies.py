@@ -70,6 +70,8 @@ _SWEEP_PAUSE_S = 1.0
 #: A guest of which nobody has heard ends so much later than home's grace (mosix.remote.main).
 _LEASE_S = 10.0
 _DROP_PAUSE_S = 1.0
+#: Guests that one deputy may want ended at once; the lease ends the others.
+_MAX_FORSAKEN = 4096
 #: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
 _NOT_AWAY = ("home", "moving")
 #: For a stderr that is full.
@@ -160,6 +162,8 @@ class DeputyLink(WorkerLink):
         self._moves: dict[int, asyncio.Future[Moved]] = {}
         self._joins: dict[int, asyncio.Future[Joined]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: guests that a node is being told of, that they are not wanted
+        self.forsaking = 0
         #: by PID of those that have not ended: where their last two guests were made
         self._guests: dict[int, list[tuple[str, Token]]] = {}
 
@@ -484,9 +488,17 @@ class Launcher:
             self._discard(link.job)
 
     def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
+        if link.forsaking >= _MAX_FORSAKEN:
+            return
+        link.forsaking += 1
         task = asyncio.create_task(self._drop(link.job, pid, ip, token))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            link.forsaking -= 1
+
+        task.add_done_callback(done)
 
     async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
         """Tells node `ip` that a guest there is not wanted, as long as it may be there."""

@@ -17,6 +17,7 @@ from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
 from mosix.balancer.vectors import Floats, Status, pack_loads
 from mosix.config import NodeConfig
+from mosix.node.listening import Complaints
 from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
 from mosix.wire.messages import NodeLoad
@@ -63,7 +64,14 @@ def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Fl
 class GossipService:
     """`open`, `run` until cancelled, `leave`, `close`."""
 
-    def __init__(self, config: NodeConfig, secret: bytes, own: Callable[[], Floats | None]) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        secret: bytes,
+        own: Callable[[], Floats | None],
+        complaints: Complaints,
+    ) -> None:
+        self._complaints = complaints
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
@@ -150,8 +158,14 @@ class GossipService:
                 # What an earlier datagram met with (ICMP); nothing is to be done about it.
                 _log.debug("receiving: %s", error)
                 continue
-            if port == self._port:
-                self._send(self._gossip.receive(time.monotonic(), _number(host), data))
+            if port != self._port:
+                self._complaints.note("gossip port", host, f"a datagram from port {port}")
+                continue
+            before = sum(self.refused().values())
+            answers = self._gossip.receive(time.monotonic(), _number(host), data)
+            if sum(self.refused().values()) > before:
+                self._complaints.say("gossip", host, "a datagram that is no peer's was turned away")
+            self._send(answers)
 
     def _send(self, datagrams: Iterable[Datagram]) -> None:
         for datagram in datagrams:

@@ -125,7 +125,10 @@ class Mosd:
             )
             accounting = Accounting(registry.at_home, self._accounting)
             gossip = GossipService(
-                self._config, secret, lambda: own_row(self._config, meter.load, registry)
+                self._config,
+                secret,
+                lambda: own_row(self._config, meter.load, registry),
+                complaints,
             )
             stack.callback(gossip.close)
             services = Services(
