@@ -30,14 +30,8 @@ from mosix.errors import MosixError
 from mosix.node.peers import PURPOSES, drive
 from mosix.node.requests import Failpoints, LocalStatus, Migrate, Processes, Request, Status, Whois
 from mosix.wire.handshake import ABI_VERSION, Claim, Initiator
-from mosix.wire.messages import (
-    PROTOCOL_VERSION,
-    Move,
-    PeerHello,
-    PeerMove,
-    Returned,
-    encode,
-)
+from mosix.wire.messages import PROTOCOL_VERSION, encode
+from mosix.wire.mosd_messages import Move, PeerHello, PeerMove, Returned
 
 DOORS = ("peer", "proved", "control", "workers", "gossip")
 

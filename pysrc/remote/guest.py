@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator
 import msgspec
 from mosix import failpoints
 from mosix.errors import KernelError, MosixError, MoveFailedError
-from mosix.image import capture, pending, restore, stream
+from mosix.image import capture, pending, plans, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.stops import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
@@ -80,6 +81,8 @@ class Guest:
         self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
+        #: CPU time that its body had used when it came
+        self.cpu_before_ns = 0
         #: job control has stopped it
         self.held = False
         self._watch = watch
@@ -125,6 +128,12 @@ class Guest:
         #: halted only until those have come
         self._owing = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def went_home(self) -> tuple[int, int]:
+        """Calls that were made at home, and the bytes of them, since the guest is here."""
+        if self._redirector is None:
+            return 0, 0
+        return self._redirector.calls, self._redirector.bytes
 
     @property
     def redirector(self) -> NotifyRedirector:
@@ -185,6 +194,7 @@ class Guest:
             interface=self._interface,
             clock=self.clock,
         )
+        self.cpu_before_ns = sum(image.process.cpu_ns)
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
         with self._redirector.injecting():
@@ -374,7 +384,7 @@ class Guest:
             yield
         finally:
             if self.tracee.alive:
-                nr, args = restore.reservation(room)
+                nr, args = plans.reservation(room)
                 self.tracee.inject(nr, *args)
 
     def send(self, image: Image, bulk: socket.socket) -> None:

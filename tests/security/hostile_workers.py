@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from mosix.native.listener import Listener
 from mosix.wire.channel import Packets
-from mosix.wire.messages import (
+from mosix.wire.messages import encode
+from mosix.wire.mosd_messages import (
     Dial,
     Forsaken,
     Launch,
@@ -21,7 +22,6 @@ from mosix.wire.messages import (
     Started,
     Welcome,
     WorkerToNode,
-    encode,
 )
 
 _served: list[Listener] = []
