@@ -147,6 +147,7 @@ class Mosd:
                     outlook.promises.standing(time.monotonic()),
                 ),
                 lambda: owner.said.flags,
+                complaints,
                 features=digest_of(features),
                 logs=lambda: owner.said.logmap,
             )
