@@ -198,6 +198,7 @@ struct mx_redirect {
 	uint64_t signals;    /* given to the guest so far: mx_agent_state.signals in abi.h */
 	uint64_t owed;	     /* CANCELLED: as many it must have been given before it goes on */
 	uint64_t total_calls;
+	uint64_t total_bytes;	     /* on the call socket */
 	struct mx_counter *counters; /* by number, 512 */
 	void *internal;
 };

@@ -85,6 +85,8 @@ class Guest:
         self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
+        #: CPU time that its body had used when it came
+        self.cpu_before_ns = 0
         #: job control has stopped it
         self.held = False
         self._watch = watch
@@ -134,6 +136,12 @@ class Guest:
         self._cpu_limit = resource.RLIM_INFINITY, resource.RLIM_INFINITY
         self._cpu_elsewhere_ns = 0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def went_home(self) -> tuple[int, int]:
+        """Calls that were made at home, and the bytes of them, since the guest is here."""
+        if self._redirector is None:
+            return 0, 0
+        return self._redirector.calls, self._redirector.bytes
 
     @property
     def redirector(self) -> NotifyRedirector:
@@ -194,6 +202,7 @@ class Guest:
             interface=self._interface,
             clock=self.clock,
         )
+        self.cpu_before_ns = sum(image.process.cpu_ns)
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
         with self._redirector.injecting():
@@ -462,6 +471,11 @@ class Guest:
         return not (caught or ignored) or (
             hard % _RLIM_NONE != _RLIM_NONE - 1 and used_ns >= hard * 10**9
         )
+
+    def leave(self, reason: str) -> None:
+        """This node has no memory for it, or no more: it stops and goes home. While it is filled
+        it cannot, and then home is told when it may run."""
+        self._spawn_need_home(reason, -1)
 
     def _spawn_need_home(self, reason: str, nr: int) -> None:
         task = asyncio.create_task(self._need_home(reason, nr))

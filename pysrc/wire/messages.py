@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from mosix.errors import ProtocolError
+from mosix.wire.attributes import JobAttributes
 
 #: Peers whose numbers differ refuse each other, naming both.
 PROTOCOL_VERSION = 1
@@ -108,6 +109,7 @@ class Prepare(Tagged, frozen=True, kw_only=True):
     grace_s: Seconds
     #: it has the files /proc/self/{special}
     interface: bool = False
+    attributes: JobAttributes = JobAttributes()
 
 
 class Run(Tagged, frozen=True, kw_only=True):
@@ -176,6 +178,12 @@ class Rejoin(Tagged, frozen=True, kw_only=True):
     received: Ns
 
 
+class Attributes(Tagged, frozen=True, kw_only=True):
+    """What the guest's user says of it has changed; for the node's balancer."""
+
+    attributes: JobAttributes
+
+
 class Told(Tagged, frozen=True, kw_only=True):
     """Answer to `Ask`: what the open returns, or -errno."""
 
@@ -203,6 +211,7 @@ ToRemote = (
     | Rejoin
     | Date
     | Told
+    | Attributes
 )
 
 
@@ -269,10 +278,12 @@ class Ask(Tagged, frozen=True, kw_only=True):
 
 
 class NeedHome(Tagged, frozen=True, kw_only=True):
-    """The guest made a call that only home can do; it stands before it, rewound."""
+    """The guest made a call that only home can do; it stands before it, rewound. `nr` -1: it made
+    none, and runs. `evicted`: its node's owner wants it gone, so it does not go back there."""
 
     reason: Text
     nr: int
+    evicted: bool = False
 
 
 class GuestDied(Tagged, frozen=True, kw_only=True):
