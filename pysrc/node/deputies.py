@@ -40,6 +40,7 @@ from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
+from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.syslog import SystemLog
 from mosix.node.worker import WorkerLink
@@ -365,7 +366,7 @@ class Launcher:
         directory: Path,
         names: NodeNames,
         adoption: Path,
-        grace_s: int,
+        settings: Settings,
         system_log: SystemLog,
         owner: Owner,
         date_ahead_ns: int = 0,
@@ -380,7 +381,7 @@ class Launcher:
         self._own_ip = own_ip
         self._records = directory
         self._adoption = str(adoption)
-        self._grace_s = grace_s
+        self._settings = settings
         #: of a mosd that died: jobs by their deputies, which have not come back yet
         self._expected: dict[Identity, JobRecord] = {}
         self._names = names
@@ -456,7 +457,7 @@ class Launcher:
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
-                grace_s=self._grace_s,
+                grace_s=self._settings.config.grace_s,
                 adoption=self._adoption,
             )
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -579,7 +580,7 @@ class Launcher:
 
     async def _tell_to_drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
         """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
-        end = time.monotonic() + self._grace_s + _LEASE_S
+        end = time.monotonic() + self._settings.config.grace_s + _LEASE_S
         while time.monotonic() < end:
             try:
                 sock, _ = await self._dialer.dial(

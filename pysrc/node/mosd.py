@@ -113,7 +113,7 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.jobs,
                 adoption=paths.workers,
-                grace_s=self._config.grace_s,
+                settings=settings,
                 names=names,
                 system_log=SystemLog(paths.log_mosrun, self._syslog),
                 owner=owner,
