@@ -140,6 +140,7 @@ class Mosd:
                 digest_of(features),
             )
             stack.callback(gossip.close)
+            dialer.down = gossip.down
             outlook = Outlook(
                 gossip,
                 registry,

@@ -39,6 +39,8 @@ from mosix.wire.mosd_messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
+#: To a node that gossip calls down, which may be wrong where only UDP is filtered.
+DOWN_TIMEOUT_S = 1.0
 #: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
 #: has a minute itself.
 ANSWER_TIMEOUT_S = 20.0
@@ -153,6 +155,8 @@ class Dialer:
     def __init__(self, config: NodeConfig, secret: bytes) -> None:
         self._config = config
         self._secret = secret
+        #: why a node is taken to be down; "": it is not
+        self.down: Callable[[str], str] = lambda ip: ""
 
     def check(self, ip: str) -> None:
         """UnknownNodeError unless `ip` is in the map; RefusedError for this node itself."""
@@ -208,6 +212,8 @@ class Dialer:
         return sock, answer
 
     async def _connect(self, ip: str) -> socket.socket:
+        down = self.down(ip)
+        patience_s = DOWN_TIMEOUT_S if down else CONNECT_TIMEOUT_S
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -215,12 +221,14 @@ class Dialer:
             sock.bind((self._config.ip, 0))
             tune(sock)
             failpoints.hit("mosd.dial", sock)
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 await asyncio.get_running_loop().sock_connect(sock, (ip, self._config.peer_port))
         except TimeoutError as error:
             sock.close()
             raise NodeDownError(
-                f"node {ip} does not answer within {CONNECT_TIMEOUT_S:.0f} s", "is it up?"
+                f"node {ip} does not answer within {patience_s:.0f} s"
+                + (f", and {down}" if down else ""),
+                "is it up?",
             ) from error
         except OSError as error:
             sock.close()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mosix.node.history import History
 from mosix.node.jobgroup import JobGroup
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.mosd_messages import GuestState, ProcessState
@@ -81,12 +82,15 @@ class Registry:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.guests: dict[bytes, Guest] = {}
+        self.history = History()
 
     def update(self, job: Job, state: ProcessState) -> None:
         """What the deputy of `job` says about one process."""
         if state.ended:
             job.processes.pop(state.pid, None)
             return
+        if state.origin:
+            self.history.add(job.uid, job.id, state)
         if state.pid not in job.processes and len(job.processes) >= MAX_REPORTED:
             return
         before = job.processes.get(state.pid)

@@ -45,13 +45,18 @@ class Whois(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class Status(_Tagged, frozen=True, kw_only=True, tag="status"):
-    """`node` "": this one."""
+    """`node` "": this one. `wait`: ask it even if it is known to be down."""
 
     node: Name = ""
+    wait: bool = False
 
 
 class LocalStatus(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
     """This node, in detail."""
+
+
+class Nodes(_Tagged, frozen=True, kw_only=True, tag="nodes"):
+    """What this node knows of all, itself included; nobody is asked for it."""
 
 
 class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
@@ -60,13 +65,20 @@ class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
     pid: int = 0
 
 
+class Moves(_Tagged, frozen=True, kw_only=True, tag="moves"):
+    """The last moves of this node's jobs; with both numbers of the last `MoveList` those since."""
+
+    since: Annotated[int, msgspec.Meta(ge=0)] = 0
+    began_ns: int = 0
+
+
 class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
     """Root only, of a mosd that was started for it: see `mosix.failpoints`."""
 
     spec: Annotated[str, msgspec.Meta(max_length=1000)]
 
 
-Request = Launch | Migrate | Whois | Status | LocalStatus | Processes | Failpoints
+Request = Launch | Migrate | Whois | Status | LocalStatus | Nodes | Processes | Moves | Failpoints
 
 EXECUTE = 0
 TO_STDOUT = 1
@@ -106,8 +118,10 @@ class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class KnownNode(msgspec.Struct, frozen=True, kw_only=True):
-    """What gossip brought of another node. `state`: "alive", "suspect", "dead", "left" (it said
-    goodbye). `age_s`: how old the rest is. `speed`: 10,000 is a 3 GHz Pentium 4."""
+    """What gossip brought of a node. `state`: "alive", "suspect", "dead", "left" (it said
+    goodbye), "unheard" (of which the rest is 0, too). `age_s`: how old the rest is. `speed`:
+    10,000 is a 3 GHz Pentium 4. `dilation`: wall time that a second of CPU time takes there;
+    `frozen`: processes that stand still; `owner`: what its owner has said: "block" and so on."""
 
     ip: str
     number: int | None
@@ -119,6 +133,18 @@ class KnownNode(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float
     free_mb: float
     guests: float
+    frozen: float = 0.0
+    dilation: float = 1.0
+    psi_memory: float = 0.0
+    psi_io: float = 0.0
+    owner: list[str] = []
+
+
+class NodeList(_Tagged, frozen=True, kw_only=True, tag="nodes"):
+    """By address; `own`: this node's."""
+
+    own: str
+    nodes: list[KnownNode]
 
 
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
@@ -183,8 +209,44 @@ class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
     rows: list[ProcessRow]
 
 
+class PastMove(msgspec.Struct, frozen=True, kw_only=True):
+    """A move that is over. `at_s`: when it was, seconds since 1970. `origin`, `target`: "home" or
+    the IP of a node. `freeze_ns`: how long it stood still; `page_bytes`: what of it travelled."""
+
+    number: int
+    at_s: float
+    pid: int
+    uid: int
+    job: str
+    origin: str
+    target: str
+    why: str
+    nmigs: int
+    freeze_ns: int
+    page_bytes: int
+
+
+class MoveList(_Tagged, frozen=True, kw_only=True, tag="moves"):
+    """Oldest first. `last`: the newest number there is; `began_ns`: names this mosd, whose numbers
+    these are."""
+
+    moves: list[PastMove]
+    last: int
+    began_ns: int
+
+
 class Armed(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
     """This mosd and all of its workers are."""
 
 
-Answer = Failure | Migrated | NodeName | NodeStatus | NodeDetails | ProcessList | Armed
+Answer = (
+    Failure
+    | Migrated
+    | NodeName
+    | NodeList
+    | NodeStatus
+    | NodeDetails
+    | ProcessList
+    | MoveList
+    | Armed
+)

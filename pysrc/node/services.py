@@ -55,8 +55,11 @@ from mosix.node.requests import (
     LocalStatus,
     Migrate,
     Migrated,
+    Moves,
     NodeDetails,
+    NodeList,
     NodeName,
+    Nodes,
     NodeStatus,
     Processes,
     ProcessList,
@@ -221,14 +224,24 @@ class Services:
                 return await self._whois(request)
             case Status():
                 return await self._status(request)
-            case LocalStatus():
-                return self._details()
-            case Processes():
-                return self._processes(request)
             case Failpoints():
                 return await self._arm(caller, request.spec)
             case Launch():
                 raise ProtocolError("a launch is no ordinary request")
+            case _:
+                return self._known(request)
+
+    def _known(self, request: LocalStatus | Nodes | Processes | Moves) -> Answer:
+        """What need not be asked or awaited."""
+        match request:
+            case LocalStatus():
+                return self._details()
+            case Nodes():
+                return NodeList(own=self._names.own, nodes=self._gossip.nodes())
+            case Processes():
+                return self._processes(request)
+            case Moves():
+                return self._registry.history.since(request.since, request.began_ns)
 
     async def _arm(self, caller: Caller, spec: str) -> Armed:
         if caller.uid or not failpoints.allowed():
@@ -328,6 +341,9 @@ class Services:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
             return self._own_status()
+        down = self._gossip.down(ip)
+        if down and not request.wait:
+            raise NodeDownError(f"node {ip} is down: {down}", "--wait asks it all the same")
         return self._shown(ip, await self._dialer.status(ip))
 
     def _details(self) -> NodeDetails:
@@ -408,6 +424,9 @@ class Services:
 
     def _process_row(self, job: Job, process: Process) -> ProcessRow:
         away = process.where not in (HOME, _MOVING)
+        why = process.why
+        if away and (down := self._gossip.down(process.where)):
+            why = f"mosd there does not answer: {down}" + (f" ({why})" if why else "")
         return ProcessRow(
             pid=process.pid,
             uid=job.uid,
@@ -416,7 +435,7 @@ class Services:
             home=self._names.own,
             home_number=self._names.number_of(self._names.own),
             nmigs=process.nmigs,
-            why=process.why,
+            why=why,
             job=job.id,
             job_class=process.attributes.job_class,
             command=_command(process.pid),
@@ -436,6 +455,9 @@ class Services:
         }
 
     def _guest_row(self, guest: Guest) -> ProcessRow:
+        why = "guest, frozen" if guest.frozen else "guest"
+        if down := self._gossip.down(guest.home):
+            why += f"; mosd of its home does not answer: {down}"
         return ProcessRow(
             pid=guest.outer_pid,
             uid=guest.uid,
@@ -443,7 +465,7 @@ class Services:
             home=guest.home,
             home_number=self._names.number_of(guest.home),
             nmigs=guest.epoch,
-            why="guest, frozen" if guest.frozen else "guest",
+            why=why,
             job=guest.job,
             origin_pid=guest.pid,
             command=_command(guest.outer_pid),
