@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import click
-from mosix.cli import calls, lab, migrate, mosctl, mosd, mosps, mosrun
+from mosix.cli import calls, lab, migrate, mon, mosctl, mosd, mosps, mosrun
 from mosix.errors import EXIT_CODES, LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
 from mosix.syscalls.shapes import Class
 
@@ -60,6 +60,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("mosps -O -h", "Processes that are away, with the names of their nodes."),
         ("mosps --why", "Why each process is where it is."),
     ],
+    "mon": [
+        ("mon -m", "Watches the cluster; bars show the memory that is used."),
+        ("mon --once --json", "The same for a program, once."),
+    ],
     "mosctl": [
         ("mosctl status 2", "What node 2 is and does."),
         ("mosctl syscalls mmap", "What becomes of mmap(2) while a process is away."),
@@ -76,6 +80,7 @@ SEE_ALSO = (
     "mosrun(1)",
     "migrate(1)",
     "mosps(1)",
+    "mon(1)",
     "mosctl(1)",
     "mosd(8)",
     "mosix-lab(1)",
@@ -100,6 +105,7 @@ PAGES = (
     Page("mosrun", 1, "run a program that can move to other nodes", mosrun.command),
     Page("migrate", 1, "move a running process to another node, or home", migrate.main),
     Page("mosps", 1, "list processes of jobs and guests, and where they are", mosps.main),
+    Page("mon", 1, "watch the nodes, processes and moves of a cluster", mon.main),
     Page("mosctl", 1, "ask about nodes and system calls", mosctl.main),
     Page("mosd", 8, "the daemon of a MOSIX node", mosd.main),
     Page("mosix-lab", 1, "a MOSIX cluster on one machine", lab.lab),
