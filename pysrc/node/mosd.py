@@ -42,6 +42,7 @@ from mosix.node.privileges import forbid_dumps
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.spawning import Programs, SpawnerClient
+from mosix.node.tuned import Tuned
 from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
@@ -146,6 +147,7 @@ class Mosd:
                 registry,
                 owner,
                 Book(features, dialer),
+                Tuned(paths, self._config.nodes.resolve_number_or_ip),
                 max_guests=self._config.max_guests,
             )
             decider = Decider(

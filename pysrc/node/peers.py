@@ -48,7 +48,7 @@ GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
 
 PURPOSES = frozenset(
-    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance"}
+    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance", "measure"}
 )
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000

@@ -59,6 +59,12 @@ class Nodes(_Tagged, frozen=True, kw_only=True, tag="nodes"):
     """What this node knows of all, itself included; nobody is asked for it."""
 
 
+class Measure(_Tagged, frozen=True, kw_only=True, tag="measure"):
+    """The link to that node; root only."""
+
+    node: Name
+
+
 class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
     """`pid` 0: all."""
 
@@ -78,7 +84,18 @@ class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
     spec: Annotated[str, msgspec.Meta(max_length=1000)]
 
 
-Request = Launch | Migrate | Whois | Status | LocalStatus | Nodes | Processes | Moves | Failpoints
+Request = (
+    Launch
+    | Migrate
+    | Whois
+    | Status
+    | LocalStatus
+    | Nodes
+    | Measure
+    | Processes
+    | Moves
+    | Failpoints
+)
 
 EXECUTE = 0
 TO_STDOUT = 1
@@ -209,6 +226,13 @@ class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
     rows: list[ProcessRow]
 
 
+class LinkMeasured(_Tagged, frozen=True, kw_only=True, tag="measure"):
+    """`turn_ns`: there and back; `mb_s`: MB (10**6 bytes) a second of bare TCP."""
+
+    turn_ns: int
+    mb_s: float
+
+
 class PastMove(msgspec.Struct, frozen=True, kw_only=True):
     """A move that is over. `at_s`: when it was, seconds since 1970. `origin`, `target`: "home" or
     the IP of a node. `freeze_ns`: how long it stood still; `page_bytes`: what of it travelled."""
@@ -247,6 +271,7 @@ Answer = (
     | NodeStatus
     | NodeDetails
     | ProcessList
+    | LinkMeasured
     | MoveList
     | Armed
 )

@@ -31,7 +31,7 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
-from mosix.node import bargain
+from mosix.node import bargain, measuring
 from mosix.node.accounting import Accounting
 from mosix.node.census import Resident
 from mosix.node.decider import Decider
@@ -52,7 +52,9 @@ from mosix.node.requests import (
     Failpoints,
     Launch,
     LaunchAnswer,
+    LinkMeasured,
     LocalStatus,
+    Measure,
     Migrate,
     Migrated,
     Moves,
@@ -224,6 +226,8 @@ class Services:
                 return await self._whois(request)
             case Status():
                 return await self._status(request)
+            case Measure():
+                return await self._measure(caller, request.node)
             case Failpoints():
                 return await self._arm(caller, request.spec)
             case Launch():
@@ -345,6 +349,14 @@ class Services:
         if down and not request.wait:
             raise NodeDownError(f"node {ip} is down: {down}", "--wait asks it all the same")
         return self._shown(ip, await self._dialer.status(ip))
+
+    async def _measure(self, caller: Caller, node: str) -> LinkMeasured:
+        if caller.uid:
+            raise PermissionDeniedError("only root may load the link", "sudo tune")
+        sock, _ = await self._dialer.dial(await self._names.resolve(node), "measure")
+        with sock:
+            turn_ns, mb_s = await measuring.measure(sock)
+        return LinkMeasured(turn_ns=turn_ns, mb_s=mb_s)
 
     def _details(self) -> NodeDetails:
         config = self._names.config
@@ -497,6 +509,9 @@ class PeerService:
                     await frames.send(PeerAccept())
                 case "status":
                     await frames.send(self._services.peer_status())
+                case "measure":
+                    await frames.send(PeerAccept())
+                    await measuring.serve(sock)
                 case "move":
                     await self._move(hello, frames)
                 case "balance":
