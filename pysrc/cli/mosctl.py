@@ -80,8 +80,8 @@ def whereami(pid: int | None, as_json: bool, run_dir: str | None) -> None:
 
 
 def _job_process(paths: Paths, pids: list[int]) -> requests.ProcessRow | None:
-    """The first of `pids` that belongs to a job."""
-    for pid in pids:
+    """The first of `pids` that belongs to a job. A parent outside of our PID namespace is 0."""
+    for pid in filter(None, pids):
         with contextlib.suppress(NoSuchProcessError):
             return ask(paths, requests.Processes(pid=pid), requests.ProcessList).rows[0]
     return None
