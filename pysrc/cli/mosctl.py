@@ -1,4 +1,5 @@
-"""mosctl: ask about nodes, and about what MOSIX does with system calls."""
+"""mosctl: ask about nodes, and about what MOSIX does with system calls; what root may order besides
+is in `mosix.cli.administration`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import time
 
 import click
 import msgspec
-from mosix.cli import calls, columns, command
+from mosix.cli import administration, calls, columns, command
 from mosix.cli.command import Group, paths_for, run_dir_option, version_option
 from mosix.config.paths import Paths
 from mosix.errors import NodeDownError, NoSuchProcessError, UnknownNodeError, UsageError
@@ -25,12 +26,13 @@ TIERS = {"portable": "caught with seccomp and ptrace, without a kernel module"}
 
 #: Bits of `mosctl rstatus`: those of MOSIX that say something here.
 UNKNOWN, CONFIGURED, UP = 0, 1, 2
+OWNER_BITS = {"stay": 4, "lstay": 8, "block": 16, "drain": 16 | 8}
 
 
 @click.group("mosctl", cls=Group, tells_statuses=True)
 @version_option
 def main() -> None:
-    """Ask about this node and others. Everybody may."""
+    """Ask about nodes, which everybody may; root says what this node does for others."""
 
 
 @main.command("whois")
@@ -143,16 +145,19 @@ def localstatus(as_json: bool, run_dir: str | None) -> None:
 def rstatus(node: str, as_json: bool, run_dir: str | None) -> None:
     """Status of a node as a number, for programs; of this one by default.
 
-    The sum of 1 (the node is in mosix.map) and 2 (it is up). A node that does not answer, or that
-    nobody knows, is no error here."""
+    The sum of 1 (the node is in mosix.map), 2 (it is up), 4 (stay), 8 (lstay) and 16 (block); a
+    drained node says lstay and block. 0 is what nobody knows. A node that
+    does not answer is no error here."""
+    number = CONFIGURED
     try:
-        ask(paths_for(run_dir), requests.Status(node=node), NodeStatus)
+        found = ask(paths_for(run_dir), requests.Status(node=node), NodeStatus)
+        number |= UP
+        for word in found.owner:
+            number |= OWNER_BITS.get(word, 0)
     except UnknownNodeError:
         number = UNKNOWN
     except NodeDownError:
-        number = CONFIGURED
-    else:
-        number = CONFIGURED | UP
+        pass
     click.echo(msgspec.json.encode({"status": number}).decode() if as_json else str(number))
 
 
@@ -199,6 +204,12 @@ def _show_status(found: NodeStatus) -> None:
     click.echo(f"  jobs     {found.jobs} started here")
     click.echo(f"  guests   {found.guests} from other nodes")
     click.echo(f"  calls    of guests are {TIERS.get(found.tier, found.tier)}")
+    if found.owner:
+        click.echo(f"  owner    says {', '.join(found.owner)}")
+    if found.topology:
+        click.echo(f"  features {', '.join(found.topology)}")
+    if found.problem:
+        click.echo(f"  files    are not what is in force: {found.problem}")
     if found.date_bound_ns is not None:
         click.echo(f"  date     of guests: their home's, within {found.date_bound_ns / 1e6:.1f} ms")
 
@@ -240,6 +251,10 @@ def _print_json(found: msgspec.Struct) -> None:
     if isinstance(values.get("status"), dict):
         values["status"].pop("t", None)
     click.echo(msgspec.json.encode(values).decode())
+
+
+for order in administration.COMMANDS:
+    main.add_command(order)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.accounting import Choice
 from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
+from mosix.node.syslog import DEVICE
 
 
 @click.command("mosd", cls=Command)
@@ -77,9 +78,10 @@ from mosix.node.spawning import Programs
 @version_option
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
-# for tests: see node.features, and Launch in wire.mosd_messages
+# for tests: see node.features, node.syslog, and Launch in wire.mosd_messages
 @click.option("--foreign-vdso", is_flag=True, hidden=True)
 @click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
+@click.option("--syslog", default=DEVICE, hidden=True)
 def main(
     *,
     config_dir: str | None,
@@ -94,6 +96,7 @@ def main(
     remote: str,
     foreign_vdso: bool,
     date_ahead_s: float,
+    syslog: str,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
@@ -119,6 +122,7 @@ def main(
         balance=balance,
         foreign_vdso=foreign_vdso,
         date_ahead_ns=int(date_ahead_s * 1e9),
+        syslog=syslog,
     )
     if detach:
         _detached(config, daemon)

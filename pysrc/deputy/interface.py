@@ -47,6 +47,10 @@ class Orders(Protocol):
         """IP and number of a node; (None, None): there is none, or nobody can tell."""
         ...
 
+    async def consider(self, process: JobProcess) -> str | None:
+        """IP of the node where it had better be; None: where it is."""
+        ...
+
     async def send_to(self, process: JobProcess, ip: str | None) -> None:
         """Moves it (None: home) with its lock held; MosixError."""
         ...
@@ -141,7 +145,7 @@ async def go_home_for(
 async def _target(orders: Orders, process: JobProcess, value: int) -> str | None:
     """Where to; None: home, or nowhere."""
     if value == _CONSIDER:
-        return process.ordered  # for now the one reason to be elsewhere
+        return await orders.consider(process)
     if not value:
         return None
     name = str(value if value <= _HIGHEST_NUMBER else ipaddress.IPv4Address(value))

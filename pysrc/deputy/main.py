@@ -16,7 +16,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from mosix import failpoints
 from mosix.deputy import moves
@@ -59,6 +59,7 @@ from mosix.wire.mosd_messages import (
     Armed,
     Automatic,
     ComeHome,
+    Consider,
     Dialed,
     Forsaken,
     Join,
@@ -268,7 +269,11 @@ class Deputy:
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
     ) -> tuple[Token, list[socket.socket]]:
-        return await self._dialer.dial(ip, purposes, pid, epoch, token)
+        process = self._processes.get(pid)
+        attributes = process.attributes if process is not None else self.launch.attributes
+        return await self._dialer.dial(
+            ip, purposes, pid, epoch, token, job_class=attributes.job_class
+        )
 
     # ---- orders ----
 
@@ -316,9 +321,7 @@ class Deputy:
         failure leaves everything as it was, also where the process goes back to."""
         if process.attributes.lock:
             raise CannotMoveError(f"process {process.pid} is locked", "mosrun -l unlocks it")
-        link = process.link
-        here = link.ip if process.place is Place.AWAY and link else process.place.value
-        if here != order.source:
+        if self._where(process) != order.source:
             raise RefusedError(f"process {process.pid} is not at {order.source} any more")
         ordered = process.ordered
         try:
@@ -456,13 +459,27 @@ class Deputy:
             self.listener.restart(pid if stopping else 0)
 
     async def node_of(self, name: str) -> tuple[str | None, int | None]:
-        if self._mosd_gone:
-            return None, None
-        number = next(self._name_numbers)
-        self._names[number] = asyncio.get_running_loop().create_future()
-        self._outbox.put_nowait(Name(request=number, node=name))
-        named = await self._names[number]
+        named = await self._ask_mosd(lambda number: Name(request=number, node=name))
         return named.ip, named.number
+
+    async def consider(self, process: JobProcess) -> str | None:
+        where, pid = self._where(process), process.pid
+        named = await self._ask_mosd(lambda number: Consider(request=number, pid=pid, where=where))
+        return named.ip
+
+    async def _ask_mosd(self, question: Callable[[int], Name | Consider]) -> Named:
+        """Nothing is named while it is gone."""
+        number = next(self._name_numbers)
+        if self._mosd_gone:
+            return Named(request=number)
+        self._names[number] = asyncio.get_running_loop().create_future()
+        self._outbox.put_nowait(question(number))
+        return await self._names[number]
+
+    @staticmethod
+    def _where(process: JobProcess) -> str:
+        away = process.place is Place.AWAY and process.link is not None
+        return process.link.ip if away and process.link else process.place.value
 
     def _member(self, pid: int) -> JobProcess:
         if pid not in members(self.launch.cgroup):

@@ -3,7 +3,7 @@
 Called by `mosix.lab.demo`. Two nodes of a lab, each with one CPU of this machine. Four equal jobs
 start on node 1, once locked there (mosrun -L) and once free; each works for the same time and then
 says how much it did, how often it was moved and, by its own /proc/self/whereami, where it ends. So
-it takes as long on a busy machine. While node 1 is full, `bestnode` is asked, and `mosrun -b` obeys.
+it takes as long on a busy machine. While node 1 is full `bestnode` is asked, and `mosrun -b` obeys.
 """
 
 from __future__ import annotations

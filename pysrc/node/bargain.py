@@ -21,6 +21,8 @@ from mosix.wire.bargain import (
     Asking,
     Consider,
     Considered,
+    Explain,
+    Explained,
     Found,
     NodeTruth,
     Offer,
@@ -59,6 +61,8 @@ class Partner(Protocol):
         ...
 
     async def consider(self, sender: str, question: Consider) -> str | None: ...
+
+    def explain(self, sender: str, question: Explain) -> str: ...
 
 
 class Parley:
@@ -119,6 +123,9 @@ async def serve(partner: Partner, hello: PeerHello, sock: socket.socket) -> None
         case Consider():
             target = await partner.consider(sender, question)
             await _say(frames, Considered(target=target))
+        case Explain():
+            text = partner.explain(sender, question)
+            await _say(frames, Explained(text=text[:2000]))
         case Pull():
             await _give(partner, frames, sender, question)
         case Take():

@@ -21,7 +21,7 @@ import numpy as np
 from mosix.balancer.candidates import oldest_movable, processes
 from mosix.balancer.policy import PROCESS, Pair, Rules, relief_of_memory
 from mosix.balancer.settling import Link, Patience
-from mosix.errors import MosixError, NoSuchProcessError
+from mosix.errors import MosixError
 from mosix.node import bargain
 from mosix.node.accounting import Accounting
 from mosix.node.bargain import Parley
@@ -35,6 +35,9 @@ from mosix.wire.bargain import (
     Agreed,
     Answering,
     Consider,
+    Considered,
+    Explain,
+    Explained,
     Found,
     NodeTruth,
     Offer,
@@ -52,6 +55,8 @@ _log = logging.getLogger("mosd.decider")
 
 #: Who wants less of a CPU than this (seconds a second) does not make a node loaded.
 _RUNNER: Final = 0.5
+#: Where memory runs out a process counts as if it had used so much CPU time, seconds.
+_URGENT_AGE_S: Final = 60.0
 #: A guest whose calls and bytes cost so many seconds a second may go home all the same.
 _ASKS_HOME: Final = 0.05
 
@@ -165,6 +170,9 @@ class Decider:
         statistics, index = self.census.statistics, self.outlook.index
         rows = statistics.rows([resident.key for resident in residents])
         rates, ages = statistics.rates(rows), statistics.ages(rows)
+        if self.outlook.short_mb > 0:
+            # What it would suffer here is no matter of how long it has run.
+            ages = np.maximum(ages, _URGENT_AGE_S)
         sizes = [resident.size_mb() for resident in residents]
         held = np.array([size[0] for size in sizes])
         wanted = np.array([float(one.attributes.needmem) for one in residents])
@@ -211,27 +219,31 @@ class Decider:
 
     # ---- push ----
 
-    def proposals(self, residents: list[Resident]) -> list[Proposal]:
-        """The best moves away from here, by what is believed of others, to different nodes."""
+    def proposals(self, residents: list[Resident], *, all_run: bool = False) -> list[Proposal]:
+        """The best moves away from here, by what is believed of others, to different nodes.
+        `all_run`: also of those that use little of a CPU now."""
         if not residents:
             return []
         outlook = self.outlook
         records, abroad = self._records(residents)
         found: list[Proposal] = []
         # Where a process may go is a matter of its home; one that hardly runs may only go there.
-        groups: dict[tuple[str, bool], list[int]] = {}
+        groups: dict[tuple[str, bool, int], list[int]] = {}
         for k, one in enumerate(residents):
-            runs = one.demand >= _RUNNER or outlook.short_mb > 0
+            runs = all_run or one.demand >= _RUNNER or outlook.short_mb > 0
             if runs or (one.guest is not None and abroad[k] >= _ASKS_HOME):
-                groups.setdefault((one.home, runs), []).append(k)
-        for (home, runs), members in groups.items():
-            usable = outlook.usable(outlook.index(home))
+                groups.setdefault((one.home, runs, one.attributes.job_class), []).append(k)
+        for (home, runs, job_class), members in groups.items():
+            usable = outlook.usable(outlook.index(home), job_class)
+            if not runs and outlook.index(home) < 0:
+                continue
             if not runs:
                 only = np.zeros(len(usable), np.bool_)
                 only[outlook.index(home)] = True
                 usable &= only
             for ip in self._silent.waiting(time.monotonic()):
-                usable[outlook.index(str(ip))] = False
+                if outlook.index(str(ip)) >= 0:
+                    usable[outlook.index(str(ip))] = False
             view = outlook.view(usable, leaver=True)
             choices = view.moves(
                 outlook.here, records[members], slow=outlook.slow, count=self._rules.probes
@@ -291,7 +303,7 @@ class Decider:
                     self._begin(proposal.resident, proposal.target, proposal.why)
                     return
 
-    async def _ask(self, ip: str, question: Offer | Reserve | Consider) -> Answering | None:
+    async def _ask(self, ip: str, question: Offer | Consider | Explain) -> Answering | None:
         """None: it does not answer, and is left alone for a while."""
         try:
             answer = await bargain.ask(self._dialer, ip, question)
@@ -373,7 +385,8 @@ class Decider:
         worth[outlook.here] = False
         crowd = np.where(worth, view.running / view.cores * view.pace, -1)
         for ip in self._silent.waiting(now):
-            crowd[outlook.index(str(ip))] = -1
+            if outlook.index(str(ip)) >= 0:
+                crowd[outlook.index(str(ip))] = -1
         order = np.argsort(-crowd)[: self._rules.probes]
         return [outlook.ip(int(k)) for k in order if crowd[k] > 0]
 
@@ -463,7 +476,8 @@ class Decider:
 
     def _can_run(self, resident: Resident, ip: str) -> bool:
         index = self.outlook.index(ip)
-        return bool(self.outlook.usable(self.outlook.index(resident.home))[index])
+        home, job_class = self.outlook.index(resident.home), resident.attributes.job_class
+        return bool(self.outlook.usable(home, job_class)[index])
 
     def send(self, target: str, pull: Pull, weight: Weight, gain: float) -> str:
         resident = self.census.residents.get((weight.home, weight.pid))
@@ -478,17 +492,70 @@ class Decider:
 
     async def consider(self, sender: str, question: Consider) -> str | None:
         """Where the process had better be, which its home asks; a place is kept for it there."""
-        return await self.better(self._asked_for((sender, question.pid), question.job))
+        return await self._better(self._resident((sender, question.pid), question.job))
 
-    def _asked_for(self, key: Key, job: str) -> Resident:
+    def explain(self, sender: str, question: Explain) -> str:
+        return self.verdict(self._resident((sender, question.pid), question.job))
+
+    def _resident(self, key: Key, job: str) -> Resident | None:
         resident = self.census.residents.get(key)
-        if resident is None or resident.job != job:
-            raise NoSuchProcessError(f"process {key[1]} is not here")
-        return resident
+        return resident if resident is not None and resident.job == job else None
 
-    async def better(self, resident: Resident) -> str | None:
-        """A node where it gains and that keeps a place for it; None: it is right here."""
+    # ---- about one process ----
+
+    async def where_to(self, job: str, pid: int, where: str) -> str | None:
+        """A program of this node's has asked where it had better be, which is at `where` now: IP
+        of a node that keeps a place for it; None: there."""
+        if where == HOME:
+            return await self._better(self._resident((self.own_ip, pid), job))
+        answer = await self._ask(where, Consider(job=job, pid=pid))
+        return answer.target if isinstance(answer, Considered) else None
+
+    async def why(self, job: str, pid: int, where: str) -> str:
+        """Why the system leaves a process of this node where it is, in a line with numbers."""
+        if where == HOME:
+            return self.verdict(self._resident((self.own_ip, pid), job))
+        answer = await self._ask(where, Explain(job=job, pid=pid))
+        return answer.text if isinstance(answer, Explained) else ""
+
+    def verdict(self, resident: Resident | None) -> str:
+        """The same of one that runs here; "" of one about which nothing is known yet."""
+        if resident is None or not self.outlook.ready:
+            return ""
+        if not self.active:
+            return "this node moves nobody by itself (mosd --no-balance)"
+        held = self.held(resident, time.monotonic())
+        if held:
+            return held
+        if resident.guest is None and resident.demand < _RUNNER and not self.outlook.short_mb:
+            return f"it uses {resident.demand:.2f} of a core, too little to be moved for"
         for proposal in self.proposals([resident]):
+            return f"it had better be at {proposal.target}: {proposal.gain:.1f} s to gain"
+        return self._nothing_to_gain(resident)
+
+    def _nothing_to_gain(self, resident: Resident) -> str:
+        outlook = self.outlook
+        truth = outlook.truth(leaver=True)
+        here = f"{truth.running:.1f} run on {truth.cores:.2f} cores"
+        usable = outlook.usable(outlook.index(resident.home), resident.attributes.job_class)
+        usable[outlook.here] = False
+        if not usable.any():
+            return f"no other node takes it: {here}"
+        view = outlook.view(usable)
+        records, _ = self._records([resident])
+        best = view.place(records, 1)[0]
+        if view.free_mb[best] < records["need_mb"][0]:
+            return f"no other node has {records['need_mb'][0]:.0f} MB free: {here}"
+        return (
+            f"nothing to gain: {here} here, {view.running[best]:.1f} on "
+            f"{view.cores[best]:.2f} at {outlook.ip(best)}"
+        )
+
+    async def _better(self, resident: Resident | None) -> str | None:
+        """A node where it gains and that keeps a place for it; None: it is right here."""
+        if resident is None or not self.outlook.ready:
+            return None
+        for proposal in self.proposals([resident], all_run=True):
             answer = await self._ask(
                 proposal.target,
                 Offer(weight=proposal.weight, truth=self.outlook.truth(leaver=True)),

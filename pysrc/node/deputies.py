@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,18 +34,21 @@ from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
+from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.syslog import SystemLog
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import NodeFeatures, Token
 from mosix.wire.mosd_messages import (
     Automatic,
     ComeHome,
+    Consider,
     Dial,
     Forsaken,
     Join,
@@ -95,6 +98,12 @@ class NodeNames(Protocol):
     async def resolve(self, name: str) -> str: ...
 
     def number_of(self, ip: str) -> int | None: ...
+
+    def outsider(self, ip: str) -> bool: ...
+
+
+#: Job, PID and where it is ("home" or an IP) → IP where it had better be; None: there.
+WhereTo = Callable[[str, int, str], Awaitable[str | None]]
 
 
 class Client(Protocol):
@@ -151,10 +160,16 @@ class DeputyLink(WorkerLink):
         registry: Registry,
         names: NodeNames,
         last_words: LastWords,
+        where_to: WhereTo,
         forsake: Callable[[DeputyLink, int, str, Token], None],
+        system_log: SystemLog,
+        owner: Owner,
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
+        self._system_log = system_log
+        self._owner = owner
+        self._where_to = where_to
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -192,22 +207,53 @@ class DeputyLink(WorkerLink):
                 joining = self._joins.pop(message.request, None)
                 if joining is not None and not joining.done():
                     joining.set_result(message)
-            case Name():
-                self.later(self._name(message))
+            case Name() | Consider():
+                self.later(self._tell(message))
             case ProcessState():
-                self._state_of(message)
+                self._state(message)
             case Dial():
                 identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
 
-    def _state_of(self, state: ProcessState) -> None:
+    def _state(self, state: ProcessState) -> None:
+        known = self.job.processes.get(state.pid)
+        self._registry.update(self.job, state)
         if state.ended:
             self._guests.pop(state.pid, None)
-        elif state.token is not None:
+            return
+        if state.token is not None:
             self.guest_made(state.pid, state.where, state.token)
-        self._registry.update(self.job, state)
+        # Unknown is also one that was away when mosd was started again.
+        moved = state.where not in _NOT_AWAY if known is None else state.nmigs > known.nmigs
+        if moved and state.where != "moving":
+            self._system_log.moved(self.job, state.pid, state.where)
+        if self.is_misplaced(state.where, state.attributes):
+            self.later(self._send_home(state.pid))
+
+    def is_misplaced(self, where: str, attributes: JobAttributes) -> bool:
+        """Whether a process may not be where it is: its class, or the map, has changed."""
+        return where not in _NOT_AWAY and not attributes.job_class and self._names.outsider(where)
+
+    async def _send_home(self, pid: int) -> None:
+        try:
+            check_moved(await (await self.move(pid, None)))
+        except MosixError as error:
+            _log.warning("process %d may not stay where it is, but: %s", pid, error.line())
+
+    def check_dial(self, order: Dial) -> None:
+        """RefusedError when the owner of this node wants its processes at home, and for a process
+        of class 0 and an outsider."""
+        if "guest" not in order.purposes:
+            return
+        if self._owner.said.keeps_own:
+            raise RefusedError("this node is drained: its processes stay at home", "mosctl nodrain")
+        if not order.job_class and self._names.outsider(order.ip):
+            raise RefusedError(
+                f"node {order.ip} is an outsider, and this process is of class 0",
+                "mosrun -G1 lets a job go there",
+            )
 
     def guest_made(self, pid: int, ip: str, token: Token) -> None:
         made = self._guests.setdefault(pid, [])
@@ -243,12 +289,17 @@ class DeputyLink(WorkerLink):
         if joined.error:
             raise from_code(joined.code, joined.error, joined.hint)
 
-    async def _name(self, asked: Name) -> None:
-        """Tells the deputy which node a number or an IP is."""
+    async def _tell(self, asked: Name | Consider) -> None:
+        """Tells the deputy which node a number or an IP is, or which is best for a process."""
         named = Named(request=asked.request)
-        with contextlib.suppress(MosixError):
-            ip = await self._names.resolve(asked.node)
-            named = Named(request=asked.request, ip=ip, number=self._names.number_of(ip))
+        if isinstance(asked, Consider):
+            ip = await self._where_to(self.job.id, asked.pid, asked.where)
+            named = Named(request=asked.request, ip=ip)
+        else:
+            with contextlib.suppress(MosixError):
+                ip = await self._names.resolve(asked.node)
+                number = self._names.number_of(ip)
+                named = Named(request=asked.request, ip=ip, number=number)
         with contextlib.suppress(OSError):
             await self.send(named)
 
@@ -292,6 +343,10 @@ def check_moved(moved: Moved) -> Moved:
     return moved
 
 
+async def _nowhere(job: str, pid: int, where: str) -> str | None:
+    return None
+
+
 class Launcher:
     """Makes jobs and keeps their deputies."""
 
@@ -307,9 +362,13 @@ class Launcher:
         names: NodeNames,
         adoption: Path,
         grace_s: int,
+        system_log: SystemLog,
+        owner: Owner,
         date_ahead_ns: int = 0,
     ) -> None:
         self._spawner = spawner
+        self.system_log = system_log
+        self._owner = owner
         self._dialer = dialer
         self._registry = registry
         self._features = features
@@ -323,6 +382,8 @@ class Launcher:
         self._names = names
         self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
+        #: answers a program that asks where it had better be (`mosix.node.decider`)
+        self.where_to: WhereTo = _nowhere
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -462,7 +523,10 @@ class Launcher:
             registry=self._registry,
             names=self._names,
             last_words=last_words,
+            where_to=self.where_to,
             forsake=self._forsake,
+            system_log=self.system_log,
+            owner=self._owner,
         )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link

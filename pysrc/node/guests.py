@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 import zlib
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
+from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
@@ -69,6 +71,9 @@ TOKEN_BYTES = 16
 MAX_EMPTY = 64
 #: A guest that grows on is asked so much later again, s.
 _LEAVE_PAUSE_S = 5.0
+#: How long remotes of a mosd that died are waited for, and between two looks, seconds.
+RETURN_S = 5.0
+_RETURN_PAUSE_S = 0.05
 #: Followed by whose it is: mosds with other run directories may share our cgroup.
 _GROUP_PREFIX = "guest-"
 
@@ -109,6 +114,8 @@ class RemoteLink(WorkerLink):
         self._mapped = mapped
         self._ask_again = 0.0
         self._loan = Loan(room.group, room.memory_limit, self._outgrows)
+        #: nothing is left of it here
+        self.vacated = asyncio.Event()
 
     async def run(self) -> None:
         try:
@@ -119,6 +126,11 @@ class RemoteLink(WorkerLink):
             await super().run()
         finally:
             self._loan.close()
+
+    async def evict(self) -> None:
+        """Asks home to take it away; it does not come back by itself."""
+        with contextlib.suppress(OSError):  # it is going already
+            await self.send(Leave(evicted=True))
 
     # ---- memory ----
 
@@ -203,7 +215,7 @@ class Host:
         own_ip: str,
         directory: Path,
         adoption: Path,
-        max_guests: int,
+        settings: Settings,
         complaints: Complaints,
         owner: Owner,
     ) -> None:
@@ -218,7 +230,7 @@ class Host:
         self._adoption = str(adoption)
         #: of a mosd that died: guests by their remotes, which have not come back yet
         self._expected: dict[Identity, GuestRecord] = {}
-        self._max_guests = max_guests
+        self._settings = settings
         self._coming = 0
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
@@ -316,6 +328,13 @@ class Host:
     def remotes(self) -> list[RemoteLink]:
         return list(self._remotes.values())
 
+    async def all_remotes(self) -> list[RemoteLink]:
+        """The same, when those of a mosd that died have come back, if they do so in time."""
+        end = time.monotonic() + RETURN_S
+        while self._expected and time.monotonic() < end:
+            await asyncio.sleep(_RETURN_PAUSE_S)
+        return self.remotes()
+
     def memory_free(self) -> int:
         """Bytes this node can lend."""
         return self._cgroups.own.available()
@@ -324,6 +343,8 @@ class Host:
         """A new guest. RefusedError, KernelError: nothing is left of it."""
         if self.closed:
             raise RefusedError("mosd is stopping there")
+        if not self._settings.config.nodes.range_of(hello.sender):
+            raise RefusedError(f"{hello.sender} is not in its mosix.map any more")
         if not self._owner.said.takes_guests:
             raise RefusedError("its owner takes no guests now", "choose another node")
         if hello.job is None or hello.pid is None or hello.features is None:
@@ -332,7 +353,7 @@ class Host:
         if reason:
             raise RefusedError(reason, "choose another node")
         here = len(self._remotes) + self._coming
-        if here >= self._max_guests:
+        if here >= self._settings.config.max_guests:
             raise RefusedError(
                 f"it has {here} guests already and takes no more", "choose another node"
             )
@@ -349,6 +370,9 @@ class Host:
             self._coming -= 1
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
         link = self._enter(worker, guest, hello.gid, room, mapped=False)
+        if not self._owner.said.takes_guests:  # said meanwhile
+            link.worker.kill()
+            raise RefusedError("its owner takes no guests now", "choose another node")
         try:
             self._record(guest, hello.gid, room, Identity.of(worker.pid))
             failpoints.hit("mosd.welcome", sock)
@@ -436,7 +460,10 @@ class Host:
             self._registry.guests.pop(link.guest.token, None)
             self._remotes.pop(link.guest.token, None)
             records.remove(self._records, link.guest.token.hex())
-            await self._vacate(link.room)
+            try:
+                await self._vacate(link.room)
+            finally:
+                link.vacated.set()
 
     async def _vacate(self, room: Room) -> None:
         try:

@@ -22,12 +22,14 @@ from typing import Any
 from mosix.config import NodeConfig, load_secret
 from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.accounting import Accounting, Choice
+from mosix.node.administration import Administration
 from mosix.node.adoption import Adoption
 from mosix.node.census import Census
 from mosix.node.compatible import Book, digest_of
 from mosix.node.control import ControlServer, Handlers
 from mosix.node.decider import Decider
 from mosix.node.deputies import Launcher
+from mosix.node.evacuation import Evacuation
 from mosix.node.features import probe
 from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
@@ -41,7 +43,9 @@ from mosix.node.placing import Placer
 from mosix.node.privileges import forbid_dumps
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
+from mosix.node.settings import Settings
 from mosix.node.spawning import Programs, SpawnerClient
+from mosix.node.syslog import DEVICE, SystemLog
 from mosix.node.tuned import Tuned
 from mosix.remote.confine import HELPER
 
@@ -65,6 +69,7 @@ class Mosd:
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
+        syslog: str = DEVICE,
         balance: bool = True,
     ) -> None:
         self._config = config
@@ -75,6 +80,7 @@ class Mosd:
         self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
         self._accounting = accounting
+        self._syslog = syslog
         self._balance = balance
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -82,10 +88,8 @@ class Mosd:
         """Until SIGTERM or SIGINT. ConfigError, KernelError, MosixError (another one runs
         here): before anything was started for good."""
         paths = self._config.paths
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop = _event_of(signal.SIGTERM, signal.SIGINT)
+        again = _event_of(signal.SIGHUP)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
@@ -99,8 +103,9 @@ class Mosd:
             registry = Registry()
             owner = Owner(paths.owner)
             complaints = Complaints()
-            dialer = Dialer(self._config, secret)
-            names = Names(self._config)
+            settings = Settings(self._config, secret, off=owner.said.off)
+            dialer = Dialer(settings)
+            names = Names(settings)
             launcher = Launcher(
                 spawner,
                 dialer,
@@ -111,6 +116,8 @@ class Mosd:
                 adoption=paths.workers,
                 grace_s=self._config.grace_s,
                 names=names,
+                system_log=SystemLog(paths.log_mosrun, self._syslog),
+                owner=owner,
                 date_ahead_ns=self._date_ahead_ns,
             )
             host = Host(
@@ -121,34 +128,47 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.guests,
                 adoption=paths.workers,
-                max_guests=self._config.max_guests,
+                settings=settings,
                 complaints=complaints,
                 owner=owner,
             )
             meter = NodeMeter(
-                self._config,
+                settings,
                 host.own_group,
                 lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
             )
             accounting = Accounting(registry.at_home, self._accounting)
             gossip = GossipService(
-                self._config,
+                settings.config,
                 secret,
                 lambda: own_row(
-                    self._config, meter.load, registry, outlook.promises.standing(time.monotonic())
+                    settings.config,
+                    meter.load,
+                    registry,
+                    outlook.promises.standing(time.monotonic()),
                 ),
                 lambda: owner.said.flags,
-                digest_of(features),
+                features=digest_of(features),
+                logs=lambda: owner.said.logmap,
             )
             stack.callback(gossip.close)
             dialer.down = gossip.down
+            administration = Administration(
+                settings,
+                owner,
+                Evacuation(launcher, host, registry),
+                gossip=gossip,
+                dialer=dialer,
+                names=names,
+                end=stop.set,
+            )
             outlook = Outlook(
                 gossip,
                 registry,
                 owner,
                 Book(features, dialer),
-                Tuned(paths, self._config.nodes.resolve_number_or_ip),
-                max_guests=self._config.max_guests,
+                Tuned(paths, lambda: settings.config.nodes),
+                settings=settings,
             )
             decider = Decider(
                 self._config.ip,
@@ -160,6 +180,7 @@ class Mosd:
                 owner=owner,
                 active=self._balance,
             )
+            launcher.where_to = decider.where_to
             services = Services(
                 names,
                 launcher,
@@ -172,6 +193,8 @@ class Mosd:
                 meter=meter,
                 accounting=accounting,
                 gossip=gossip,
+                administration=administration,
+                settings=settings,
                 decider=decider,
                 placer=Placer(self._config.ip, dialer, outlook),
             )
@@ -179,9 +202,8 @@ class Mosd:
                 paths.control, Handlers(services.launch, services.request), complaints
             )
             peers = PeerServer(
-                self._config,
-                secret,
-                PeerService(services, launcher, host, decider).handle,
+                settings,
+                PeerService(services, launcher, host, decider, administration).handle,
                 complaints,
             )
             try:
@@ -206,19 +228,13 @@ class Mosd:
                 meter.run(),
                 accounting.run(),
                 gossip.run(),
+                administration.run(),
+                _reread_when(again, administration),
                 decider.run(services),
                 host.shortage.run(),
                 *watchdog(),
             )
-            _log.info(
-                "node %s, port %d, %d nodes in the map",
-                self._config.ip,
-                self._config.peer_port,
-                len(self._config.nodes),
-            )
-            for node, ip, line in self._config.nodes.nowhere():
-                why = f"{ip} is not in mosix.map: number {node} is no node"
-                _log.warning("%s", line.error(why).line())
+            _say_hello(settings.config)
             notify("READY=1")
             self._ready()
             await self._until(stop)
@@ -257,6 +273,32 @@ class Mosd:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _say_hello(config: NodeConfig) -> None:
+    nodes = len(config.nodes)
+    _log.info("node %s, port %d, %d nodes in the map", config.ip, config.peer_port, nodes)
+    for number, ip, line in config.nodes.nowhere():
+        why = f"{ip} is not in mosix.map: number {number} is no node"
+        _log.warning("%s", line.error(why).line())
+
+
+def _event_of(*numbers: signal.Signals) -> asyncio.Event:
+    event = asyncio.Event()
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+async def _reread_when(again: asyncio.Event, administration: Administration) -> None:
+    """What setpe does, for SIGHUP. A wrong file is logged by who reads it."""
+    while True:
+        await again.wait()
+        again.clear()
+        with contextlib.suppress(ConfigError):
+            moved = (await administration.reread(off=False)).moved
+            if moved.left:
+                _log.error("could not go home yet: %s", "; ".join(moved.left))
 
 
 def _worker_died(pid: int, status: int) -> None:

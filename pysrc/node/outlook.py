@@ -20,6 +20,7 @@ from mosix.node.gossip import GossipService
 from mosix.node.meter import Reading
 from mosix.node.owner import Owner
 from mosix.node.registry import Registry
+from mosix.node.settings import Settings
 from mosix.node.tuned import Tuned
 from mosix.wire.bargain import NodeTruth
 from numpy.typing import NDArray
@@ -41,13 +42,13 @@ class Outlook:
         book: Book,
         tuned: Tuned,
         *,
-        max_guests: int,
+        settings: Settings,
         rules: Rules = DEFAULT,
     ) -> None:
         self._gossip = gossip
         self._registry = registry
         self._owner = owner
-        self._max_guests = max_guests
+        self._settings = settings
         self.book = book
         self.tuned = tuned
         self.rules = rules
@@ -83,7 +84,8 @@ class Outlook:
 
     def truth(self, *, leaver: bool = False) -> NodeTruth:
         """This node as others are told: the most that may be running, with who was promised a
-        place. `leaver`: as it weighs a departure, by what has been running for some time."""
+        place. `leaver`: as it weighs a departure, by what has been running for some time, and that
+        one at least."""
         reading = self._reading
         if reading is None:  # nobody is invited to a node that does not know itself
             return NodeTruth(
@@ -92,8 +94,9 @@ class Outlook:
         load = reading.load
         coming, coming_mb = self.promises.standing(time.monotonic())
         running = self.population.steady if leaver else self.population.most
+        running += coming - self.leaving
         return NodeTruth(
-            running=max(0.0, running + coming - self.leaving),
+            running=max(1.0 if leaver else 0.0, running),
             cores=min(max(load.cores, 0.01), 8192),
             speed=min(max(load.speed, 100), 1e7),
             free_mb=max(0.0, load.free / _MB - coming_mb),
@@ -108,7 +111,7 @@ class Outlook:
         if self.short_mb > 0:
             return "it is short of memory"
         guests = len(self._registry.guests)
-        if guests + coming >= self._max_guests:
+        if guests + coming >= self._settings.config.max_guests:
             return f"it has {guests} guests already, {coming} are coming, and takes no more"
         return ""
 
@@ -133,9 +136,9 @@ class Outlook:
         """It has just said so."""
         self._learned[ip] = (time.monotonic(), truth)
 
-    def usable(self, home: int) -> NDArray[np.bool_]:
-        """Where a process may run whose home has this index, by what is known; its home always,
-        if that is alive."""
+    def usable(self, home: int, job_class: int) -> NDArray[np.bool_]:
+        """Where a process of this class may run whose home has this index, by what is known; its
+        home always, if that is alive."""
         table, now = self.table, time.monotonic()
         digests = table.features.copy()
         digests[self.here] = self.book.own
@@ -143,14 +146,23 @@ class Outlook:
         usable = usable_nodes(table, self.here, now, compatible)
         alive = table.alive()
         usable &= alive
+        if not job_class:
+            usable[self._outsiders()] = False
         usable[self.here] = True
         if home >= 0:
             usable[home] = alive[home] or home == self.here
         for ip, (at, truth) in self._learned.items():
             k = self.index(ip)
-            if truth.takes and k != home and at >= table.born[k]:
+            if k >= 0 and truth.takes and k != home and at >= table.born[k]:
                 usable[k] = False
         return usable
+
+    def _outsiders(self) -> list[int]:
+        """Where processes of class 0 do not go."""
+        nodes = self._settings.config.nodes
+        if not any(r.outsider for r in nodes.ranges):
+            return []
+        return [k for k in range(len(self.table)) if nodes.outsider(self.ip(k))]
 
     def view(self, usable: NDArray[np.bool_], *, leaver: bool = False) -> View:
         """To decide on: of its own arrays."""

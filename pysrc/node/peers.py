@@ -19,6 +19,7 @@ from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import MosixError, NodeDownError, ProtocolError, RefusedError, from_code
 from mosix.node.listening import Complaints, Server
+from mosix.node.settings import Settings
 from mosix.wire.channel import Frames
 from mosix.wire.handshake import (
     DEADLINE_S,
@@ -48,7 +49,19 @@ GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
 
 PURPOSES = frozenset(
-    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance", "measure"}
+    {
+        "guest",
+        "call",
+        "bulk",
+        "home",
+        "control",
+        "drop",
+        "status",
+        "move",
+        "balance",
+        "evacuate",
+        "measure",
+    }
 )
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
@@ -78,12 +91,9 @@ async def drive(sock: socket.socket, side: Initiator | Responder, first: bytes =
 class PeerServer(Server):
     """The peer port of this node, on its own address only."""
 
-    def __init__(
-        self, config: NodeConfig, secret: bytes, handler: Handler, complaints: Complaints
-    ) -> None:
+    def __init__(self, settings: Settings, handler: Handler, complaints: Complaints) -> None:
         super().__init__(complaints)
-        self._config = config
-        self._secret = secret
+        self._settings = settings
         self._handler = handler
         self._half_open: collections.Counter[str] = collections.Counter()
 
@@ -92,7 +102,8 @@ class PeerServer(Server):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind((self._config.ip, self._config.peer_port))
+            config = self._settings.config
+            sock.bind((config.ip, config.peer_port))
             sock.listen(256)
         except OSError:
             sock.close()
@@ -124,11 +135,14 @@ class PeerServer(Server):
 
     async def _prove(self, sock: socket.socket, ip: str) -> PeerHello | None:
         refuse = None
-        if ip not in self._config.nodes:
+        settings = self._settings
+        if not settings.is_peer(ip):
             refuse = RefusedError(
                 f"{ip} is not in its mosix.map", "add this node to mosix.map there"
             )
-        side = Responder(self._secret, self._config.ip, ip, refuse=refuse)
+            if settings.off:
+                refuse = RefusedError("it is off: it belongs to no cluster", "setpe there")
+        side = Responder(settings.secret, settings.config.ip, ip, refuse=refuse)
         try:
             tune(sock)
             await drive(sock, side)
@@ -152,17 +166,14 @@ class PeerServer(Server):
 class Dialer:
     """Proved connections to other nodes."""
 
-    def __init__(self, config: NodeConfig, secret: bytes) -> None:
-        self._config = config
-        self._secret = secret
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         #: why a node is taken to be down; "": it is not
         self.down: Callable[[str], str] = lambda ip: ""
 
-    def check(self, ip: str) -> None:
-        """UnknownNodeError unless `ip` is in the map; RefusedError for this node itself."""
-        self._config.nodes.check_member(ip, ip)
-        if self._config.nodes.canonical(ip) == self._config.ip:
-            raise RefusedError("this is the node itself", "a process at home needs no connection")
+    @property
+    def _config(self) -> NodeConfig:
+        return self._settings.config
 
     async def status(self, ip: str) -> PeerStatus:
         """Of that node. As `dial`."""
@@ -178,7 +189,7 @@ class Dialer:
         """A connection whose purpose the other node accepted. `identity`: fields of PeerHello.
 
         UnknownNodeError, NodeDownError, RefusedError or whatever class the node answers."""
-        self.check(ip)
+        self._settings.check_peer(ip, purpose)
         hello = PeerHello(
             version=PROTOCOL_VERSION,
             sender=self._config.ip,
@@ -188,7 +199,7 @@ class Dialer:
         )
         sock = await self._connect(ip)
         try:
-            side = Initiator(self._secret, hello)
+            side = Initiator(self._settings.secret, hello)
             try:
                 await drive(sock, side, side.start())
                 async with asyncio.timeout(

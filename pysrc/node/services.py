@@ -33,10 +33,12 @@ from mosix.errors import (
 )
 from mosix.node import bargain, measuring
 from mosix.node.accounting import Accounting
+from mosix.node.administration import Administration
 from mosix.node.census import Resident
 from mosix.node.decider import Decider
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.gossip import GossipService
+from mosix.node.groups import Groups
 from mosix.node.guests import Host
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
@@ -49,6 +51,8 @@ from mosix.node.requests import (
     TO_STDOUT,
     Answer,
     Armed,
+    BestNode,
+    Evacuate,
     Failpoints,
     Launch,
     LaunchAnswer,
@@ -57,6 +61,7 @@ from mosix.node.requests import (
     Measure,
     Migrate,
     Migrated,
+    MigrateJob,
     Moves,
     NodeDetails,
     NodeList,
@@ -67,10 +72,13 @@ from mosix.node.requests import (
     ProcessList,
     ProcessRow,
     Request,
+    Say,
+    Setpe,
     Status,
     Whois,
 )
 from mosix.node.rights import Caller, check_owner
+from mosix.node.settings import Settings
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
 from mosix.wire.messages import NodeFeatures, NodeLoad
@@ -84,6 +92,7 @@ from mosix.wire.mosd_messages import (
 )
 
 HOME = "home"
+OUT = "out"
 _MOVING = "moving"
 _AWAY = "away"
 _NAME_TIMEOUT_S = 5.0
@@ -117,8 +126,16 @@ ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
 class Names:
     """Numbers, addresses and names of nodes."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        self.config = config
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def config(self) -> NodeConfig:
+        return self._settings.config
+
+    def outsider(self, ip: str) -> bool:
+        """Whether processes of class 0 may not go to node `ip`."""
+        return self.config.nodes.outsider(ip)
 
     @property
     def own(self) -> str:
@@ -172,9 +189,14 @@ class Services:
         meter: NodeMeter,
         accounting: Accounting,
         gossip: GossipService,
+        administration: Administration,
+        settings: Settings,
         decider: Decider,
         placer: Placer,
     ) -> None:
+        self._administration = administration
+        self._settings = settings
+        self._groups = Groups(registry, host)
         self._gossip = gossip
         self._decider = decider
         self._placer = placer
@@ -205,11 +227,13 @@ class Services:
         fallback = parsed.fallback or parsed.best
         options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
+        self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
     async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
         if parsed.best:
-            best = await self._placer.place(parsed.changes.get("needmem", 0), caller.pid)
+            need, job_class = (parsed.changes.get(name, 0) for name in ("needmem", "job_class"))
+            best = await self._placer.place(need, caller.pid, job_class=job_class)
             return None if best == self._names.own else best
         if parsed.node is None:
             return None
@@ -218,16 +242,25 @@ class Services:
 
     # ---- the other commands ----
 
-    async def request(self, caller: Caller, request: Request) -> Answer:
+    async def request(self, caller: Caller, request: Request) -> Answer:  # noqa: PLR0911
         match request:
             case Migrate():
                 return await self._migrate(caller, request)
+            case MigrateJob():
+                return await self._groups.migrate(caller, request, self._migrate)
+            case Say() | Evacuate() | Setpe():
+                return await self._administration.request(caller, request)
             case Whois():
                 return await self._whois(request)
             case Status():
                 return await self._status(request)
             case Measure():
                 return await self._measure(caller, request.node)
+            case Processes():
+                found = self._processes(request)
+                return await self._explained(found) if request.why else found
+            case BestNode():
+                return await self._best_node(request)
             case Failpoints():
                 return await self._arm(caller, request.spec)
             case Launch():
@@ -235,15 +268,13 @@ class Services:
             case _:
                 return self._known(request)
 
-    def _known(self, request: LocalStatus | Nodes | Processes | Moves) -> Answer:
+    def _known(self, request: LocalStatus | Nodes | Moves) -> Answer:
         """What need not be asked or awaited."""
         match request:
             case LocalStatus():
                 return self._details()
             case Nodes():
                 return NodeList(own=self._names.own, nodes=self._gossip.nodes())
-            case Processes():
-                return self._processes(request)
             case Moves():
                 return self._registry.history.since(request.since, request.began_ns)
 
@@ -258,6 +289,8 @@ class Services:
         return Armed()
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
+        if request.target == OUT:
+            return await self._groups.out(caller, request)
         target = None if request.target == HOME else await self._names.resolve(request.target)
         link = self._launcher.deputy_of(request.pid)
         if link is not None:
@@ -339,7 +372,7 @@ class Services:
 
     async def _whois(self, request: Whois) -> NodeName:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
-        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
+        return await self._named(ip)
 
     async def _status(self, request: Status) -> NodeStatus:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
@@ -383,8 +416,10 @@ class Services:
 
     def _own_status(self) -> NodeStatus:
         counters = dict(self._complaints.counters) | self._gossip.refused()
-        shown = self._shown(self._names.own, self.peer_status())
-        return msgspec.structs.replace(shown, counters=counters, known=self._gossip.known())
+        status = self._shown(self._names.own, self.peer_status())
+        return msgspec.structs.replace(
+            status, counters=counters, known=self._gossip.known(), problem=self._settings.problem
+        )
 
     def _shown(self, ip: str, status: PeerStatus) -> NodeStatus:
         return NodeStatus(
@@ -399,6 +434,8 @@ class Services:
             guests=status.guests,
             date_bound_ns=status.date_bound_ns,
             load=status.load,
+            owner=list(status.owner),
+            topology=list(status.topology),
         )
 
     def peer_status(self) -> PeerStatus:
@@ -410,6 +447,8 @@ class Services:
             version=metadata.version("mosix"),
             date_bound_ns=self._registry.date_bound_ns(),
             load=self._load(),
+            owner=tuple(self._administration.words()),
+            topology=self._settings.config.features,
         )
 
     def _load(self) -> NodeLoad | None:
@@ -433,6 +472,37 @@ class Services:
                 f"process {request.pid} is not part of a job", "without a PID all are listed"
             )
         return ProcessList(rows=sorted(rows, key=lambda row: row.pid))
+
+    async def _explained(self, found: ProcessList) -> ProcessList:
+        """With what the balancer says of each process."""
+
+        async def why(row: ProcessRow) -> str:
+            if row.where == _MOVING:
+                return ""
+            if row.origin_pid:
+                key = (row.home, row.origin_pid)
+                return self._decider.verdict(self._decider.census.residents.get(key))
+            return await self._decider.why(row.job, row.pid, row.where)
+
+        texts = await asyncio.gather(*map(why, found.rows))
+        return ProcessList(
+            rows=[
+                msgspec.structs.replace(row, balance=text)
+                for row, text in zip(found.rows, texts, strict=True)
+            ]
+        )
+
+    async def _best_node(self, request: BestNode) -> NodeName:
+        ip = await self._placer.place(request.need_mb)
+        if ip is None:
+            raise RefusedError(
+                f"no node that can be used has {request.need_mb} MB free",
+                "bestnode -w waits for one",
+            )
+        return await self._named(ip)
+
+    async def _named(self, ip: str) -> NodeName:
+        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
 
     def _process_row(self, job: Job, process: Process) -> ProcessRow:
         away = process.where not in (HOME, _MOVING)
@@ -488,8 +558,14 @@ class PeerService:
     """What a proved peer may ask."""
 
     def __init__(
-        self, services: Services, launcher: Launcher, host: Host, decider: Decider
+        self,
+        services: Services,
+        launcher: Launcher,
+        host: Host,
+        decider: Decider,
+        administration: Administration,
     ) -> None:
+        self._administration = administration
         self._services = services
         self._decider = decider
         self._launcher = launcher
@@ -514,6 +590,8 @@ class PeerService:
                     await measuring.serve(sock)
                 case "move":
                     await self._move(hello, frames)
+                case "evacuate":
+                    await self._administration.serve(hello, sock)
                 case "balance":
                     await bargain.serve(self._decider, hello, sock)
                 case _:

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 from mosix.balancer.policy import Floats
+from mosix.config.nodemap import NodeMap
 from mosix.config.paths import Paths
 from mosix.config.tuning import EVERY, Costs, Tuning, load_tuning
 from mosix.errors import MosixError
@@ -26,12 +27,12 @@ LOOK_EVERY_S: Final = 30.0
 
 
 class Tuned:
-    """ConfigError if the file is bad at the start."""
+    """`nodes`: the map that is in force. ConfigError if the file is bad at the start."""
 
-    def __init__(self, paths: Paths, resolve: Callable[[str], str | None]) -> None:
+    def __init__(self, paths: Paths, nodes: Callable[[], NodeMap]) -> None:
         self._paths = paths
-        self._resolve = resolve
-        self._tuning = load_tuning(paths, resolve)
+        self._nodes = nodes
+        self._tuning = self._load()
         self._stamp = self._stamp_now()
         self._next_look = time.monotonic() + LOOK_EVERY_S
 
@@ -63,9 +64,12 @@ class Tuned:
             return
         self._stamp = stamp
         try:
-            self._tuning = load_tuning(self._paths, self._resolve)
+            self._tuning = self._load()
         except MosixError as error:
             _log.error("%s; the costs known before hold", error.line())
+
+    def _load(self) -> Tuning:
+        return load_tuning(self._paths, self._nodes().resolve_number_or_ip)
 
     def _stamp_now(self) -> tuple[int, int] | None:
         try:

@@ -496,15 +496,17 @@ class Remote:
                 arm_redirectors(failpoints.taken("redirect."))
                 self._to_node.put_nowait(Armed())
             elif isinstance(message, Leave):
-                self._leave(message.reason)
+                self._leave(message)
 
-    def _leave(self, reason: str) -> None:
-        if not reason:
-            self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+    def _leave(self, order: Leave) -> None:
+        if not order.reason:
+            what = "is wanted by its owner" if order.evicted else "stops"
+            reason = f"node {self.welcome.here} {what}"
+            self._say(NeedHome(reason=reason, nr=-1, evicted=order.evicted))
             return
         if self._guest is not None:
             # Its task is begun, and so the guest told to stop, before the message goes out.
-            self._guest.leave(reason)
+            self._guest.leave(order.reason)
         self._to_node.put_nowait(Halting())
 
     def _attach(self, purpose: str, sock: socket.socket) -> None:

@@ -72,11 +72,18 @@ class Consider(Tagged, frozen=True, kw_only=True):
     pid: Pid
 
 
+class Explain(Tagged, frozen=True, kw_only=True):
+    """Home asks: why is my process `pid` at your node?"""
+
+    job: JobId
+    pid: Pid
+
+
 class Take(Tagged, frozen=True, kw_only=True):
     """Send it: there is a place for it."""
 
 
-Asking = Probe | Offer | Reserve | Pull | Consider | Take
+Asking = Probe | Offer | Reserve | Pull | Consider | Explain | Take
 
 
 class Truth(Tagged, frozen=True, kw_only=True):
@@ -113,7 +120,13 @@ class Considered(Tagged, frozen=True, kw_only=True):
     target: Ip | None = None
 
 
-Answering = Truth | Agreed | Found | Sending | Considered
+class Explained(Tagged, frozen=True, kw_only=True):
+    """Answer to `Explain`."""
+
+    text: Text
+
+
+Answering = Truth | Agreed | Found | Sending | Considered | Explained
 
 #: For `mosix.wire.channel.Frames`, which wants a type.
 ASKING: Any = Asking

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import (
+    Amount,
     Epoch,
     Ip,
     JobId,
@@ -71,7 +72,7 @@ class Join(Tagged, frozen=True, kw_only=True):
 
 
 class Named(Tagged, frozen=True, kw_only=True):
-    """Answer to `Name`."""
+    """Answer to `Name` and `Consider`."""
 
     request: int
     ip: Ip | None = None
@@ -143,10 +144,12 @@ class Mapped(Tagged, frozen=True, kw_only=True):
 
 
 class Leave(Tagged, frozen=True, kw_only=True):
-    """Ask the deputy to take the guest home: mosd of its node stops or, with a reason, there is
-    not enough memory: the guest halts at once, and `Halting` says so."""
+    """Ask the deputy to take the guest home: mosd of its node stops; `evicted`, the owner of the
+    node wants it gone; or, with a reason, there is not enough memory: the guest halts at once, and
+    `Halting` says so."""
 
     reason: Text = ""
+    evicted: bool = False
 
 
 class Arm(Tagged, frozen=True, kw_only=True):
@@ -181,6 +184,15 @@ class Name(Tagged, frozen=True, kw_only=True):
     node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
 
 
+class Consider(Tagged, frozen=True, kw_only=True):
+    """Where had process `pid` better be, which is at `where` ("home" or an IP) now? Answered by
+    `Named`, without an IP: there."""
+
+    request: int
+    pid: Pid
+    where: Text
+
+
 class Moved(Tagged, frozen=True, kw_only=True):
     request: int
     pid: int
@@ -201,6 +213,8 @@ class Dial(Tagged, frozen=True, kw_only=True):
     pid: Pid
     epoch: Epoch
     token: Token | None = None
+    #: of the process: those of class 0 have no guests at outsiders
+    job_class: int = 0
 
 
 class ProcessState(Tagged, frozen=True, kw_only=True):
@@ -273,6 +287,7 @@ WorkerToNode = (
     Started
     | Joined
     | Name
+    | Consider
     | Moved
     | Dial
     | ProcessState
@@ -297,7 +312,8 @@ class PeerHello(Tagged, frozen=True, kw_only=True):
     drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
     `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow),
-    balance (after Accept the conversation of `mosix.wire.bargain`)."""
+    balance (after Accept the conversation of `mosix.wire.bargain`), evacuate (user `uid`, root:
+    after Accept `PeerEvacuate` and `PeerEvacuated` follow)."""
 
     version: int
     sender: Ip
@@ -337,6 +353,9 @@ class PeerStatus(Tagged, frozen=True, kw_only=True):
     version: Text
     date_bound_ns: Ns | None = None
     load: NodeLoad | None = None  # mosd has only just been started
+    #: what its owner has said, and its topological features
+    owner: tuple[Text, ...] = ()
+    topology: tuple[Text, ...] = ()
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
@@ -358,3 +377,23 @@ class PeerMoved(Tagged, frozen=True, kw_only=True):
     hint: Text = ""
     freeze_ns: Ns = 0
     page_bytes: Size = 0
+
+
+class PeerEvacuate(Tagged, frozen=True, kw_only=True):
+    """What is asked for on a connection of purpose evacuate: drain the node, for at most
+    `deadline_s` seconds (None: until it is done), or, `undo`, let guests come again."""
+
+    undo: bool = False
+    deadline_s: Amount | None = None
+
+
+class PeerEvacuated(Tagged, frozen=True, kw_only=True):
+    """How many guests and own processes are where they belong now, and, in words, who is not."""
+
+    guests: int = 0
+    own: int = 0
+    seconds: Amount = 0.0
+    left: tuple[Text, ...] = ()
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jobs import Job
+from jobs import PROGRAMS, PYTHON, Job
+from mosix.errors import RefusedError
 from mosix.lab import drive
-from mosix.lab.drive import Cluster
+from mosix.lab.drive import Cluster, NodeHandle
 
 #: Decisions take seconds, on a machine with much other work many of them.
 PATIENCE_S = 120.0
+BESTNODE = [sys.executable, "-m", "mosix.cli.bestnode"]
 SPIN = ["sh", "-c", "while :; do :; done"]
 
 
@@ -31,6 +37,29 @@ def balanced() -> Iterator[Cluster]:
         if cluster is not None:
             cluster.down()
         drive.down(name)
+
+
+@pytest.fixture
+def loaded(balanced: Cluster) -> Iterator[None]:
+    """n1 has much to do that is not MOSIX's, and n2 knows."""
+    spinning = [balanced[1].popen(SPIN) for _ in range(5)]
+    try:
+        for node in balanced.nodes:
+            knows = functools.partial(knows_of_load, node)
+            drive.wait_for(f"{node.name} to know that n1 is loaded", knows, PATIENCE_S)
+        yield
+    finally:
+        for process in spinning:
+            drive.kill_command(process)
+            process.communicate()
+
+
+def knows_of_load(node: NodeHandle) -> bool:
+    """Of at least four that run on n1."""
+    status = json.loads(node.check(["mosctl", "status", "--json"]))
+    said = [known["running"] for known in status["known"] if known["number"] == 1]
+    own = status["load"] or {"exported": 0}
+    return bool((said[0] if said else own["exported"]) > 4)
 
 
 @pytest.fixture
@@ -115,3 +144,83 @@ def test_a_job_that_asks_for_much_io_goes_home_and_stays(
     work_on(balanced, 5)
     assert spin.where() == job.where() == "home"
     assert job.row()["nmigs"] == moves
+
+
+#: Takes 6 MB each tenth of a second until it has 300, and sits on them.
+HOG = """
+import time
+taken = []
+for _ in range(50):
+    taken.append(bytearray(6 << 20))
+    time.sleep(0.1)
+print("full", flush=True)
+time.sleep(1000)
+"""
+BALLAST = "import time; held = bytearray(330 << 20); print('here', flush=True); time.sleep(1000)"
+
+
+def test_who_takes_much_memory_leaves_before_its_node_has_none(
+    balanced: Cluster, begin: Callable[..., Job]
+) -> None:
+    ballast = balanced[1].popen([PYTHON, "-c", BALLAST], stdout=subprocess.PIPE)
+    try:
+        assert ballast.stdout is not None
+        assert ballast.stdout.readline() == "here\n"
+        hog = begin([PYTHON, "-c", HOG])
+        hog.wait_until_at(balanced[2].ip)
+        assert "MB free" in hog.row()["why"]
+        assert hog.line() == "full"
+        assert hog.where() == balanced[2].ip
+        assert ballast.poll() is None
+    finally:
+        drive.kill_command(ballast)
+        ballast.communicate()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_b_starts_where_it_is_best_and_bestnode_names_it(
+    balanced: Cluster, begin: Callable[..., Job]
+) -> None:
+    n1, n2 = balanced.nodes
+    assert n1.check([*BESTNODE, "-n"]) == "2\n"
+    assert n2.check([*BESTNODE, "-u", "-m100"]) == f"{n2.ip}\n"
+    assert json.loads(n1.check([*BESTNODE, "--json"]))["ip"] == n2.ip
+    job = begin(["cat"], "-b")
+    assert job.where() == n2.ip
+    none = n1.run([*BESTNODE, "-m100000"])
+    assert (none.returncode, none.stdout) == (RefusedError.code, "")
+    assert "no node that can be used has 100000 MB free" in none.stderr
+    assert begin(["cat"], "-b", "-m100000").where() == "home"
+
+
+#: Computes for a while, asks to be thought of, and says where it is then.
+ASKER = """
+import time
+from mosix import job
+while time.process_time() < 4:
+    pass
+job.consider_migration()
+print(job.whereami(), flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_program_may_ask_to_be_thought_of_even_if_it_is_locked(
+    balanced: Cluster, begin: Callable[..., Job]
+) -> None:
+    package = PROGRAMS.parents[2] / "build" / "typed"
+    job = begin(["env", f"PYTHONPATH={package}", PYTHON, "-c", ASKER], "-L")
+    assert job.line() == "2"
+    assert job.where() == balanced[2].ip
+
+
+def test_mosps_says_why_a_process_stays(balanced: Cluster, begin: Callable[..., Job]) -> None:
+    locked, idle, alone = begin(SPIN, "-L"), begin(["cat"]), begin(SPIN)
+
+    def why(job: Job) -> str:
+        return balanced[1].check(["mosps", "--why", str(job.pid)]).partition("home: ")[2]
+
+    drive.wait_for("locked", lambda: "it is locked" in why(locked), PATIENCE_S)
+    drive.wait_for("too little", lambda: "0.00 of a core, too little" in why(idle), PATIENCE_S)
+    drive.wait_for("nothing to gain", lambda: "nothing to gain: " in why(alone), PATIENCE_S)

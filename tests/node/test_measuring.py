@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mosix.config.nodemap import parse_map
 from mosix.config.paths import Paths
 from mosix.config.tuning import BUILT_IN
 from mosix.errors import ConfigError, NodeDownError
 from mosix.node.measuring import measure, serve
 from mosix.node.tuned import Tuned
+
+NODES = parse_map("1 10.0.0.1 9\n")
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -57,7 +60,7 @@ def test_a_changed_file_is_taken_up_and_a_bad_one_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "mostune"
-    tuned = Tuned(Paths(tmp_path), lambda name: name)
+    tuned = Tuned(Paths(tmp_path), lambda: NODES)
     assert tuned.others == BUILT_IN
     file.write_text("10.0.0.2 500 1 1 1\n* 70 1 1 1\n")
     tuned.look()
@@ -69,7 +72,7 @@ def test_a_changed_file_is_taken_up_and_a_bad_one_is_not(
     assert tuned.others.call_us == 70
     assert "line 1" in caplog.text
     with pytest.raises(ConfigError):
-        Tuned(Paths(tmp_path), lambda name: name)
+        Tuned(Paths(tmp_path), lambda: NODES)
     file.unlink()
     tuned.look()
     assert tuned.others == BUILT_IN
