@@ -454,7 +454,7 @@ class Host:
         limit = free - free // 10
         if limit < MIN_MEMORY:
             raise RefusedError(
-                f"out of memory: {free >> 20} MiB are free there", "choose another node"
+                f"out of memory: {free / 1e6:.0f} MB are free there", "choose another node"
             )
         ids = self._ids.allocate()
         try:

@@ -46,6 +46,7 @@ from mosix.node.services import Names, PeerService, Services
 from mosix.node.settings import Settings
 from mosix.node.spawning import Programs, SpawnerClient
 from mosix.node.syslog import DEVICE, SystemLog
+from mosix.node.tuned import Tuned
 from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
@@ -152,6 +153,7 @@ class Mosd:
                 logs=lambda: owner.said.logmap,
             )
             stack.callback(gossip.close)
+            dialer.down = gossip.down
             administration = Administration(
                 settings,
                 owner,
@@ -166,6 +168,7 @@ class Mosd:
                 registry,
                 owner,
                 Book(features, dialer),
+                Tuned(paths, lambda: settings.config.nodes),
                 settings=settings,
             )
             decider = Decider(

@@ -40,6 +40,8 @@ from mosix.wire.mosd_messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
+#: To a node that gossip calls down, which may be wrong where only UDP is filtered.
+DOWN_TIMEOUT_S = 1.0
 #: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
 #: has a minute itself.
 ANSWER_TIMEOUT_S = 20.0
@@ -49,7 +51,19 @@ _LINGER_S = 1.0
 MAX_PROVED = 1024
 
 PURPOSES = frozenset(
-    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance", "evacuate"}
+    {
+        "guest",
+        "call",
+        "bulk",
+        "home",
+        "control",
+        "drop",
+        "status",
+        "move",
+        "balance",
+        "evacuate",
+        "measure",
+    }
 )
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
@@ -173,6 +187,8 @@ class Dialer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        #: why a node is taken to be down; "": it is not
+        self.down: Callable[[str], str] = lambda ip: ""
 
     @property
     def _config(self) -> NodeConfig:
@@ -226,6 +242,8 @@ class Dialer:
         return sock, answer
 
     async def _connect(self, ip: str) -> socket.socket:
+        down = self.down(ip)
+        patience_s = DOWN_TIMEOUT_S if down else CONNECT_TIMEOUT_S
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -233,12 +251,14 @@ class Dialer:
             sock.bind((self._config.ip, 0))
             tune(sock)
             failpoints.hit("mosd.dial", sock)
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 await asyncio.get_running_loop().sock_connect(sock, (ip, self._config.peer_port))
         except TimeoutError as error:
             sock.close()
             raise NodeDownError(
-                f"node {ip} does not answer within {CONNECT_TIMEOUT_S:.0f} s", "is it up?"
+                f"node {ip} does not answer within {patience_s:.0f} s"
+                + (f", and {down}" if down else ""),
+                "is it up?",
             ) from error
         except OSError as error:
             sock.close()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mosix.node.history import History
 from mosix.node.jobgroup import JobGroup
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.mosd_messages import GuestState, ProcessState
@@ -81,6 +82,7 @@ class Registry:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.guests: dict[bytes, Guest] = {}
+        self.history = History()
 
     def update(self, job: Job, state: ProcessState) -> None:
         """What the deputy of `job` says about one process."""
@@ -92,6 +94,8 @@ class Registry:
             len(job.processes) >= MAX_REPORTED or not job.group.holds(state.pid)
         ):
             return
+        if state.origin:
+            self.history.add(job.uid, job.id, state)
         before = job.processes.get(state.pid)
         since = -math.inf if before is None else before.since
         if state.where != (before.where if before else "home"):

@@ -233,6 +233,8 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     ended: bool = False
     #: names the guest there, if it is away: for a mosd that has not made it
     token: Token | None = None
+    #: it has just moved from there ("home" or an IP); "": no news of a move
+    origin: Text = ""
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
