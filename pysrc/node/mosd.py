@@ -31,7 +31,7 @@ from mosix.node.deputies import Launcher
 from mosix.node.features import probe
 from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
-from mosix.node.jobgroup import mount_own
+from mosix.node.jobgroup import Members, mount_own
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
 from mosix.node.outlook import Outlook
@@ -132,7 +132,8 @@ class Mosd:
                 host.own_group,
                 lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
             )
-            accounting = Accounting(registry.at_home, self._accounting)
+            census = Census(registry, Members(launcher.membership), self._config.ip)
+            accounting = Accounting(census.at_home, census.busy_at_home, self._accounting)
             gossip = GossipService(
                 self._config,
                 secret,
@@ -156,7 +157,7 @@ class Mosd:
                 meter=meter,
                 accounting=accounting,
                 outlook=outlook,
-                census=Census(registry, self._config.ip),
+                census=census,
                 owner=owner,
                 active=self._balance,
             )
