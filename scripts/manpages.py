@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import click
-from mosix.cli import bestnode, calls, lab, migrate, mosctl, mosd, mosps, mosrun
+from mosix.cli import bestnode, calls, lab, migrate, mosconf, mosctl, mosd, mosps, mosrun, setpe
 from mosix.errors import EXIT_CODES, LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
 from mosix.syscalls.shapes import Class
 
@@ -67,7 +67,18 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "mosctl": [
         ("mosctl status 2", "What node 2 is and does."),
+        ("mosctl block; mosctl expel", "Gives this machine back to its owner: no guest stays."),
+        ("mosctl drain 2 --deadline 60", "Empties node 2, within a minute."),
+        ("mosctl config check", "Whether the files under /etc/mosix are right."),
         ("mosctl syscalls mmap", "What becomes of mmap(2) while a process is away."),
+    ],
+    "mosconf": [
+        ("mosconf", "Asks what it cannot find out, and writes the files."),
+        ("mosconf --yes --node '192.168.1.11 2'", "A cluster of two machines, and a secret."),
+    ],
+    "setpe": [
+        ("setpe", "A changed mosix.map counts from now on."),
+        ("setpe -off", "This node leaves the cluster."),
     ],
     "mosix-lab": [
         ("mosix-lab up --nodes 3", "Three nodes on this machine."),
@@ -83,6 +94,8 @@ SEE_ALSO = (
     "mosps(1)",
     "bestnode(1)",
     "mosctl(1)",
+    "mosconf(8)",
+    "setpe(8)",
     "mosd(8)",
     "mosix-lab(1)",
 )
@@ -107,7 +120,9 @@ PAGES = (
     Page("migrate", 1, "move a running process to another node, or home", migrate.main),
     Page("mosps", 1, "list processes of jobs and guests, and where they are", mosps.main),
     Page("bestnode", 1, "the node where one more process had better start", bestnode.main),
-    Page("mosctl", 1, "ask about nodes and system calls", mosctl.main),
+    Page("mosctl", 1, "ask about nodes and system calls, and order this node", mosctl.main),
+    Page("mosconf", 8, "configure a MOSIX node", mosconf.main),
+    Page("setpe", 8, "have mosd read its files again, or leave the cluster", setpe.main),
     Page("mosd", 8, "the daemon of a MOSIX node", mosd.main),
     Page("mosix-lab", 1, "a MOSIX cluster on one machine", lab.lab),
 )
@@ -194,12 +209,20 @@ def options(command: click.Command, name: str) -> list[tuple[str, str]]:
     return [record for record in records if record is not None]
 
 
+def subcommands_of(command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """With those of subcommands, by the words that are typed."""
+    for name, sub in command.commands.items() if isinstance(command, click.Group) else ():
+        yield name, sub
+        for more, deeper in subcommands_of(sub):
+            yield f"{name} {more}", deeper
+
+
 def page_of(page: Page) -> list[str]:
     command = page.command
     out = [*head(page.name, page.section), ".SH NAME"]
     out.append(f"{escaped(page.name)} \\- {escaped(page.short)}")
     out.append(".SH SYNOPSIS")
-    subcommands = dict(command.commands) if isinstance(command, click.Group) else {}
+    subcommands = dict(subcommands_of(command))
     if subcommands:
         for number, (name, sub) in enumerate(subcommands.items()):
             out += [".br"] if number else []

@@ -153,7 +153,8 @@ class Meter:
     ) -> None:
         """`machine`: what stands still anywhere counts, not only in the cgroup."""
         self._group = group
-        self._speed = speed
+        #: the manual's units; may be changed
+        self.speed = speed
         self._machine = machine
         self._proc = proc
         self._clock = clock
@@ -204,7 +205,7 @@ class Meter:
             exported=self._exported.next(running),
             dilation=self.window.dilation,
             cores=effective_cores(self._group.cpu_quota(), stolen),
-            speed=self._speed,
+            speed=self.speed,
             memory=self._memory,
             free=int(self._group.available() * _LENT),
             psi_memory=stalled["memory"],

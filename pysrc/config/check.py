@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mosix.config.features import load_features
 from mosix.config.lines import FileError
-from mosix.config.node import load_max_guests, load_port, load_speed, own_ip
+from mosix.config.node import load_grace, load_max_guests, load_port, load_speed, own_ip
 from mosix.config.nodemap import read_map
 from mosix.config.paths import Paths
 from mosix.config.secret import load_secret
@@ -55,6 +55,7 @@ def check(paths: Paths) -> list[Finding]:
     readers: list[Callable[[Paths], object]] = [
         load_port,
         load_max_guests,
+        load_grace,
         load_speed,
         load_features,
     ]
@@ -82,6 +83,7 @@ def files_in(paths: Paths) -> list[str]:
         paths.own_ip,
         paths.ports,
         paths.max_guests,
+        paths.grace,
         paths.speed,
         paths.features,
         paths.own_features,

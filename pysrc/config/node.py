@@ -20,6 +20,10 @@ DEFAULT_PEER_PORT = 249
 
 #: Guests at once, unless /etc/mosix/maxguests says otherwise: each is owned by a process of ours.
 DEFAULT_MAX_GUESTS = 256
+#: For how long jobs and guests wait for a lost connection to be made again, seconds, unless
+#: /etc/mosix/grace or `mosd --grace` says otherwise.
+DEFAULT_GRACE_S = 60
+_LONGEST_GRACE_S = 86400
 #: More have no ids of their own (`mosix.node.idmaps.PAIRS`).
 _MOST_GUESTS = 4096
 #: MOSIX(7): 10,000 is a Pentium 4 of 3 GHz.
@@ -32,25 +36,27 @@ _MOSIP_HINT = "write this node's address (a.b.c.d), as in mosix.map, into it"
 class NodeConfig:
     """One node's configuration. `ip`: its own address, as other nodes know it. `speed`: what the
     owner says, in the manual's units; None: it is measured. `features`: its topological ones.
-    `port_option`: the port that was given when it was loaded."""
+    `port_option`, `grace_option`: what was given when it was loaded."""
 
     paths: Paths
     nodes: NodeMap
     ip: str
     peer_port: int = DEFAULT_PEER_PORT
     max_guests: int = DEFAULT_MAX_GUESTS
+    grace_s: int = DEFAULT_GRACE_S
     speed: int | None = None
     features: tuple[str, ...] = ()
     port_option: int | None = None
+    grace_option: int | None = None
 
     def alone(self) -> NodeConfig:
         """When this node has left the cluster (setpe -off)."""
         return replace(self, nodes=self.nodes.alone(self.ip))
 
 
-def load(paths: Paths, peer_port: int | None = None) -> NodeConfig:
-    """Reads mosix.map, userview.map, mosip, ports, maxguests, speed, features and myfeatures.
-    ConfigError."""
+def load(paths: Paths, peer_port: int | None = None, grace_s: int | None = None) -> NodeConfig:
+    """Reads mosix.map, userview.map, mosip, ports, maxguests, grace, speed, features and
+    myfeatures; what is given here goes before. ConfigError."""
     if not paths.config_dir.is_dir():
         raise ConfigError(
             f"{paths.config_dir}: no such directory", "make it, with mosix.map and secret"
@@ -62,9 +68,11 @@ def load(paths: Paths, peer_port: int | None = None) -> NodeConfig:
         own_ip(paths, nodes),
         peer_port or load_port(paths),
         load_max_guests(paths),
+        load_grace(paths) if grace_s is None else grace_s,
         load_speed(paths),
         load_features(paths),
         peer_port,
+        grace_s,
     )
 
 
@@ -72,6 +80,12 @@ def load_max_guests(paths: Paths) -> int:
     """ConfigError."""
     guests = _number(paths.max_guests, "the number of guests", 0, _MOST_GUESTS)
     return DEFAULT_MAX_GUESTS if guests is None else guests
+
+
+def load_grace(paths: Paths) -> int:
+    """Seconds. ConfigError."""
+    grace_s = _number(paths.grace, "the grace, in seconds,", 0, _LONGEST_GRACE_S)
+    return DEFAULT_GRACE_S if grace_s is None else grace_s
 
 
 def load_speed(paths: Paths) -> int | None:

@@ -60,6 +60,10 @@ class Paths:
         return self.config_dir / "maxguests"
 
     @property
+    def grace(self) -> Path:
+        return self.config_dir / "grace"
+
+    @property
     def speed(self) -> Path:
         return self.config_dir / "speed"
 
@@ -118,6 +122,11 @@ class Paths:
     def guests(self) -> Path:
         """One file per guest (`mosix.node.records`)."""
         return self.run_dir / "guests"
+
+    @property
+    def spawner(self) -> Path:
+        """Which spawners there may be (`mosix.node.records`)."""
+        return self.run_dir / "spawner"
 
     @property
     def workers(self) -> Path:

@@ -103,17 +103,19 @@ def run(sock: socket.socket) -> None:
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
     listener = Listener(*listening) if listening else None
+    # What mosd must have of it, should another one run one day.
+    belongings = (stderr, *listening)
     filters = eligibility.filters_of(launch.pid)
     if launch.node is None:
         failpoints.hit("deputy.launch")
         node.send_now(Started())
         others = (listener.event,) if listener else ()
         sock, pidfd = rest(
-            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
+            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, belongings)
         )
         node = Packets(sock, NodeToWorker)
     if pidfd >= 0:
-        asyncio.run(Deputy(node, launch, stderr, listener, filters).main(pidfd))
+        asyncio.run(Deputy(node, launch, belongings, listener, filters).main(pidfd))
 
 
 class Deputy:
@@ -123,7 +125,7 @@ class Deputy:
         self,
         node: Packets[NodeToWorker],
         launch: Launch,
-        stderr: int,
+        belongings: tuple[int, ...],
         listener: Listener | None,
         filters: int,
     ) -> None:
@@ -134,7 +136,8 @@ class Deputy:
         self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
-        self._stderr = stderr
+        self._belongings = belongings
+        self._stderr = belongings[0]
         self.listener = listener
         self._names: dict[int, asyncio.Future[Named]] = {}
         self._name_numbers = itertools.count(1)
@@ -219,7 +222,8 @@ class Deputy:
             for number in list(self._names):
                 self._named(Named(request=number))
             self._node.close()
-            self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
+            sock = await returned(self.launch.adoption, self._belongings)
+            self._node = Packets(sock, NodeToWorker)
             self._dialer.back()
             self._mosd_gone = False
             for process in self._processes.values():
@@ -265,7 +269,11 @@ class Deputy:
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
     ) -> tuple[Token, list[socket.socket]]:
-        return await self._dialer.dial(ip, purposes, pid, epoch, token)
+        process = self._processes.get(pid)
+        attributes = process.attributes if process is not None else self.launch.attributes
+        return await self._dialer.dial(
+            ip, purposes, pid, epoch, token, job_class=attributes.job_class
+        )
 
     # ---- orders ----
 

@@ -197,6 +197,7 @@ class JobProcess:
                 },
                 attributes=self.attributes,
                 ended=self.place is Place.ENDED,
+                token=self.link.token if self.link and self.place is Place.AWAY else None,
             )
         )
 
@@ -376,8 +377,13 @@ class JobProcess:
         elif isinstance(message, Ask):
             self.spawn(self.home.answer(self, message))
         elif isinstance(message, NeedHome):
+            if message.evicted and self.ordered == link.ip:
+                self.order(None)
+            wanted = self._needs is not None
+            if wanted and message.nr < 0:
+                return  # it comes already, for a call that waits for it
             self.why = f"home: {message.reason}"
-            wanted, self._needs = self._needs is not None, message
+            self._needs = message
             if not wanted:
                 self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
@@ -468,6 +474,12 @@ class JobProcess:
     def _cannot_come_home(self, error: MosixError, *, resumed: bool) -> None:
         """The guest cannot go on before its call: unsupportok says what becomes of it."""
         needs, ok = self._needs, self.attributes.unsupportok
+        if needs is not None and needs.evicted and not self.at_home:
+            # It waits for nothing there: if it stood still at all it runs again.
+            self._needs = None
+            self.why = f"stays: {needs.reason}, but it could not come home: {error.message}"
+            self.report()
+            return
         if needs is None or not self._may_refuse:
             self.lose(f"it could not come home: {error.message}")
             return

@@ -90,6 +90,7 @@ enum mx_special {
 	MX_SPECIAL_TIMES,
 	MX_SPECIAL_IOCTL,
 	MX_SPECIAL_DATE,
+	MX_SPECIAL_ON_ERROR,
 };
 
 enum mx_timeout { MX_TIMEOUT_NONE, MX_TIMEOUT_MILLISECONDS, MX_TIMEOUT_TIMESPEC, MX_TIMEOUT_TIMEVAL };
@@ -160,6 +161,7 @@ struct mx_table {
 #define MX_REASON_UNKNOWN 0
 #define MX_REASON_DESCRIPTORS 1
 #define MX_REASON_MEMORY 2
+#define MX_REASON_ARGUMENTS 3
 
 struct mx_counter {
 	uint64_t calls;

@@ -225,19 +225,22 @@ class Decider:
         records, abroad = self._records(residents)
         found: list[Proposal] = []
         # Where a process may go is a matter of its home; one that hardly runs may only go there.
-        groups: dict[tuple[str, bool], list[int]] = {}
+        groups: dict[tuple[str, bool, int], list[int]] = {}
         for k, one in enumerate(residents):
             runs = all_run or one.demand >= _RUNNER or outlook.short_mb > 0
             if runs or (one.guest is not None and abroad[k] >= _ASKS_HOME):
-                groups.setdefault((one.home, runs), []).append(k)
-        for (home, runs), members in groups.items():
-            usable = outlook.usable(outlook.index(home))
+                groups.setdefault((one.home, runs, one.attributes.job_class), []).append(k)
+        for (home, runs, job_class), members in groups.items():
+            usable = outlook.usable(outlook.index(home), job_class)
+            if not runs and outlook.index(home) < 0:
+                continue
             if not runs:
                 only = np.zeros(len(usable), np.bool_)
                 only[outlook.index(home)] = True
                 usable &= only
             for ip in self._silent.waiting(time.monotonic()):
-                usable[outlook.index(str(ip))] = False
+                if outlook.index(str(ip)) >= 0:
+                    usable[outlook.index(str(ip))] = False
             view = outlook.view(usable, leaver=True)
             choices = view.moves(
                 outlook.here, records[members], slow=outlook.slow, count=self._rules.probes
@@ -379,7 +382,8 @@ class Decider:
         worth[outlook.here] = False
         crowd = np.where(worth, view.running / view.cores * view.pace, -1)
         for ip in self._silent.waiting(now):
-            crowd[outlook.index(str(ip))] = -1
+            if outlook.index(str(ip)) >= 0:
+                crowd[outlook.index(str(ip))] = -1
         order = np.argsort(-crowd)[: self._rules.probes]
         return [outlook.ip(int(k)) for k in order if crowd[k] > 0]
 
@@ -469,7 +473,8 @@ class Decider:
 
     def _can_run(self, resident: Resident, ip: str) -> bool:
         index = self.outlook.index(ip)
-        return bool(self.outlook.usable(self.outlook.index(resident.home))[index])
+        home, job_class = self.outlook.index(resident.home), resident.attributes.job_class
+        return bool(self.outlook.usable(home, job_class)[index])
 
     def send(self, target: str, pull: Pull, weight: Weight, gain: float) -> str:
         resident = self.census.residents.get((weight.home, weight.pid))
@@ -529,7 +534,7 @@ class Decider:
         outlook = self.outlook
         truth = outlook.truth(leaver=True)
         here = f"{truth.running:.1f} run on {truth.cores:.2f} cores"
-        usable = outlook.usable(outlook.index(resident.home))
+        usable = outlook.usable(outlook.index(resident.home), resident.attributes.job_class)
         usable[outlook.here] = False
         if not usable.any():
             return f"no other node takes it: {here}"

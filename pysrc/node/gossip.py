@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
 from mosix.balancer.vectors import Flags, Floats, Status, VectorTable, pack_loads
@@ -39,6 +40,12 @@ def group_of(ips: Iterable[str], own: str) -> list[int]:
 
 def _number(ip: str) -> int:
     return int(ipaddress.IPv4Address(ip))
+
+
+def _said(table: VectorTable) -> dict[int, int]:
+    """Which state each node is in, of which anything was heard."""
+    heard = np.flatnonzero(table.version)
+    return dict(zip(table.nodes[heard].tolist(), table.status[heard].tolist(), strict=True))
 
 
 def own_row(
@@ -76,14 +83,19 @@ class GossipService:
         secret: bytes,
         own: Callable[[], Floats | None],
         flags: Callable[[], Flags],
+        *,
         features: int,
+        logs: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`features`: digest of this node's (`mosix.node.compatible.digest_of`)."""
+        """`own`: what this node says of itself; `features`: digest of this node's
+        (`mosix.node.compatible.digest_of`); `logs`: whether changes of the map are logged."""
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
         self._own = own
         self._flags = flags
+        self._logs = logs
+        self._states: dict[int, int] = {}
         self._features = features
         self._gossip = Gossip(
             _number(config.ip),
@@ -115,12 +127,30 @@ class GossipService:
                         row, time.monotonic(), flags=self._flags(), features=self._features
                     )
                 self._send(self._gossip.tick(time.monotonic()))
+                self._log_changes()
             await asyncio.sleep(PERIOD_S)
 
-    def leave(self) -> None:
-        """Say goodbye, so that nobody has to wait for suspicion, and nothing after it."""
+    def set_config(self, config: NodeConfig, secret: bytes) -> None:
+        """The files were read again. Nodes that are not in the map any more are told goodbye if
+        nobody but us is left."""
+        nodes = group_of(config.nodes.ips(), config.ip)
+        if len(nodes) == 1:
+            self.say_goodbye()
+        self._number_of = config.nodes.number_of
+        self._gossip.set_secret(secret)
+        self._gossip.set_nodes(nodes, rules_for(len(nodes), PERIOD_S))
+        self._gossip.renew(time.monotonic())
+        self._states = {ip: state for ip, state in self._states.items() if ip in nodes}
+
+    def say_goodbye(self) -> None:
+        """So that nobody has to wait for suspicion."""
         if self._socket is not None:
             self._send(self._gossip.leave(time.monotonic()))
+
+    def leave(self) -> None:
+        """Goodbye, and nothing after it."""
+        if self._socket is not None:
+            self.say_goodbye()
             asyncio.get_running_loop().remove_reader(self._socket)
         self.close()
 
@@ -128,6 +158,17 @@ class GossipService:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _log_changes(self) -> None:
+        now = _said(self._gossip.table)
+        before, self._states = self._states, now
+        if now == before or not self._logs():
+            return
+        for node, state in now.items():
+            ip, then = str(ipaddress.IPv4Address(node)), before.get(node)
+            if state != then and ip != self._ip:
+                was = "" if then is None else f", was {Status(then).name.lower()}"
+                _log.info("node %s is %s%s", ip, Status(state).name.lower(), was)
 
     @property
     def table(self) -> VectorTable:

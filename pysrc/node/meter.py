@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosix.balancer.measure import Group, Meter, Times, speed_of
-from mosix.config import NodeConfig
 from mosix.native.cpu import spin_ns
+from mosix.node.settings import Settings
 from mosix.wire.messages import NodeLoad
 
 _log = logging.getLogger("mosd.meter")
@@ -41,10 +41,11 @@ class Reading:
 class NodeMeter:
     """`load` is None until the first second is over."""
 
-    def __init__(self, config: NodeConfig, group: Group, own: Callable[[], Iterable[int]]) -> None:
-        self._config = config
+    def __init__(self, settings: Settings, group: Group, own: Callable[[], Iterable[int]]) -> None:
+        self._settings = settings
         self._group = group
         self._own = own
+        self._measured: int | None = None
         self.load: NodeLoad | None = None
         self._next: asyncio.Future[Reading] | None = None
 
@@ -60,6 +61,7 @@ class NodeMeter:
         while True:
             await asyncio.sleep(meter.pause)
             try:
+                meter.speed = await asyncio.to_thread(self._speed)
                 self.load = await asyncio.to_thread(meter.sample, tuple(self._own()))
                 self._tell(Reading(meter.began, meter.ended, self.load, meter.times))
             except OSError as error:
@@ -73,9 +75,18 @@ class NodeMeter:
     def _begin(self) -> Meter:
         return Meter(
             self._group,
-            speed=self._config.speed or _measured_speed(self._config.paths.measured_speed),
+            speed=self._speed(),
             machine=os.readlink("/proc/self/ns/pid") == _FIRST_PID_NAMESPACE,
         )
+
+    def _speed(self) -> int:
+        """What the owner says now, else what was measured."""
+        config = self._settings.config
+        if config.speed is not None:
+            return config.speed
+        if self._measured is None:
+            self._measured = _measured_speed(config.paths.measured_speed)
+        return self._measured
 
 
 def _measured_speed(cache: Path) -> int:

@@ -20,6 +20,7 @@ from mosix.node.gossip import GossipService
 from mosix.node.meter import Reading
 from mosix.node.owner import Owner
 from mosix.node.registry import Registry
+from mosix.node.settings import Settings
 from mosix.wire.bargain import NodeTruth
 from numpy.typing import NDArray
 
@@ -39,13 +40,13 @@ class Outlook:
         owner: Owner,
         book: Book,
         *,
-        max_guests: int,
+        settings: Settings,
         rules: Rules = DEFAULT,
     ) -> None:
         self._gossip = gossip
         self._registry = registry
         self._owner = owner
-        self._max_guests = max_guests
+        self._settings = settings
         self.book = book
         self.rules = rules
         self.population = Population()
@@ -107,7 +108,7 @@ class Outlook:
         if self.short_mb > 0:
             return "it is short of memory"
         guests = len(self._registry.guests)
-        if guests + coming >= self._max_guests:
+        if guests + coming >= self._settings.config.max_guests:
             return f"it has {guests} guests already, {coming} are coming, and takes no more"
         return ""
 
@@ -132,9 +133,9 @@ class Outlook:
         """It has just said so."""
         self._learned[ip] = (time.monotonic(), truth)
 
-    def usable(self, home: int) -> NDArray[np.bool_]:
-        """Where a process may run whose home has this index, by what is known; its home always,
-        if that is alive."""
+    def usable(self, home: int, job_class: int) -> NDArray[np.bool_]:
+        """Where a process of this class may run whose home has this index, by what is known; its
+        home always, if that is alive."""
         table, now = self.table, time.monotonic()
         digests = table.features.copy()
         digests[self.here] = self.book.own
@@ -142,14 +143,23 @@ class Outlook:
         usable = usable_nodes(table, self.here, now, compatible)
         alive = table.alive()
         usable &= alive
+        if not job_class:
+            usable[self._outsiders()] = False
         usable[self.here] = True
         if home >= 0:
             usable[home] = alive[home] or home == self.here
         for ip, (at, truth) in self._learned.items():
             k = self.index(ip)
-            if truth.takes and k != home and at >= table.born[k]:
+            if k >= 0 and truth.takes and k != home and at >= table.born[k]:
                 usable[k] = False
         return usable
+
+    def _outsiders(self) -> list[int]:
+        """Where processes of class 0 do not go."""
+        nodes = self._settings.config.nodes
+        if not any(r.outsider for r in nodes.ranges):
+            return []
+        return [k for k in range(len(self.table)) if nodes.outsider(self.ip(k))]
 
     def view(self, usable: NDArray[np.bool_], *, leaver: bool = False) -> View:
         """To decide on: of its own arrays."""

@@ -33,12 +33,17 @@ class Placer:
         self._outlook = outlook
 
     async def place(
-        self, need_mb: float, pid: int = 0, *, among: Collection[str] | None = None
+        self,
+        need_mb: float,
+        pid: int = 0,
+        *,
+        job_class: int = 0,
+        among: Collection[str] | None = None,
     ) -> str | None:
         """IP of the node for one more process of this one with so many MB; None: it fits nowhere.
         `pid`: it keeps a place for that one, 0: none is kept. `among`: only these nodes."""
         outlook = self._outlook
-        usable = outlook.usable(outlook.here)
+        usable = outlook.usable(outlook.here, job_class)
         if among is not None:
             wanted = [k for k in map(outlook.index, among) if k >= 0]
             mask = np.zeros(len(usable), np.bool_)

@@ -62,6 +62,8 @@ class Guest:
     epoch: int
     outer_pid: int = 0
     frozen: bool = False
+    #: home has its body run here
+    begun: bool = False
     #: how far its date may be from home's; None: not known, or not wanted
     date_bound_ns: int | None = None
     #: since when it runs here (monotonic seconds); inf: it does not yet
@@ -105,6 +107,7 @@ class Registry:
     def update_guest(self, guest: Guest, state: GuestState) -> None:
         guest.outer_pid = state.outer_pid
         guest.frozen = state.frozen
+        guest.begun = guest.begun or state.runs
         guest.date_bound_ns = state.date_bound_ns
         if state.runs:
             guest.since = min(guest.since, time.monotonic())

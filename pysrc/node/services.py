@@ -33,10 +33,12 @@ from mosix.errors import (
 )
 from mosix.node import bargain
 from mosix.node.accounting import Accounting
+from mosix.node.administration import Administration
 from mosix.node.census import Resident
 from mosix.node.decider import Decider
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.gossip import GossipService
+from mosix.node.groups import Groups
 from mosix.node.guests import Host
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
@@ -50,12 +52,14 @@ from mosix.node.requests import (
     Answer,
     Armed,
     BestNode,
+    Evacuate,
     Failpoints,
     Launch,
     LaunchAnswer,
     LocalStatus,
     Migrate,
     Migrated,
+    MigrateJob,
     NodeDetails,
     NodeName,
     NodeStatus,
@@ -63,10 +67,13 @@ from mosix.node.requests import (
     ProcessList,
     ProcessRow,
     Request,
+    Say,
+    Setpe,
     Status,
     Whois,
 )
 from mosix.node.rights import Caller, check_owner
+from mosix.node.settings import Settings
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
 from mosix.wire.messages import NodeFeatures, NodeLoad
@@ -80,6 +87,7 @@ from mosix.wire.mosd_messages import (
 )
 
 HOME = "home"
+OUT = "out"
 _MOVING = "moving"
 _AWAY = "away"
 _NAME_TIMEOUT_S = 5.0
@@ -113,8 +121,16 @@ ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
 class Names:
     """Numbers, addresses and names of nodes."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        self.config = config
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def config(self) -> NodeConfig:
+        return self._settings.config
+
+    def outsider(self, ip: str) -> bool:
+        """Whether processes of class 0 may not go to node `ip`."""
+        return self.config.nodes.outsider(ip)
 
     @property
     def own(self) -> str:
@@ -168,9 +184,14 @@ class Services:
         meter: NodeMeter,
         accounting: Accounting,
         gossip: GossipService,
+        administration: Administration,
+        settings: Settings,
         decider: Decider,
         placer: Placer,
     ) -> None:
+        self._administration = administration
+        self._settings = settings
+        self._groups = Groups(registry, host)
         self._gossip = gossip
         self._decider = decider
         self._placer = placer
@@ -201,11 +222,13 @@ class Services:
         fallback = parsed.fallback or parsed.best
         options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
+        self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
     async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
         if parsed.best:
-            best = await self._placer.place(parsed.changes.get("needmem", 0), caller.pid)
+            need, job_class = (parsed.changes.get(name, 0) for name in ("needmem", "job_class"))
+            best = await self._placer.place(need, caller.pid, job_class=job_class)
             return None if best == self._names.own else best
         if parsed.node is None:
             return None
@@ -218,6 +241,10 @@ class Services:
         match request:
             case Migrate():
                 return await self._migrate(caller, request)
+            case MigrateJob():
+                return await self._groups.migrate(caller, request, self._migrate)
+            case Say() | Evacuate() | Setpe():
+                return await self._administration.request(caller, request)
             case Whois():
                 return await self._whois(request)
             case Status():
@@ -245,6 +272,8 @@ class Services:
         return Armed()
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
+        if request.target == OUT:
+            return await self._groups.out(caller, request)
         target = None if request.target == HOME else await self._names.resolve(request.target)
         link = self._launcher.deputy_of(request.pid)
         if link is not None:
@@ -359,8 +388,10 @@ class Services:
 
     def _own_status(self) -> NodeStatus:
         counters = dict(self._complaints.counters) | self._gossip.refused()
-        shown = self._shown(self._names.own, self.peer_status())
-        return msgspec.structs.replace(shown, counters=counters, known=self._gossip.known())
+        status = self._shown(self._names.own, self.peer_status())
+        return msgspec.structs.replace(
+            status, counters=counters, known=self._gossip.known(), problem=self._settings.problem
+        )
 
     def _shown(self, ip: str, status: PeerStatus) -> NodeStatus:
         return NodeStatus(
@@ -375,6 +406,8 @@ class Services:
             guests=status.guests,
             date_bound_ns=status.date_bound_ns,
             load=status.load,
+            owner=list(status.owner),
+            topology=list(status.topology),
         )
 
     def peer_status(self) -> PeerStatus:
@@ -386,6 +419,8 @@ class Services:
             version=metadata.version("mosix"),
             date_bound_ns=self._registry.date_bound_ns(),
             load=self._load(),
+            owner=tuple(self._administration.words()),
+            topology=self._settings.config.features,
         )
 
     def _load(self) -> NodeLoad | None:
@@ -489,8 +524,14 @@ class PeerService:
     """What a proved peer may ask."""
 
     def __init__(
-        self, services: Services, launcher: Launcher, host: Host, decider: Decider
+        self,
+        services: Services,
+        launcher: Launcher,
+        host: Host,
+        decider: Decider,
+        administration: Administration,
     ) -> None:
+        self._administration = administration
         self._services = services
         self._decider = decider
         self._launcher = launcher
@@ -512,6 +553,8 @@ class PeerService:
                     await frames.send(self._services.peer_status())
                 case "move":
                     await self._move(hello, frames)
+                case "evacuate":
+                    await self._administration.serve(hello, sock)
                 case "balance":
                     await bargain.serve(self._decider, hello, sock)
                 case _:

@@ -68,6 +68,7 @@ from mosix.wire.mosd_messages import (
     Attach,
     Dialed,
     GuestState,
+    Halting,
     Leave,
     MapIds,
     Mapped,
@@ -292,6 +293,7 @@ class Remote:
                     self._steps["run"].set()
                     self._hit("remote.run")
                     self._epoch = message.epoch
+                    self._tell_node()
                     self._say(Running(epoch=message.epoch))
                     self.guest.resume(held=message.held)
                     self._hit("remote.running")
@@ -494,7 +496,18 @@ class Remote:
                 arm_redirectors(failpoints.taken("redirect."))
                 self._to_node.put_nowait(Armed())
             elif isinstance(message, Leave):
-                self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+                self._leave(message)
+
+    def _leave(self, order: Leave) -> None:
+        if not order.reason:
+            what = "is wanted by its owner" if order.evicted else "stops"
+            reason = f"node {self.welcome.here} {what}"
+            self._say(NeedHome(reason=reason, nr=-1, evicted=order.evicted))
+            return
+        if self._guest is not None:
+            # Its task is begun, and so the guest told to stop, before the message goes out.
+            self._guest.leave(order.reason)
+        self._to_node.put_nowait(Halting())
 
     def _attach(self, purpose: str, sock: socket.socket) -> None:
         queue = self._attached.get(purpose)

@@ -278,10 +278,12 @@ class Ask(Tagged, frozen=True, kw_only=True):
 
 
 class NeedHome(Tagged, frozen=True, kw_only=True):
-    """The guest made a call that only home can do; it stands before it, rewound."""
+    """The guest made a call that only home can do; it stands before it, rewound. `nr` -1: it made
+    none, and runs. `evicted`: its node's owner wants it gone, so it does not go back there."""
 
     reason: Text
     nr: int
+    evicted: bool = False
 
 
 class GuestDied(Tagged, frozen=True, kw_only=True):

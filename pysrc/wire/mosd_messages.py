@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import (
+    Amount,
     Epoch,
     Ip,
     JobId,
@@ -27,6 +28,10 @@ from mosix.wire.messages import (
     Token,
     Uid,
 )
+
+#: mosd and workers that one of another build has started leave each other alone, naming both. To be
+#: counted up when `NodeToWorker` or `WorkerToNode` change.
+WORKER_VERSION = 1
 
 # ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
 
@@ -139,7 +144,12 @@ class Mapped(Tagged, frozen=True, kw_only=True):
 
 
 class Leave(Tagged, frozen=True, kw_only=True):
-    """mosd of a guest's node stops: ask the deputy to take the guest home."""
+    """Ask the deputy to take the guest home: mosd of its node stops; `evicted`, the owner of the
+    node wants it gone; or, with a reason, there is not enough memory: the guest halts at once, and
+    `Halting` says so."""
+
+    reason: Text = ""
+    evicted: bool = False
 
 
 class Arm(Tagged, frozen=True, kw_only=True):
@@ -203,6 +213,8 @@ class Dial(Tagged, frozen=True, kw_only=True):
     pid: Pid
     epoch: Epoch
     token: Token | None = None
+    #: of the process: those of class 0 have no guests at outsiders
+    job_class: int = 0
 
 
 class ProcessState(Tagged, frozen=True, kw_only=True):
@@ -216,6 +228,8 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     stats: dict[str, int] = msgspec.field(default_factory=dict)
     attributes: JobAttributes = JobAttributes()
     ended: bool = False
+    #: names the guest there, if it is away: for a mosd that has not made it
+    token: Token | None = None
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
@@ -242,6 +256,10 @@ class GuestState(Tagged, frozen=True, kw_only=True):
     date_bound_ns: Ns | None = None
 
 
+class Halting(Tagged, frozen=True, kw_only=True):
+    """The guest was told to stop for a `Leave`: given some more memory, it will do nothing else."""
+
+
 class Armed(Tagged, frozen=True, kw_only=True):
     pass
 
@@ -257,7 +275,10 @@ class Forsaken(Tagged, frozen=True, kw_only=True):
 
 class Returned(Tagged, frozen=True, kw_only=True):
     """First word of a worker to a mosd that has not started it (`mosix.wire.adoption`). A deputy's
-    rides with the job's stderr."""
+    rides with the job's stderr, the listener of its filter and the memory for that, if it has
+    one. It must stay as it is in every version, so that any two can name theirs."""
+
+    version: int = 0
 
 
 WorkerToNode = (
@@ -270,6 +291,7 @@ WorkerToNode = (
     | ProcessState
     | MapIds
     | GuestState
+    | Halting
     | Forsaken
     | Armed
     | Returned
@@ -288,7 +310,8 @@ class PeerHello(Tagged, frozen=True, kw_only=True):
     drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
     `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow),
-    balance (after Accept the conversation of `mosix.wire.bargain`)."""
+    balance (after Accept the conversation of `mosix.wire.bargain`), evacuate (user `uid`, root:
+    after Accept `PeerEvacuate` and `PeerEvacuated` follow)."""
 
     version: int
     sender: Ip
@@ -328,6 +351,9 @@ class PeerStatus(Tagged, frozen=True, kw_only=True):
     version: Text
     date_bound_ns: Ns | None = None
     load: NodeLoad | None = None  # mosd has only just been started
+    #: what its owner has said, and its topological features
+    owner: tuple[Text, ...] = ()
+    topology: tuple[Text, ...] = ()
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
@@ -349,3 +375,23 @@ class PeerMoved(Tagged, frozen=True, kw_only=True):
     hint: Text = ""
     freeze_ns: Ns = 0
     page_bytes: Size = 0
+
+
+class PeerEvacuate(Tagged, frozen=True, kw_only=True):
+    """What is asked for on a connection of purpose evacuate: drain the node, for at most
+    `deadline_s` seconds (None: until it is done), or, `undo`, let guests come again."""
+
+    undo: bool = False
+    deadline_s: Amount | None = None
+
+
+class PeerEvacuated(Tagged, frozen=True, kw_only=True):
+    """How many guests and own processes are where they belong now, and, in words, who is not."""
+
+    guests: int = 0
+    own: int = 0
+    seconds: Amount = 0.0
+    left: tuple[Text, ...] = ()
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""
