@@ -33,7 +33,7 @@ from mosix.node.evacuation import Evacuation
 from mosix.node.features import probe
 from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
-from mosix.node.jobgroup import mount_own
+from mosix.node.jobgroup import Members, mount_own
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
 from mosix.node.outlook import Outlook
@@ -137,7 +137,8 @@ class Mosd:
                 host.own_group,
                 lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
             )
-            accounting = Accounting(registry.at_home, self._accounting)
+            census = Census(registry, Members(launcher.membership), self._config.ip)
+            accounting = Accounting(census.at_home, census.busy_at_home, self._accounting)
             gossip = GossipService(
                 settings.config,
                 secret,
@@ -177,7 +178,7 @@ class Mosd:
                 meter=meter,
                 accounting=accounting,
                 outlook=outlook,
-                census=Census(registry, self._config.ip),
+                census=census,
                 owner=owner,
                 active=self._balance,
             )

@@ -129,15 +129,6 @@ class Registry:
     def guest_by_outer_pid(self, pid: int) -> Guest | None:
         return next((g for g in self.guests.values() if g.outer_pid == pid), None)
 
-    def at_home(self) -> set[int]:
-        """Of all jobs."""
-        return {
-            process.pid
-            for job in self.jobs.values()
-            for process in self.processes_of(job)
-            if process.where == "home"
-        }
-
     def processes_of(self, job: Job) -> Iterator[Process]:
         """Reported ones and those only the cgroup knows: these are at home."""
         for pid in sorted({*job.processes, *job.group.pids()}):
