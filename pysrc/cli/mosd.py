@@ -71,7 +71,7 @@ from mosix.node.spawning import Programs
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
-# for tests: see node.features, and Launch in wire.messages
+# for tests: see node.features, and Launch in wire.mosd_messages
 @click.option("--foreign-vdso", is_flag=True, hidden=True)
 @click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
 def main(

@@ -68,6 +68,27 @@ class Paths:
         return self.config_dir / "speed"
 
     @property
+    def features(self) -> Path:
+        return self.config_dir / "features"
+
+    @property
+    def own_features(self) -> Path:
+        return self.config_dir / "myfeatures"
+
+    @property
+    def log_mosrun(self) -> Path:
+        """Only whether it is there counts."""
+        return self.config_dir / ".log_mosrun"
+
+    @property
+    def partners(self) -> Path:
+        return self.config_dir / "partners"
+
+    @property
+    def grid(self) -> Path:
+        return self.config_dir / "grid"
+
+    @property
     def control(self) -> Path:
         """mosd's socket for commands."""
         return self.run_dir / "control"
@@ -86,6 +107,11 @@ class Paths:
     def measured_speed(self) -> Path:
         """What mosd has measured, kept until the machine is started again."""
         return self.run_dir / "speed"
+
+    @property
+    def owner(self) -> Path:
+        """What this node's owner has said with mosctl (`mosix.node.owner`)."""
+        return self.run_dir / "owner"
 
     @property
     def jobs(self) -> Path:

@@ -45,16 +45,17 @@ from mosix.image import eligibility
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.listener import Asked, Listener
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.stops import Stop
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.wire.adoption import returned, try_to_return
 from mosix.wire.attributes import changed
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
-from mosix.wire.messages import (
+from mosix.wire.messages import Ask, NodeFeatures, Token, Told, decode
+from mosix.wire.mosd_messages import (
     Arm,
     Armed,
-    Ask,
     ComeHome,
     Dialed,
     Forsaken,
@@ -65,14 +66,10 @@ from mosix.wire.messages import (
     Moved,
     Name,
     Named,
-    NodeFeatures,
     NodeToWorker,
     ProcessState,
     Started,
-    Token,
-    Told,
     WorkerToNode,
-    decode,
 )
 
 log = logging.getLogger("mosix.deputy")

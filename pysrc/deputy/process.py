@@ -24,7 +24,8 @@ from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
 from mosix.native.listener import Listener
-from mosix.native.tracee import StillAsleepError, Stop, Tracee
+from mosix.native.stops import StillAsleepError, Stop
+from mosix.native.tracee import Tracee
 from mosix.wire.attributes import ENOSYS_WITH_MESSAGE, KILL, JobAttributes
 from mosix.wire.messages import (
     Ask,
@@ -37,11 +38,11 @@ from mosix.wire.messages import (
     NeedHome,
     Needs,
     NodeFeatures,
-    ProcessState,
     Resume,
     Signal,
     Token,
 )
+from mosix.wire.mosd_messages import ProcessState
 
 if TYPE_CHECKING:
     from mosix.native.watch import Watch

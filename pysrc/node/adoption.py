@@ -22,7 +22,7 @@ from mosix.node.records import Identity
 from mosix.node.rights import caller_of
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
-from mosix.wire.messages import WORKER_VERSION, Returned, WorkerToNode
+from mosix.wire.mosd_messages import WORKER_VERSION, Returned, WorkerToNode
 
 _log = logging.getLogger("mosd.adoption")
 

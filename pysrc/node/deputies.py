@@ -42,7 +42,8 @@ from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures, Token
+from mosix.wire.mosd_messages import (
     ComeHome,
     Dial,
     Forsaken,
@@ -53,10 +54,8 @@ from mosix.wire.messages import (
     Moved,
     Name,
     Named,
-    NodeFeatures,
     ProcessState,
     Started,
-    Token,
     WorkerToNode,
 )
 

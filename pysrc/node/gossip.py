@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
-from mosix.balancer.vectors import Floats, Status, pack_loads
+from mosix.balancer.vectors import Flags, Floats, Status, pack_loads
 from mosix.config import NodeConfig
 from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
@@ -63,11 +63,18 @@ def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Fl
 class GossipService:
     """`open`, `run` until cancelled, `leave`, `close`."""
 
-    def __init__(self, config: NodeConfig, secret: bytes, own: Callable[[], Floats | None]) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        secret: bytes,
+        own: Callable[[], Floats | None],
+        flags: Callable[[], Flags],
+    ) -> None:
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
         self._own = own
+        self._flags = flags
         self._gossip = Gossip(
             _number(config.ip),
             nodes,
@@ -94,7 +101,7 @@ class GossipService:
             if self._socket is not None:
                 row = self._own()
                 if row is not None:
-                    self._gossip.set_own(row, time.monotonic())
+                    self._gossip.set_own(row, time.monotonic(), flags=self._flags())
                 self._send(self._gossip.tick(time.monotonic()))
             await asyncio.sleep(PERIOD_S)
 

@@ -32,6 +32,7 @@ from mosix.errors import (
 from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
 from mosix.node.listening import Complaints
+from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
@@ -39,7 +40,8 @@ from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
 from mosix.wire.channel import Frames
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures
+from mosix.wire.mosd_messages import (
     GUEST_GONE,
     Attach,
     Dial,
@@ -47,7 +49,6 @@ from mosix.wire.messages import (
     Leave,
     MapIds,
     Mapped,
-    NodeFeatures,
     PeerAccept,
     PeerAnswer,
     PeerHello,
@@ -155,8 +156,10 @@ class Host:
         adoption: Path,
         max_guests: int,
         complaints: Complaints,
+        owner: Owner,
     ) -> None:
         self._spawner = spawner
+        self._owner = owner
         self._dialer = dialer
         self._registry = registry
         self._features = features
@@ -267,6 +270,8 @@ class Host:
         """A new guest. RefusedError, KernelError: nothing is left of it."""
         if self.closed:
             raise RefusedError("mosd is stopping there")
+        if not self._owner.said.takes_guests:
+            raise RefusedError("its owner takes no guests now", "choose another node")
         if hello.job is None or hello.pid is None or hello.features is None:
             raise ProtocolError("a guest without job, pid or features")
         reason = why_not(hello.features, self._features)

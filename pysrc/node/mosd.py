@@ -30,6 +30,7 @@ from mosix.node.guests import Host
 from mosix.node.jobgroup import mount_own
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
+from mosix.node.owner import Owner
 from mosix.node.peers import Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
@@ -85,6 +86,7 @@ class Mosd:
             features = probe(foreign_vdso=self._foreign_vdso)
             mount_own()
             registry = Registry()
+            owner = Owner(paths.owner)
             complaints = Complaints()
             dialer = Dialer(self._config, secret)
             names = Names(self._config)
@@ -110,6 +112,7 @@ class Mosd:
                 adoption=paths.workers,
                 max_guests=self._config.max_guests,
                 complaints=complaints,
+                owner=owner,
             )
             meter = NodeMeter(
                 self._config,
@@ -118,7 +121,10 @@ class Mosd:
             )
             accounting = Accounting(registry.at_home, self._accounting)
             gossip = GossipService(
-                self._config, secret, lambda: own_row(self._config, meter.load, registry)
+                self._config,
+                secret,
+                lambda: own_row(self._config, meter.load, registry),
+                lambda: owner.said.flags,
             )
             stack.callback(gossip.close)
             services = Services(
@@ -169,8 +175,9 @@ class Mosd:
                 self._config.peer_port,
                 len(self._config.nodes),
             )
-            for complaint in self._config.nodes.nowhere():
-                _log.warning("%s", complaint)
+            for node, ip, line in self._config.nodes.nowhere():
+                why = f"{ip} is not in mosix.map: number {node} is no node"
+                _log.warning("%s", line.error(why).line())
             notify("READY=1")
             self._ready()
             await self._until(stop)

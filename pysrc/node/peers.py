@@ -27,8 +27,8 @@ from mosix.wire.handshake import (
     Initiator,
     Responder,
 )
-from mosix.wire.messages import (
-    PROTOCOL_VERSION,
+from mosix.wire.messages import PROTOCOL_VERSION
+from mosix.wire.mosd_messages import (
     PeerAccept,
     PeerAnswer,
     PeerHello,

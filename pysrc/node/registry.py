@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from mosix.node.jobgroup import JobGroup
 from mosix.wire.attributes import JobAttributes
-from mosix.wire.messages import GuestState, ProcessState
+from mosix.wire.mosd_messages import GuestState, ProcessState
 
 #: Processes of one job that a deputy may report; more are still members of the cgroup.
 MAX_REPORTED = 32768

@@ -64,15 +64,8 @@ from mosix.node.requests import (
 from mosix.node.rights import Caller, check_owner
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
-from mosix.wire.messages import (
-    NodeFeatures,
-    NodeLoad,
-    PeerAccept,
-    PeerHello,
-    PeerMove,
-    PeerMoved,
-    PeerStatus,
-)
+from mosix.wire.messages import NodeFeatures, NodeLoad
+from mosix.wire.mosd_messages import PeerAccept, PeerHello, PeerMove, PeerMoved, PeerStatus
 
 HOME = "home"
 _MOVING = "moving"

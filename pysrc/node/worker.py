@@ -18,15 +18,14 @@ from mosix.errors import KernelError, MosixError, ProtocolError
 from mosix.node.peers import Dialer
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures, Token
+from mosix.wire.mosd_messages import (
     Arm,
     Armed,
     Dial,
     Dialed,
-    NodeFeatures,
     NodeToWorker,
     PeerAccept,
-    Token,
     WorkerToNode,
 )
 

@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator
 import msgspec
 from mosix import failpoints
 from mosix.errors import KernelError, MosixError, MoveFailedError
-from mosix.image import capture, pending, restore, stream
+from mosix.image import capture, pending, plans, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop, Tracee
+from mosix.native.stops import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
@@ -374,7 +375,7 @@ class Guest:
             yield
         finally:
             if self.tracee.alive:
-                nr, args = restore.reservation(room)
+                nr, args = plans.reservation(room)
                 self.tracee.inject(nr, *args)
 
     def send(self, image: Image, bulk: socket.socket) -> None:

@@ -36,24 +36,15 @@ from mosix.wire.channel import Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
-    Arm,
-    Armed,
     AskDate,
-    Attach,
     Cancelled,
     Date,
-    Dialed,
     Drop,
     Failed,
     Freeze,
     Frozen,
-    GuestState,
     Hold,
-    Leave,
-    MapIds,
-    Mapped,
     NeedHome,
-    NodeToWorker,
     Ping,
     Pong,
     Prepare,
@@ -68,6 +59,17 @@ from mosix.wire.messages import (
     ToDeputy,
     Told,
     ToRemote,
+)
+from mosix.wire.mosd_messages import (
+    Arm,
+    Armed,
+    Attach,
+    Dialed,
+    GuestState,
+    Leave,
+    MapIds,
+    Mapped,
+    NodeToWorker,
     Welcome,
     WorkerToNode,
 )

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Sequence
 
 from mosix.wire.channel import Packets
-from mosix.wire.messages import WORKER_VERSION, NodeToWorker, Returned
+from mosix.wire.mosd_messages import WORKER_VERSION, NodeToWorker, Returned
 
 #: How often a worker tries, in seconds.
 PAUSE_S = 1.0

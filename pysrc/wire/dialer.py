@@ -12,7 +12,8 @@ import struct
 from collections.abc import Callable
 
 from mosix.errors import NotRunningError, from_code
-from mosix.wire.messages import Dial, Dialed, Token
+from mosix.wire.messages import Token
+from mosix.wire.mosd_messages import Dial, Dialed
 
 #: A peer from which, or to which, no byte moves for so long is taken for lost (seconds).
 STALL = 30

@@ -14,7 +14,7 @@ from jobs import Job
 from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.node import records
-from mosix.wire.messages import WORKER_VERSION
+from mosix.wire.mosd_messages import WORKER_VERSION
 from test_faults import restore
 from test_grace import cut
 

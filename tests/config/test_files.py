@@ -93,7 +93,7 @@ def test_several_own_addresses_in_the_map_need_mosip(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ["10.1.1.1", "10.1.1.2"]
-    monkeypatch.setattr("mosix.config.node._interface_ips", lambda: own)
+    monkeypatch.setattr("mosix.config.node.interface_ips", lambda: own)
     paths.map.write_text("10.1.1.1 2\n")
     with pytest.raises(ConfigError, match=r"several addresses of this machine are in .*mosix\.map"):
         load(paths)

@@ -14,7 +14,8 @@ from mosix.node.adoption import Adoption
 from mosix.node.listening import Complaints
 from mosix.node.records import Identity
 from mosix.node.spawning import Worker
-from mosix.wire.messages import WORKER_VERSION, Returned, encode
+from mosix.wire.messages import encode
+from mosix.wire.mosd_messages import WORKER_VERSION, Returned
 
 
 class Keeper:
