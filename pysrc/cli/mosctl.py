@@ -18,7 +18,10 @@ _node_argument = click.argument("node", metavar="[NODE|IP|HOST]", default="")
 _json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 #: How guests' system calls are caught there.
-TIERS = {"portable": "by seccomp and ptrace, without a kernel module"}
+TIERS = {
+    "portable": "by seccomp and ptrace, without a kernel module",
+    "kernel": "eBPF decides, mosix.ko redirects",
+}
 
 #: Bits of `mosctl rstatus`: those of MOSIX that say something here.
 CONFIGURED, UP = 1, 2

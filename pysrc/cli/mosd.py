@@ -20,6 +20,7 @@ from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.accounting import Choice
 from mosix.node.mosd import GRACE_S, STOP_S, Mosd
 from mosix.node.spawning import Programs
+from mosix.node.tier import Choice as Tier
 
 
 @click.command("mosd", cls=Command)
@@ -69,6 +70,14 @@ from mosix.node.spawning import Programs
     show_default=True,
     help="How the work of jobs at home is counted: auto takes eBPF where it can, proc never does.",
 )
+@click.option(
+    "--tier",
+    type=click.Choice(get_args(Tier)),
+    default="auto",
+    show_default=True,
+    help="How calls are intercepted: portable by seccomp, kernel by mosix.ko and eBPF, auto the "
+    "latter where the module is loaded.",
+)
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
@@ -84,6 +93,7 @@ def main(
     stop_s: float,
     grace_s: int,
     accounting: Choice,
+    tier: Tier,
     deputy: str,
     remote: str,
     foreign_vdso: bool,
@@ -111,6 +121,7 @@ def main(
         stop_s=stop_s,
         grace_s=grace_s,
         accounting=accounting,
+        tier=tier,
         foreign_vdso=foreign_vdso,
         date_ahead_ns=int(date_ahead_s * 1e9),
     )

@@ -29,6 +29,8 @@ from mosix.errors import (
     ProtocolError,
     RefusedError,
 )
+from mosix.kernel.device import ORPHAN_KILL
+from mosix.kernel.policies import GUEST, GUEST_HOOKS, HOME_HOOKS
 from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
 from mosix.node.listening import Complaints
@@ -36,6 +38,7 @@ from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
 from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.tier import KernelTier, Owner
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
 from mosix.wire.channel import Frames
@@ -44,6 +47,8 @@ from mosix.wire.messages import (
     Attach,
     Dial,
     GuestState,
+    Intercept,
+    Intercepted,
     Leave,
     MapIds,
     Mapped,
@@ -64,6 +69,14 @@ MIN_MEMORY = 32 << 20
 TOKEN_BYTES = 16
 #: Followed by whose it is: mosds with other run directories may share our cgroup.
 _GROUP_PREFIX = "guest-"
+
+
+@dataclass(frozen=True)
+class Module:
+    """What a guest has at the kernel module: who serves it."""
+
+    tier: KernelTier
+    owner: int
 
 
 @dataclass(frozen=True)
@@ -91,9 +104,11 @@ class RemoteLink(WorkerLink):
         room: Room,
         registry: Registry,
         mapped: bool,
+        module: Module | None,
     ) -> None:
         super().__init__(worker, dialer, features)
         self.guest = guest
+        self._module = module
         self.room = room
         self._gid = gid
         self._registry = registry
@@ -104,6 +119,8 @@ class RemoteLink(WorkerLink):
         match message:
             case MapIds():
                 await self.send(Mapped(error=self._map(message.carrier)))
+            case Intercept():
+                self.later(self._intercept(message.pid))
             case GuestState():
                 # The cgroup decides which processes are this guest's; one may be gone already.
                 if message.outer_pid in self.room.group.processes():
@@ -117,6 +134,19 @@ class RemoteLink(WorkerLink):
                 )
             case _:
                 raise ProtocolError(f"a remote sent {type(message).__name__}")
+
+    async def _intercept(self, pid: int) -> None:
+        error = ""
+        try:
+            if self._module is None:  # a mosd that has died made it
+                raise KernelError("mosd there was started again meanwhile")
+            if pid not in self.room.group.processes():
+                raise ProtocolError(f"process {pid} is not of this guest")
+            await self._module.tier.add(pid, GUEST, self._module.owner, ORPHAN_KILL)
+        except MosixError as why:
+            error = why.line()[:2000]
+        with contextlib.suppress(OSError):  # the remote died meanwhile
+            await self.send(Intercepted(error=error))
 
     def _map(self, carrier: int) -> str:
         """Root's share: two writes and the cgroup. Returns why not."""
@@ -155,7 +185,9 @@ class Host:
         adoption: Path,
         max_guests: int,
         complaints: Complaints,
+        tier: KernelTier | None,
     ) -> None:
+        self._tier = tier
         self._spawner = spawner
         self._dialer = dialer
         self._registry = registry
@@ -220,7 +252,14 @@ class Host:
         return True
 
     def _enter(
-        self, worker: Worker, guest: Guest, gid: int, room: Room, *, mapped: bool
+        self,
+        worker: Worker,
+        guest: Guest,
+        gid: int,
+        room: Room,
+        *,
+        mapped: bool,
+        module: Module | None = None,
     ) -> RemoteLink:
         link = RemoteLink(
             worker,
@@ -231,6 +270,7 @@ class Host:
             room=room,
             registry=self._registry,
             mapped=mapped,
+            module=module,
         )
         self._registry.guests[guest.token] = guest
         self._remotes[guest.token] = link
@@ -280,26 +320,35 @@ class Host:
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
         self._coming += 1
+        owner: Owner | None = None
         try:
             failpoints.hit("mosd.guest", sock)
+            owner = self._tier.owner(HOME_HOOKS, GUEST_HOOKS) if self._tier else None
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
         except BaseException:
+            if owner is not None:
+                owner.close()
             self._later(self._vacate(room))
             raise
         finally:
             self._coming -= 1
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
-        link = self._enter(worker, guest, hello.gid, room, mapped=False)
+        module = Module(self._tier, owner.number) if self._tier and owner else None
+        link = self._enter(worker, guest, hello.gid, room, mapped=False, module=module)
         try:
             self._record(guest, hello.gid, room, Identity.of(worker.pid))
             failpoints.hit("mosd.welcome", sock)
             await Frames[PeerAnswer](sock, PeerAnswer).send(
                 PeerAccept(token=token, features=self._features)
             )
-            await link.send(self._welcome(hello, room), [sock.fileno()])
+            fds = [sock.fileno(), *((owner.fd,) if owner else ())]
+            await link.send(self._welcome(hello, room), fds)
         except BaseException:
             link.worker.kill()
             raise
+        finally:
+            if owner is not None:
+                owner.close()
 
     def _welcome(self, hello: PeerHello, room: Room) -> Welcome:
         assert hello.job is not None
@@ -317,6 +366,7 @@ class Host:
             features=self._features,
             memory_limit=room.memory_limit,
             adoption=self._adoption,
+            unhooked=self._tier.unhooked if self._tier else None,
         )
 
     async def attach(self, hello: PeerHello, sock: socket.socket) -> None:

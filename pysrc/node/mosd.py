@@ -34,6 +34,8 @@ from mosix.node.peers import Dialer, PeerServer
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.spawning import Programs, SpawnerClient
+from mosix.node.tier import Choice as TierChoice
+from mosix.node.tier import chosen as chosen_tier
 from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
@@ -60,6 +62,7 @@ class Mosd:
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
+        tier: TierChoice = "auto",
     ) -> None:
         self._config = config
         self._programs = programs
@@ -70,24 +73,25 @@ class Mosd:
         self._stop_s = stop_s
         self._grace_s = grace_s
         self._accounting = accounting
+        self._tier = tier
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT. ConfigError, KernelError, MosixError (another one runs
         here): before anything was started for good."""
         paths = self._config.paths
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        with contextlib.ExitStack() as stack:
+        stop = _stop_signal()
+        async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
             spawner = SpawnerClient(self._programs, _worker_died)
             spawner.start()
             stack.callback(spawner.stop)
             secret = load_secret(paths)
-            features = probe(foreign_vdso=self._foreign_vdso)
+            module = await stack.enter_async_context(chosen_tier(self._tier, paths.keeper))
+            features = probe(
+                tier="kernel" if module else "portable", foreign_vdso=self._foreign_vdso
+            )
             mount_own()
             registry = Registry()
             complaints = Complaints()
@@ -104,6 +108,7 @@ class Mosd:
                 grace_s=self._grace_s,
                 names=names,
                 date_ahead_ns=self._date_ahead_ns,
+                tier=module,
             )
             host = Host(
                 spawner,
@@ -115,6 +120,7 @@ class Mosd:
                 adoption=paths.workers,
                 max_guests=self._config.max_guests,
                 complaints=complaints,
+                tier=module,
             )
             meter = NodeMeter(
                 self._config,
@@ -214,6 +220,15 @@ class Mosd:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
 def _worker_died(pid: int, status: int) -> None:

@@ -27,6 +27,7 @@ Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
+CallNumber = Annotated[int, msgspec.Meta(ge=0, le=511)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
@@ -330,7 +331,8 @@ ToDeputy = (
 
 class Launch(_Tagged, frozen=True, kw_only=True):
     """First message to a deputy; rides with the launching process's pidfd and its stderr, and
-    with the listener of its filter and the memory for that, if it has one.
+    with the listener of its filter and the memory for that, if it has one, or with the file of the
+    kernel module that intercepts it.
     `node`: where to send the program at its first instruction."""
 
     job: JobId
@@ -413,6 +415,8 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
     adoption: Text
     features: NodeFeatures
     memory_limit: Size
+    #: the module takes the guest's calls, but those of these numbers; its file rides along
+    unhooked: tuple[CallNumber, ...] | None = None
 
 
 class Attach(_Tagged, frozen=True, kw_only=True):
@@ -423,6 +427,12 @@ class Attach(_Tagged, frozen=True, kw_only=True):
 
 class Mapped(_Tagged, frozen=True, kw_only=True):
     """Answer to `MapIds`."""
+
+    error: Text = ""
+
+
+class Intercepted(_Tagged, frozen=True, kw_only=True):
+    """Answer to `Intercept`."""
 
     error: Text = ""
 
@@ -438,7 +448,18 @@ class Arm(_Tagged, frozen=True, kw_only=True):
 
 
 NodeToWorker = (
-    Launch | Join | Move | ComeHome | Dialed | Named | Welcome | Attach | Mapped | Leave | Arm
+    Launch
+    | Join
+    | Move
+    | ComeHome
+    | Dialed
+    | Named
+    | Welcome
+    | Attach
+    | Mapped
+    | Intercepted
+    | Leave
+    | Arm
 )
 
 
@@ -505,6 +526,13 @@ class MapIds(_Tagged, frozen=True, kw_only=True):
     carrier: Pid
 
 
+class Intercept(_Tagged, frozen=True, kw_only=True):
+    """Let the kernel module redirect the calls of process `pid`, which is in the guest's cgroup, to
+    the file that came with `Welcome`."""
+
+    pid: Pid
+
+
 class GuestState(_Tagged, frozen=True, kw_only=True):
     """For mosps and the registry of the guest's node: its PID here."""
 
@@ -541,6 +569,7 @@ WorkerToNode = (
     | Dial
     | ProcessState
     | MapIds
+    | Intercept
     | GuestState
     | Forsaken
     | Armed
