@@ -70,9 +70,11 @@ def processes(
     *,
     link_mb_s: float,
     move_fixed_s: float = 0.05,
+    rounds: int = 0,
 ) -> NDArray[np.void]:
     """PROCESS records. `rates`: of Statistics.rates, per second of wall time; `wanted_mb`: memory
     that its user asked for (needmem, mosrun -m). `homes`: index of each home, -1 for none.
+    `rounds`: of copying while it runs; 0: it stands still for all of its memory.
 
     Calls and bytes count per CPU second, since that is what a decision weighs: one that hardly
     computes and asks home all the time has a large price abroad, and goes home."""
@@ -82,7 +84,7 @@ def processes(
     records["age_s"] = ages_s
     records["need_mb"] = np.maximum(sizes_mb, wanted_mb)
     records["move_s"] = move_seconds(
-        sizes_mb, rates[:, COLUMN["dirty_mb"]], link_mb_s, fixed_s=move_fixed_s
+        sizes_mb, rates[:, COLUMN["dirty_mb"]], link_mb_s, fixed_s=move_fixed_s, rounds=rounds
     )
     records["calls"] = rates[:, COLUMN["calls"]] / cpu
     records["transfer_s"] = moved_mb / cpu / link_mb_s

@@ -150,7 +150,8 @@ class Meter:
     ) -> None:
         """`machine`: what stands still anywhere counts, not only in the cgroup."""
         self._group = group
-        self._speed = speed
+        #: the manual's units; may be changed
+        self.speed = speed
         self._machine = machine
         self._proc = proc
         self._clock = clock
@@ -159,7 +160,9 @@ class Meter:
         self.window = Window()
         #: CPU time of the last reading, in s
         self.cost = 0.0
-        self._since, self._before = self._clock(), thread_times(proc)
+        #: when the last window began, and when it ended
+        self.began = self._clock()
+        self._since, self._before = self.began, thread_times(proc)
         self._stalls = {resource: self._stalled(resource) for resource in ("memory", "io")}
         self._steal = self._stolen()
 
@@ -168,6 +171,15 @@ class Meter:
         """Seconds until the next sample: more than one where there are thousands of threads."""
         return max(1.0, self.cost / _SHARE)
 
+    @property
+    def ended(self) -> float:
+        return self._since
+
+    @property
+    def times(self) -> dict[int, Times]:
+        """By thread id, at the end of the last window."""
+        return self._before
+
     def sample(self, own: Iterable[int] = ()) -> NodeLoad:
         """What happened since the last one. `own`: processes whose work is the measurer's and not
         the node's load."""
@@ -175,7 +187,7 @@ class Meter:
         now, after = self._clock(), thread_times(self._proc, own)
         seconds = max(now - self._since, 1e-6)
         self.window = Window.between(self._before, after)
-        self._since, self._before = now, after
+        self.began, self._since, self._before = self._since, now, after
         stalls = {resource: self._stalled(resource) for resource in self._stalls}
         stalled = {
             resource: min(1.0, max(0, stalls[resource] - self._stalls[resource]) / 1e6 / seconds)
@@ -190,7 +202,7 @@ class Meter:
             exported=self._exported.next(running),
             dilation=self.window.dilation,
             cores=effective_cores(self._group.cpu_quota(), stolen),
-            speed=self._speed,
+            speed=self.speed,
             memory=self._memory,
             free=int(self._group.available() * _LENT),
             psi_memory=stalled["memory"],

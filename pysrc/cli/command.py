@@ -81,5 +81,13 @@ run_dir_option = click.option(
 )
 
 
+config_option = click.option(
+    "--config",
+    "config_dir",
+    metavar="DIR",
+    help="Configuration files [default: $MOSIX_CONFIG_DIR or /etc/mosix].",
+)
+
+
 def paths_for(run_dir: str | None) -> Paths:
     return Paths.choose(run_dir=run_dir)

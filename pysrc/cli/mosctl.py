@@ -1,4 +1,5 @@
-"""mosctl: ask about nodes, and about what MOSIX does with system calls."""
+"""mosctl: ask about nodes, and about what MOSIX does with system calls; what root may order besides
+is in `mosix.cli.administration`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import time
 
 import click
 import msgspec
-from mosix.cli import calls, columns
+from mosix.cli import administration, calls, columns
 from mosix.cli.command import Group, paths_for, run_dir_option
 from mosix.errors import NodeDownError, UsageError
 from mosix.node import requests
@@ -25,11 +26,12 @@ TIERS = {
 
 #: Bits of `mosctl rstatus`: those of MOSIX that say something here.
 CONFIGURED, UP = 1, 2
+OWNER_BITS = {"stay": 4, "lstay": 8, "block": 16, "drain": 16 | 8}
 
 
 @click.group("mosctl", cls=Group)
 def main() -> None:
-    """Ask about this node and others. Everybody may."""
+    """Ask about nodes, which everybody may; root says what this node does for others."""
 
 
 @main.command("whois")
@@ -94,14 +96,16 @@ def localstatus(as_json: bool, run_dir: str | None) -> None:
 def rstatus(node: str, as_json: bool, run_dir: str | None) -> None:
     """Status of a node as a number, for programs; of this one by default.
 
-    The sum of 1 (the node is in mosix.map) and 2 (it is up). A node that does not answer is no
-    error here."""
+    The sum of 1 (the node is in mosix.map), 2 (it is up), 4 (stay), 8 (lstay) and 16 (block); a
+    drained node says lstay and block. A node that does not answer is no error here."""
+    number = CONFIGURED
     try:
-        ask(paths_for(run_dir), requests.Status(node=node), NodeStatus)
+        found = ask(paths_for(run_dir), requests.Status(node=node), NodeStatus)
+        number |= UP
+        for word in found.owner:
+            number |= OWNER_BITS.get(word, 0)
     except NodeDownError:
-        number = CONFIGURED
-    else:
-        number = CONFIGURED | UP
+        pass
     click.echo(msgspec.json.encode({"status": number}).decode() if as_json else str(number))
 
 
@@ -147,6 +151,12 @@ def _show_status(found: NodeStatus) -> None:
         _show_load(found.load)
     click.echo(f"  jobs     {found.jobs}")
     click.echo(f"  guests   {found.guests}")
+    if found.owner:
+        click.echo(f"  owner    says {', '.join(found.owner)}")
+    if found.topology:
+        click.echo(f"  features {', '.join(found.topology)}")
+    if found.problem:
+        click.echo(f"  files    are not what is in force: {found.problem}")
     if found.date_bound_ns is not None:
         click.echo(f"  date     of guests: their home's, within {found.date_bound_ns / 1e6:.1f} ms")
 
@@ -185,6 +195,10 @@ def _print_json(found: msgspec.Struct) -> None:
     if isinstance(values.get("status"), dict):
         values["status"].pop("t", None)
     click.echo(msgspec.json.encode(values).decode())
+
+
+for order in administration.COMMANDS:
+    main.add_command(order)
 
 
 if __name__ == "__main__":

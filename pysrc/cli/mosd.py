@@ -15,11 +15,12 @@ import click
 from mosix import failpoints
 from mosix.cli import mosrun
 from mosix.cli.command import Command
-from mosix.config import DEFAULT_PEER_PORT, NodeConfig, Paths, load
+from mosix.config import DEFAULT_GRACE_S, DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.accounting import Choice
-from mosix.node.mosd import GRACE_S, STOP_S, Mosd
+from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
+from mosix.node.syslog import DEVICE
 from mosix.node.tier import Choice as Tier
 
 
@@ -58,10 +59,9 @@ from mosix.node.tier import Choice as Tier
     "grace_s",
     type=click.IntRange(0, 86400),
     envvar="MOSIX_GRACE",
-    default=GRACE_S,
     metavar="SECONDS",
     help="How long jobs of this node that are away wait for a lost connection, before they end "
-    f"[default: $MOSIX_GRACE or {GRACE_S}].",
+    f"[default: $MOSIX_GRACE, else /etc/mosix/grace, else {DEFAULT_GRACE_S}].",
 )
 @click.option(
     "--accounting",
@@ -78,12 +78,19 @@ from mosix.node.tier import Choice as Tier
     help="How calls are intercepted: portable by seccomp, kernel by mosix.ko and eBPF, auto the "
     "latter where the module is loaded.",
 )
+@click.option(
+    "--balance/--no-balance",
+    default=True,
+    show_default=True,
+    help="Whether processes leave this node by themselves, and it asks others for theirs.",
+)
 @click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
-# for tests: see node.features, and Launch in wire.messages
+# for tests: see node.features, node.syslog, and Launch in wire.mosd_messages
 @click.option("--foreign-vdso", is_flag=True, hidden=True)
 @click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
+@click.option("--syslog", default=DEVICE, hidden=True)
 def main(
     *,
     config_dir: str | None,
@@ -91,13 +98,15 @@ def main(
     port: int | None,
     detach: bool,
     stop_s: float,
-    grace_s: int,
+    grace_s: int | None,
     accounting: Choice,
     tier: Tier,
+    balance: bool,
     deputy: str,
     remote: str,
     foreign_vdso: bool,
     date_ahead_s: float,
+    syslog: str,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
@@ -110,7 +119,7 @@ def main(
     os.environ["MOSIX_CONFIG_DIR"] = str(paths.config_dir)
     os.environ["MOSIX_RUN_DIR"] = str(paths.run_dir)
     os.umask(0o022)
-    config = load(paths, port)
+    config = load(paths, port, grace_s)
     failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     programs = Programs(deputy, remote)
     daemon = functools.partial(
@@ -119,11 +128,12 @@ def main(
         programs,
         mosrun.parse,
         stop_s=stop_s,
-        grace_s=grace_s,
         accounting=accounting,
         tier=tier,
+        balance=balance,
         foreign_vdso=foreign_vdso,
         date_ahead_ns=int(date_ahead_s * 1e9),
+        syslog=syslog,
     )
     if detach:
         _detached(config, daemon)

@@ -104,7 +104,7 @@ def main(
         raise UsageError("only one of -I and -h can be given")
     rows = [
         row
-        for row in ask(paths_for(run_dir), Processes(pid=pid), ProcessList).rows
+        for row in ask(paths_for(run_dir), Processes(pid=pid, why=why), ProcessList).rows
         if _wanted(row, migratable=migratable, away=away, local=local, guests=guests)
     ]
     if as_json:
@@ -113,8 +113,9 @@ def main(
     names = _Names("ip" if ip else "host" if host else "number")
     if why:
         for row in rows:
-            reason = _reason(row) or "it was never ordered elsewhere"
-            click.echo(f"{row.pid}: {_where(row, names)}: {reason}")
+            said = [_reason(row) or "it was never sent elsewhere", printable(row.balance)]
+            reasons = "; ".join(text for text in said if text)
+            click.echo(f"{row.pid}: {_where(row, names)}: {reasons}")
         return
     shown = _columns(names, long=long or "l" in letters, origpid=origpid)
     cells = [[cell(row) for cell in shown.values()] for row in rows]

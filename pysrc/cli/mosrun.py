@@ -43,7 +43,6 @@ LATER = {
     "R": "checkpoints",
     "S": "command files",
     "X": "private temporary files",
-    "b": "choosing the best node",
     "i": "batch jobs",
     "q": "the queue",
     "z": "argument lists with a name of their own",
@@ -64,6 +63,8 @@ class Parsed:
     status: int = 0
     program: int = 0
     node: str | None = None
+    #: wherever it is best now
+    best: bool = False
     fallback: bool = False
     #: attributes that were given; a mosrun inside a job leaves the others as they are
     changes: Changes = field(default_factory=dict)
@@ -116,6 +117,7 @@ class _Command(click.Command):
     "this node, its home, unless a node is given.",
 )
 @click.option("-h", "home", is_flag=True, help="Start on the home node (the default).")
+@click.option("-b", "best", is_flag=True, help="Start on the node that is best now.")
 @click.option("-r", "host", metavar="{host}", help="Start on this node, given by host name.")
 @click.option("--node", metavar="NODE", help="The same as -NODE: by number or IP.")
 @click.option(
@@ -164,6 +166,7 @@ class _Command(click.Command):
 def command(
     *,
     home: bool,
+    best: bool,
     host: str | None,
     node: str | None,
     ranges: str | None,
@@ -181,8 +184,8 @@ def command(
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
-    if (home, host is not None, node is not None, ranges is not None).count(True) > 1:
-        raise click.UsageError("only one of -h, -r{host}, -{node} and -j can be given")
+    if (home, best, host is not None, node is not None, ranges is not None).count(True) > 1:
+        raise click.UsageError("only one of -h, -b, -r{host}, -{node} and -j can be given")
     if ranges is not None:
         node = _any_of(ranges)
     if lock and unlock:
@@ -205,6 +208,7 @@ def command(
     return Parsed(
         program=len(program),
         node=host if host is not None else node,
+        best=best,
         fallback=fallback,
         changes={name: value for name, value in changes.items() if value is not None},
         interface=not no_interface,
@@ -250,6 +254,7 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
     return Parsed(
         program=len(words) - parsed.program,
         node=parsed.node,
+        best=parsed.best,
         fallback=parsed.fallback,
         changes=parsed.changes,
         interface=parsed.interface,

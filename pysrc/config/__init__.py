@@ -4,12 +4,19 @@
 spawner between the two. Nothing here opens a socket to another node or knows mosd.
 """
 
-from mosix.config.node import DEFAULT_MAX_GUESTS, DEFAULT_PEER_PORT, NodeConfig, load
+from mosix.config.node import (
+    DEFAULT_GRACE_S,
+    DEFAULT_MAX_GUESTS,
+    DEFAULT_PEER_PORT,
+    NodeConfig,
+    load,
+)
 from mosix.config.nodemap import NodeMap, parse_map
 from mosix.config.paths import Paths
 from mosix.config.secret import load_secret
 
 __all__ = [
+    "DEFAULT_GRACE_S",
     "DEFAULT_MAX_GUESTS",
     "DEFAULT_PEER_PORT",
     "NodeConfig",

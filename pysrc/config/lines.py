@@ -16,6 +16,21 @@ from mosix.errors import ConfigError
 #: More is an accident: the largest file of the manual has 256 short lines.
 MAX_FILE_BYTES = 256 << 10
 
+#: MOSIX(7), requirements: addresses of nodes.
+FIRST_ADDRESS = ipaddress.IPv4Address("0.1.0.0")
+LAST_ADDRESS = ipaddress.IPv4Address("255.254.254.255")
+
+
+class FileError(ConfigError):
+    """A complaint about `path`; `number` is that of the line, 0: about all of it."""
+
+    def __init__(self, path: Path, number: int, reason: str, hint: str = "") -> None:
+        where = f"{path}, line {number}" if number else f"{path}"
+        super().__init__(f"{where}: {reason}", hint)
+        self.path = path
+        self.number = number
+        self.reason = reason
+
 
 @dataclass(frozen=True)
 class Line:
@@ -29,8 +44,8 @@ class Line:
     def fields(self) -> list[str]:
         return self.text.split()
 
-    def error(self, message: str, hint: str = "") -> ConfigError:
-        return ConfigError(f"{self.path}, line {self.number}: {message}", hint)
+    def error(self, message: str, hint: str = "") -> FileError:
+        return FileError(self.path, self.number, message, hint)
 
 
 def read_text(path: Path, hint: str) -> str:
@@ -39,14 +54,14 @@ def read_text(path: Path, hint: str) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint) from error
+        raise FileError(path, 0, str(error.strerror), hint) from error
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes", hint)
+        raise FileError(path, 0, f"larger than {MAX_FILE_BYTES} bytes", hint)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}, line {line}: not UTF-8 text", hint) from error
+        raise FileError(path, line, "not UTF-8 text", hint) from error
 
 
 def lines(path: Path, text: str) -> Iterator[Line]:
@@ -70,11 +85,9 @@ def address(line: Line, text: str) -> ipaddress.IPv4Address:
             raise line.error(
                 f"host name '{text}' is not known", "check /etc/hosts, or write the IP"
             ) from error
-    # MOSIX(7), notes on mosix.map: 0.0.x.x and 255.255.255.x are not allowed.
-    packed = found.packed
-    if packed[:2] == b"\0\0" or packed[:3] == b"\xff\xff\xff":
+    if not FIRST_ADDRESS <= found <= LAST_ADDRESS:
         raise line.error(
-            f"{found} cannot be a node", "addresses 0.0.x.x and 255.255.255.x are not allowed"
+            f"{found} cannot be a node", f"addresses are from {FIRST_ADDRESS} to {LAST_ADDRESS}"
         )
     return found
 

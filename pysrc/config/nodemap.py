@@ -1,28 +1,37 @@
 """mosix.map and userview.map: which nodes there are, and their numbers.
 
 MOSIX(7): a data line of mosix.map is `IP|host count [flags]`, numbers come from userview.map
-(`number IP|host count`). A line of mosix.map may also be `number IP|host count`: then one file
-is enough for a small cluster. Used by mosd (who may connect, what a name means) and `mosctl
+(`number IP|host count`). A line of mosix.map may also be `number IP|host count [flags]`: then one
+file is enough for a small cluster. Used by mosd (who may connect, what a name means) and `mosctl
 whois`. Never asks another node.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mosix.config.lines import Line, address, integer, lines, read_text
+from mosix.config.lines import (
+    LAST_ADDRESS,
+    FileError,
+    Line,
+    address,
+    integer,
+    lines,
+    read_text,
+)
 from mosix.config.paths import Paths
-from mosix.errors import ConfigError, UnknownNodeError
+from mosix.errors import UnknownNodeError
 
 MAX_MAP_LINES = 256
 MAX_NUMBER = 65535
 _MAX_NODES = 1 << 24
 _FLAGS = {"p", "o", "po", "op", "proximate", "outsider"}
-_MAP_HINT = "one line for each range of nodes: IP COUNT, or NUMBER IP COUNT"
+_MAP_HINT = "one line for each range of nodes: IP COUNT [FLAGS], or NUMBER IP COUNT [FLAGS]"
 _USERVIEW_HINT = "one line for each range of nodes: NUMBER IP COUNT"
 
 
@@ -39,6 +48,16 @@ class Range:
     def last(self) -> int:
         return self.first + self.count - 1
 
+    @property
+    def proximate(self) -> bool:
+        """The network to it is fast: nothing is compressed on the way."""
+        return "p" in self.flags
+
+    @property
+    def outsider(self) -> bool:
+        """Processes of class 0 do not go there."""
+        return "o" in self.flags.replace("proximate", "")
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -52,11 +71,13 @@ class Numbers:
 
 @dataclass(frozen=True)
 class NodeMap:
-    """The nodes of the cluster. Immutable: a changed file makes a new one."""
+    """The nodes of the cluster. Immutable: a changed file makes a new one. `off`: this node has
+    left it (setpe -off)."""
 
     ranges: tuple[Range, ...] = ()
     numbers: tuple[Numbers, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    off: bool = False
 
     def __contains__(self, ip: str) -> bool:
         value = self._value(ip)
@@ -64,6 +85,25 @@ class NodeMap:
 
     def __len__(self) -> int:
         return sum(r.count for r in self.ranges)
+
+    def range_of(self, ip: str) -> Range | None:
+        """The line that names this node."""
+        value = self._value(ip)
+        if value is None:
+            return None
+        return next((r for r in self.ranges if r.first <= value <= r.last), None)
+
+    def outsider(self, ip: str) -> bool:
+        """Whether processes of class 0 may not go to node `ip`."""
+        found = self.range_of(ip)
+        return found is not None and found.outsider
+
+    def alone(self, ip: str) -> NodeMap:
+        """The map without any other node than `ip`, which has left the cluster."""
+        found = self.range_of(ip)
+        assert found is not None
+        own = replace(found, first=int(ipaddress.IPv4Address(self.canonical(ip))), count=1)
+        return replace(self, ranges=(own,), off=True)
 
     def canonical(self, ip: str) -> str:
         """The node's main address where `ip` is an alias of it."""
@@ -84,9 +124,9 @@ class NodeMap:
         """How many numbers are given."""
         return sum(n.count for n in self.numbers)
 
-    def nowhere(self) -> Iterator[str]:
-        """For each line that numbers an address outside of the map, what is wrong, with file and
-        line. The manual allows it, for nodes of other clusters."""
+    def nowhere(self) -> Iterator[tuple[int, str, Line]]:
+        """For each line that numbers an address outside of the map the first such number, its
+        address and the line. The manual allows it, for nodes of other clusters."""
         covered = [(r.first, r.last) for r in self.ranges]
         covered += [(value, value) for value in map(self._literal, self.aliases) if value]
         covered.sort()
@@ -96,11 +136,7 @@ class NodeMap:
                 if first <= at <= last:
                     at = last + 1
             if at < end:
-                ip, number = ipaddress.IPv4Address(at), n.number + at - n.first
-                yield (
-                    f"{n.line.path}, line {n.line.number}: {ip} is not in mosix.map: "
-                    f"number {number} is no node"
-                )
+                yield n.number + at - n.first, str(ipaddress.IPv4Address(at)), n.line
 
     def _value(self, ip: str) -> int | None:
         return self._literal(self.canonical(ip))
@@ -161,6 +197,8 @@ class NodeMap:
     def check_member(self, ip: str, called: str) -> str:
         """`ip` (or what it is an alias of); UnknownNodeError unless it is in the map."""
         if ip not in self:
+            if self.off:
+                raise UnknownNodeError("this node is off, alone", "setpe brings it back")
             shown = ip if called == ip else f"'{called}' ({ip})"
             raise UnknownNodeError(
                 f"node {shown} is not in mosix.map", "the nodes are listed in mosix.map"
@@ -170,11 +208,24 @@ class NodeMap:
 
 def load_map(paths: Paths) -> NodeMap:
     """Reads mosix.map and, if it exists, userview.map. ConfigError."""
-    text = read_text(paths.map, _MAP_HINT)
-    userview = ""
-    if paths.userview.exists():
-        userview = read_text(paths.userview, _USERVIEW_HINT)
-    return parse_map(text, paths.map, userview, paths.userview)
+    nodes, errors = read_map(paths)
+    if errors:
+        raise errors[0]
+    return nodes
+
+
+def read_map(paths: Paths) -> tuple[NodeMap, list[FileError]]:
+    """The same, with every complaint and without the lines that they are about."""
+    errors: list[FileError] = []
+    text = userview = ""
+    with _kept(errors):
+        text = read_text(paths.map, _MAP_HINT)
+    with _kept(errors):
+        if paths.userview.exists():
+            userview = read_text(paths.userview, _USERVIEW_HINT)
+    if errors:
+        return NodeMap(), errors
+    return _read(text, paths.map, userview, paths.userview)
 
 
 def parse_map(
@@ -184,38 +235,63 @@ def parse_map(
     userview_path: Path = Path("userview.map"),
 ) -> NodeMap:
     """The map in the files' texts. ConfigError names file and line."""
+    nodes, errors = _read(text, path, userview, userview_path)
+    if errors:
+        raise errors[0]
+    return nodes
+
+
+@contextlib.contextmanager
+def _kept(errors: list[FileError]) -> Iterator[None]:
+    try:
+        yield
+    except FileError as error:
+        errors.append(error)
+
+
+def _read(
+    text: str, path: Path, userview: str, userview_path: Path
+) -> tuple[NodeMap, list[FileError]]:
+    errors: list[FileError] = []
     ranges: list[Range] = []
     numbers: list[Numbers] = []
-    alias_lines: list[tuple[Line, str, str]] = []
+    aliases: list[_Alias] = []
     for count, line in enumerate(lines(path, text), start=1):
         if count > MAX_MAP_LINES:
-            raise line.error(f"more than {MAX_MAP_LINES} lines", "join consecutive addresses")
-        if "=" in line.text:
-            alias_lines.append(_alias(line))
-            continue
-        ranges.append(_range(line))
-        if _is_numbered(line):
-            numbers.append(_numbers(line))
-        _no_overlap(ranges)
-    if not ranges:
-        raise ConfigError(f"{path}: names no node", _MAP_HINT)
-    numbers += [_numbers(line) for line in lines(userview_path, userview)]
-    for index, one in enumerate(numbers):
-        _no_clash(one, numbers[:index])
-    plain = NodeMap(tuple(ranges), tuple(numbers))
-    aliases: dict[str, str] = {}
-    for line, left, right in alias_lines:
-        if right not in plain:
-            raise line.error(
-                f"{right} is not in the data lines", "an alias names a node of this file"
+            errors.append(
+                line.error(f"more than {MAX_MAP_LINES} lines", "join consecutive addresses")
             )
-        aliases[left] = right
-    return NodeMap(plain.ranges, plain.numbers, aliases)
+            break
+        with _kept(errors):
+            if "=" in line.text:
+                aliases.append(_alias(line))
+                continue
+            new = _range(line)
+            _no_overlap(new, ranges)
+            ranges.append(new)
+            if _is_numbered(line):
+                numbers.append(_numbers(line, line.fields[:3]))
+    if not ranges and not errors:
+        errors.append(FileError(path, 0, "names no node", _MAP_HINT))
+    for line in lines(userview_path, userview):
+        with _kept(errors):
+            numbers.append(_numbers(line, line.fields))
+    for index, one in enumerate(numbers):
+        with _kept(errors):
+            _no_clash(one, numbers[:index])
+    plain = NodeMap(tuple(ranges), tuple(numbers))
+    known: dict[str, str] = {}
+    for alias in aliases:
+        with _kept(errors):
+            _check_alias(alias, plain, known)
+            known[alias.left] = alias.right
+    errors.sort(key=lambda error: (error.path != path, error.number))
+    return NodeMap(plain.ranges, plain.numbers, known), errors
 
 
 def _is_numbered(line: Line) -> bool:
     fields = line.fields
-    return len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit()
+    return len(fields) in (3, 4) and fields[0].isdigit() and fields[2].isdigit()
 
 
 def _range(line: Line) -> Range:
@@ -223,19 +299,18 @@ def _range(line: Line) -> Range:
     if _is_numbered(line):
         fields = fields[1:]
     if not 2 <= len(fields) <= 3:
-        raise line.error(f"{len(fields)} fields", _MAP_HINT)
+        raise line.error(f"{len(line.fields)} fields", _MAP_HINT)
     first = int(address(line, fields[0]))
     count = integer(line, fields[1], "the number of nodes", 1, _MAX_NODES)
-    if (first + count - 1) >> 8 >= 0xFFFFFF:
-        raise line.error("the range ends behind 255.255.254.255")
+    if first + count - 1 > int(LAST_ADDRESS):
+        raise line.error(f"the range ends behind {LAST_ADDRESS}")
     flags = fields[2] if len(fields) == 3 else ""
     if flags and flags not in _FLAGS:
         raise line.error(f"unknown flag '{flags}'", "flags are p (proximate) and o (outsider)")
     return Range(first, count, flags, line)
 
 
-def _numbers(line: Line) -> Numbers:
-    fields = line.fields
+def _numbers(line: Line, fields: list[str]) -> Numbers:
     if len(fields) != 3:
         raise line.error(f"{len(fields)} fields", _USERVIEW_HINT)
     number = integer(line, fields[0], "a node number", 1, MAX_NUMBER)
@@ -246,18 +321,37 @@ def _numbers(line: Line) -> Numbers:
     return Numbers(number, first, count, line)
 
 
-def _alias(line: Line) -> tuple[Line, str, str]:
-    left, _, right = line.text.partition("=")
-    return (
-        line,
-        str(address(line, left.strip())),
-        str(address(line, right.strip())),
-    )
+@dataclass(frozen=True)
+class _Alias:
+    line: Line
+    left: str
+    right: str
 
 
-def _no_overlap(ranges: list[Range]) -> None:
-    new = ranges[-1]
-    for old in ranges[:-1]:
+def _alias(line: Line) -> _Alias:
+    left, _, right = (part.strip() for part in line.text.partition("="))
+    if not left.replace(".", "").isdigit() and ":" not in left:
+        raise line.error(f"'{left}' is not an address", "an alias is: a.b.c.d=IP, or a.b.c.d=HOST")
+    return _Alias(line, str(address(line, left)), str(address(line, right)))
+
+
+def _check_alias(alias: _Alias, nodes: NodeMap, known: dict[str, str]) -> None:
+    if alias.right not in nodes:
+        raise alias.line.error(
+            f"{alias.right} is not in the data lines", "an alias names a node of this file"
+        )
+    own = nodes.range_of(alias.left)
+    if own is not None:
+        raise alias.line.error(
+            f"{alias.left} is a node itself, line {own.line.number}",
+            "only one address of a node is in the data lines",
+        )
+    if alias.left in known:
+        raise alias.line.error(f"{alias.left} is an alias already", "name each address once")
+
+
+def _no_overlap(new: Range, earlier: list[Range]) -> None:
+    for old in earlier:
         if new.first <= old.last and old.first <= new.last:
             raise new.line.error(f"overlaps line {old.line.number}", "name each node once")
 

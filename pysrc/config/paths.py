@@ -60,8 +60,33 @@ class Paths:
         return self.config_dir / "maxguests"
 
     @property
+    def grace(self) -> Path:
+        return self.config_dir / "grace"
+
+    @property
     def speed(self) -> Path:
         return self.config_dir / "speed"
+
+    @property
+    def features(self) -> Path:
+        return self.config_dir / "features"
+
+    @property
+    def own_features(self) -> Path:
+        return self.config_dir / "myfeatures"
+
+    @property
+    def log_mosrun(self) -> Path:
+        """Only whether it is there counts."""
+        return self.config_dir / ".log_mosrun"
+
+    @property
+    def partners(self) -> Path:
+        return self.config_dir / "partners"
+
+    @property
+    def grid(self) -> Path:
+        return self.config_dir / "grid"
 
     @property
     def control(self) -> Path:
@@ -89,6 +114,11 @@ class Paths:
         return self.run_dir / "speed"
 
     @property
+    def owner(self) -> Path:
+        """What this node's owner has said with mosctl (`mosix.node.owner`)."""
+        return self.run_dir / "owner"
+
+    @property
     def jobs(self) -> Path:
         """One file per job (`mosix.node.records`)."""
         return self.run_dir / "jobs"
@@ -97,6 +127,11 @@ class Paths:
     def guests(self) -> Path:
         """One file per guest (`mosix.node.records`)."""
         return self.run_dir / "guests"
+
+    @property
+    def spawner(self) -> Path:
+        """Which spawners there may be (`mosix.node.records`)."""
+        return self.run_dir / "spawner"
 
     @property
     def workers(self) -> Path:

@@ -16,7 +16,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from mosix import failpoints
 from mosix.deputy import moves
@@ -40,22 +40,26 @@ from mosix.errors import (
     MosixError,
     NoSuchProcessError,
     ProtocolError,
+    RefusedError,
 )
 from mosix.image import eligibility
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.listener import Asked, Listener
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.stops import Stop
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.wire.adoption import returned, try_to_return
 from mosix.wire.attributes import changed
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import Dialer
-from mosix.wire.messages import (
+from mosix.wire.messages import Ask, NodeFeatures, Token, Told, decode
+from mosix.wire.mosd_messages import (
     Arm,
     Armed,
-    Ask,
+    Automatic,
     ComeHome,
+    Consider,
     Dialed,
     Forsaken,
     Join,
@@ -65,14 +69,10 @@ from mosix.wire.messages import (
     Moved,
     Name,
     Named,
-    NodeFeatures,
     NodeToWorker,
     ProcessState,
     Started,
-    Token,
-    Told,
     WorkerToNode,
-    decode,
 )
 
 log = logging.getLogger("mosix.deputy")
@@ -103,17 +103,19 @@ def run(sock: socket.socket) -> None:
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
     listener = Listener(*listening) if listening else None
+    # What mosd must have of it, should another one run one day.
+    belongings = (stderr, *listening)
     filters = eligibility.filters_of(launch.pid)
     if launch.node is None:
         failpoints.hit("deputy.launch")
         node.send_now(Started())
         others = (listener.event,) if listener else ()
         sock, pidfd = rest(
-            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, [stderr])
+            sock, others, pidfd, launch.cgroup, lambda: try_to_return(launch.adoption, belongings)
         )
         node = Packets(sock, NodeToWorker)
     if pidfd >= 0:
-        asyncio.run(Deputy(node, launch, stderr, listener, filters).main(pidfd))
+        asyncio.run(Deputy(node, launch, belongings, listener, filters).main(pidfd))
 
 
 class Deputy:
@@ -123,7 +125,7 @@ class Deputy:
         self,
         node: Packets[NodeToWorker],
         launch: Launch,
-        stderr: int,
+        belongings: tuple[int, ...],
         listener: Listener | None,
         filters: int,
     ) -> None:
@@ -134,7 +136,8 @@ class Deputy:
         self._outbox: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._outbox.put_nowait)
         self.watch = Watch()
-        self._stderr = stderr
+        self._belongings = belongings
+        self._stderr = belongings[0]
         self.listener = listener
         self._names: dict[int, asyncio.Future[Named]] = {}
         self._name_numbers = itertools.count(1)
@@ -219,7 +222,8 @@ class Deputy:
             for number in list(self._names):
                 self._named(Named(request=number))
             self._node.close()
-            self._node = Packets(await returned(self.launch.adoption, [self._stderr]), NodeToWorker)
+            sock = await returned(self.launch.adoption, self._belongings)
+            self._node = Packets(sock, NodeToWorker)
             self._dialer.back()
             self._mosd_gone = False
             for process in self._processes.values():
@@ -265,7 +269,11 @@ class Deputy:
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
     ) -> tuple[Token, list[socket.socket]]:
-        return await self._dialer.dial(ip, purposes, pid, epoch, token)
+        process = self._processes.get(pid)
+        attributes = process.attributes if process is not None else self.launch.attributes
+        return await self._dialer.dial(
+            ip, purposes, pid, epoch, token, job_class=attributes.job_class
+        )
 
     # ---- orders ----
 
@@ -279,15 +287,16 @@ class Deputy:
         )
         try:
             process = self._member(order.pid)
-            if not order.manual and process.attributes.lock:
-                raise CannotMoveError(f"process {order.pid} is locked", "mosrun -l unlocks it")
             async with process.moves:
                 moves_before = process.nmigs
-                try:
-                    await self.send_to(process, order.target)
-                except MosixError as error:
-                    process.say_why_not(error)
-                    raise
+                if order.automatic is None:
+                    try:
+                        await self.send_to(process, order.target)
+                    except MosixError as error:
+                        process.say_why_not(error)
+                        raise
+                else:
+                    await self._balance(process, order.target, order.automatic)
             moved = Moved(request=order.request, pid=order.pid)
             if process.nmigs != moves_before:  # else it was there already
                 moved = Moved(
@@ -307,7 +316,22 @@ class Deputy:
         finally:
             self._outbox.put_nowait(moved)
 
-    async def send_to(self, process: JobProcess, target: str | None) -> None:
+    async def _balance(self, process: JobProcess, target: str | None, order: Automatic) -> None:
+        """The system's order, with the lock held: void if it is not as the system believes. A
+        failure leaves everything as it was, also where the process goes back to."""
+        if process.attributes.lock:
+            raise CannotMoveError(f"process {process.pid} is locked", "mosrun -l unlocks it")
+        if self._where(process) != order.source:
+            raise RefusedError(f"process {process.pid} is not at {order.source} any more")
+        ordered = process.ordered
+        try:
+            await self.send_to(process, target, order.why)
+        except MosixError:
+            if process.ordered == target:
+                process.ordered = ordered
+            raise
+
+    async def send_to(self, process: JobProcess, target: str | None, why: str = "ordered") -> None:
         """With its lock held; remembered, so that it goes back there. None: home."""
         if process.place is Place.ENDED:
             raise NoSuchProcessError(f"process {process.pid} has ended")
@@ -321,7 +345,7 @@ class Deputy:
                 await moves.leave(process, target)
             elif process.link is not None and process.link.ip != target:
                 await moves.move_on(process, target)
-        process.why = "ordered"
+        process.why = why
         process.report()
 
     async def _all_home(self, order: ComeHome) -> None:
@@ -427,13 +451,27 @@ class Deputy:
             self.listener.restart(pid if stopping else 0)
 
     async def node_of(self, name: str) -> tuple[str | None, int | None]:
-        if self._mosd_gone:
-            return None, None
-        number = next(self._name_numbers)
-        self._names[number] = asyncio.get_running_loop().create_future()
-        self._outbox.put_nowait(Name(request=number, node=name))
-        named = await self._names[number]
+        named = await self._ask_mosd(lambda number: Name(request=number, node=name))
         return named.ip, named.number
+
+    async def consider(self, process: JobProcess) -> str | None:
+        where, pid = self._where(process), process.pid
+        named = await self._ask_mosd(lambda number: Consider(request=number, pid=pid, where=where))
+        return named.ip
+
+    async def _ask_mosd(self, question: Callable[[int], Name | Consider]) -> Named:
+        """Nothing is named while it is gone."""
+        number = next(self._name_numbers)
+        if self._mosd_gone:
+            return Named(request=number)
+        self._names[number] = asyncio.get_running_loop().create_future()
+        self._outbox.put_nowait(question(number))
+        return await self._names[number]
+
+    @staticmethod
+    def _where(process: JobProcess) -> str:
+        away = process.place is Place.AWAY and process.link is not None
+        return process.link.ip if away and process.link else process.place.value
 
     def _member(self, pid: int) -> JobProcess:
         if pid not in members(self.launch.cgroup):

@@ -3,7 +3,8 @@
 Each is one coroutine, called with the process's `moves` lock held. The order of its steps is the
 promise: until the commit (the deputy accepts `Running`, or decides that home has the body) every
 failure leaves the process where it was, running; after it the old body can do nothing, since
-every effect passes through the ghost. docs/architecture.md tells the same story in words.
+every effect passes through the ghost. What is done to the process at home is in
+`mosix.deputy.ghost`. docs/architecture.md tells the same story in words.
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 from mosix import failpoints
+from mosix.deputy import ghost
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.needs import needs_of
-from mosix.deputy.process import PATIENCE, JobProcess, Place
+from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
     CannotMoveError,
     MosixError,
@@ -32,17 +31,15 @@ from mosix.errors import (
     NodeDownError,
     TransferCutError,
 )
-from mosix.image import capture, eligibility, handlers, maps, pending, restore, stream
+from mosix.image import capture, eligibility, handlers, maps, plans, restore, stream
 from mosix.image.model import Image, PageRun
-from mosix.native import vdso
-from mosix.native.agent import Agent, NoDescriptorError
-from mosix.native.cpu import own_vdso
-from mosix.native.tracee import PTRACE_O_EXITKILL, StillAsleepError, Stop, Tracee
+from mosix.native.agent import Agent
+from mosix.native.orders import NoDescriptorError
+from mosix.native.tracee import Tracee
 from mosix.wire.dialer import STALL
 from mosix.wire.messages import (
     Freeze,
     Frozen,
-    Hold,
     Needs,
     Ping,
     Pong,
@@ -57,24 +54,12 @@ from mosix.wire.messages import (
 T = TypeVar("T")
 P = ParamSpec("P")
 
-log = logging.getLogger("mosix.deputy")
-
 #: From the last byte of an image to the restored guest, in seconds.
 _RESTORE = 60
 
 #: Runs of memory below this are not worth announcing (bytes).
 _PREFAULT_FROM = 64 << 10
 _MAX_PREFAULT = 512
-_SIGINFO_BYTES = 128
-#: When home's clock is behind what the guest read by so many ns, it was set meanwhile.
-_CLOCK_WAS_SET = 1_000_000_000
-_SIGNAL = struct.Struct("<i")
-#: A process that is sent signals without end leaves all the same.
-_MAX_SIGNALS = 64
-#: How often a process that does not stop is looked at, in seconds.
-_LOOK_AGAIN = 0.2
-_LOOP_TICK = 1e-3
-_NR_RT_TGSIGQUEUEINFO = 297
 
 
 def ran_short(process: JobProcess, error: OSError) -> MoveFailedError:
@@ -148,15 +133,15 @@ async def _leave_prepared(
     process.place = Place.MOVING
     try:
         if seized is None:
-            await _stop_to_leave(process, tracee)
+            await ghost.stop_to_leave(process, tracee)
         failpoints.hit("deputy.stopped", *link.sockets, call, bulk)
-        image = _describe(process, tracee, epoch)
+        image = ghost.describe(process, tracee, epoch)
         ghost_mask = handlers.mask_outside(tracee, image)
         failpoints.hit("deputy.described", *link.sockets, call, bulk)
         # The image is on its way while the agent goes in beside the body.
         sending = _begin(_send, process.pid, bulk.fileno(), image)
         try:
-            agent = Agent.inject(tracee, restore.body_ranges(image))
+            agent = Agent.inject(tracee, plans.body_ranges(image))
             failpoints.hit("deputy.injected", *link.sockets, call, bulk)
             agent.obey()
             call_number = agent.give_fd(call.fileno())
@@ -175,7 +160,7 @@ async def _leave_prepared(
                 await sending
             raise
     except BaseException:
-        _resume_at_home(process, tracee, agent, image, keep=seized is not None)
+        ghost.resume_at_home(process, tracee, agent, image, keep=seized is not None)
         raise
     # Committed: from here on this body is only an image of the past.
     process.freeze_ns = time.monotonic_ns() - begin
@@ -183,181 +168,10 @@ async def _leave_prepared(
     link.keep(epoch, call)
     try:
         failpoints.hit("deputy.committed", *link.sockets)
-        _become_ghost(process, image, call_number, ghost_mask)
+        ghost.become_ghost(process, image, call_number, ghost_mask)
     except (MosixError, OSError) as error:
-        _no_ghost(process, tracee, error)
+        ghost.no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
-
-
-async def _stop_to_leave(process: JobProcess, tracee: Tracee) -> None:
-    stop = await _leave_vdso(tracee, await _stand_still(tracee))
-    stop = _begin_handlers(tracee, stop)
-    if stop.ended:
-        process.end()
-        raise MoveFailedError(f"process {process.pid} ended")
-    process.held = stop.kind == "group"
-
-
-async def _leave_vdso(tracee: Tracee, stop: Stop) -> Stop:
-    """Lets the stopped process run until it is not in the middle of a function of its kernel's
-    vdso, whose data will not be there where it goes, nor in a handler that interrupted one."""
-    for attempt in range(vdso.ATTEMPTS):
-        if stop.ended or stop.kind == "group" or not vdso.is_used(tracee, own_vdso()):
-            break
-        tracee.cont()
-        await _pause(vdso.pause_s(attempt))
-        stop = await _stand_still(tracee)
-    return stop
-
-
-async def _pause(seconds: float) -> None:
-    """asyncio cannot sleep for less than a tick; blocking for less keeps nobody waiting."""
-    if seconds < _LOOP_TICK:
-        time.sleep(seconds)
-    else:
-        await asyncio.sleep(seconds)
-
-
-async def _stand_still(tracee: Tracee) -> Stop:
-    """Its stop. StillAsleepError: it slept through all of `STALL` seconds, and will stop."""
-    end = time.monotonic() + STALL
-    while True:
-        try:
-            return tracee.stop(patience_s=PATIENCE)
-        except StillAsleepError:
-            if time.monotonic() >= end:
-                raise
-        await asyncio.sleep(_LOOK_AGAIN)
-
-
-def _describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
-    mappings = maps.read_mappings(process.pid)
-    reason = eligibility.why_not_stopped(tracee, process.home.filters, mappings)
-    if reason:
-        raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
-    image = capture.describe(tracee, epoch, mappings)
-    image.process.stopped = process.held
-    image.process.cpu_ns = process.cpu_time.everywhere(image.process.cpu_ns)
-    process.needs = needs_of(process.pid, mappings, image.runs)
-    # What waits in the ghost's queue stays there: it is the process's only queue.
-    image.process.pending, image.threads[0].pending = [], []
-    return image
-
-
-def _begin_handlers(tracee: Tracee, stop: Stop) -> Stop:
-    """Lets the stopped process take what its kernel was about to give it, and stops it again
-    before the first instruction of a handler.
-
-    An interrupt overtakes signals that wait already: a fault of the instruction it stands at, what
-    it has just sent to itself. Left in the queue they would reach the guest after more of its
-    instructions."""
-    for _ in range(_MAX_SIGNALS):
-        if stop.ended or stop.kind == "group" or not _signals_wait(tracee):
-            break
-        tracee.cont()
-        tracee.wait()
-        stop = tracee.stop()
-    return stop
-
-
-def _signals_wait(tracee: Tracee) -> bool:
-    blocked = tracee.signal_mask
-    return any(
-        not blocked >> number - 1 & 1
-        for shared in (False, True)
-        for (number,) in map(_SIGNAL.unpack_from, tracee.pending(shared=shared))
-    )
-
-
-def _become_ghost(process: JobProcess, image: Image, call_number: int, mask: int) -> None:
-    """The body runs elsewhere: what is left here gives its memory back and serves."""
-    link, tracee, agent = process.link, process.tracee, process.agent
-    assert link is not None and tracee is not None and agent is not None
-    process.page_bytes = image.page_bytes
-    process.epoch = image.header.epoch
-    process.count_move()
-    agent.finish()
-    tracee.set_options(PTRACE_O_EXITKILL)
-    agent.obey()
-    process.cpu_time.stop()
-    restore.empty_ghost(agent, image)
-    failpoints.hit("deputy.emptied", *link.sockets)
-    agent.finish()
-    stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
-    agent.serve(call_number, mask, image.process.ignored)
-    process.place = Place.AWAY
-    process.why = ""
-    process.home.watch.add(tracee, process.on_stop)
-    if stopped_meanwhile and not process.held:
-        process.held = True
-        link.post(Hold(held=True))
-    _stop_again(process)
-    process.report()
-    process.arm_agent()
-    failpoints.hit("deputy.away", *link.sockets)
-    link.adopt()
-
-
-def _no_ghost(process: JobProcess, tracee: Tracee, error: MosixError | OSError) -> None:
-    """Behind the commit the ghost could not do its part. Mostly because it was killed, which
-    the watch will tell; a process that cannot go on is ended."""
-    process.place = Place.AWAY
-    process.home.watch.add(tracee, process.on_stop)
-    if not tracee.dying:
-        log.error("process %d cannot be served any more", process.pid, exc_info=error)
-        process.lose(error.message if isinstance(error, MosixError) else str(error))
-
-
-def _stop_again(process: JobProcess) -> None:
-    """The agent has run although job control stopped the process: back into its group stop, in
-    which `JobProcess.on_stop` lets it listen for SIGCONT."""
-    if process.held and process.tracee is not None:
-        process.tracee.interrupt()
-
-
-def _resume_at_home(
-    process: JobProcess,
-    tracee: Tracee,
-    agent: Agent | None,
-    image: Image | None,
-    *,
-    keep: bool,
-) -> None:
-    """Undoes what `_leave_prepared` did to the process: it goes on as if nothing had been."""
-    if process.place is Place.ENDED:
-        return
-    process.place = Place.HOME
-    if agent is None and tracee.current is None:
-        _let_go_later(process, tracee)  # it never stopped
-        return
-    try:
-        if agent is not None:
-            agent.abandon()
-        if image is not None:
-            pending.keep_in_place(
-                tracee, image.threads[0], time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            )
-        if not keep:
-            tracee.detach()
-    except (MosixError, OSError) as error:
-        # It was killed. Its parent is told of its death only when its tracer has taken note.
-        process.tracee = tracee
-        process.home.watch.add(tracee, process.on_stop)
-        if not tracee.dying:
-            log.error("process %d cannot be let go: %s", process.pid, error)
-
-
-def _let_go_later(process: JobProcess, tracee: Tracee) -> None:
-    """It cannot be let go before it has stopped, which it will when it wakes up."""
-
-    def stopped(stop: Stop) -> None:
-        if stop.ended:
-            process.end()
-            return
-        process.home.watch.remove(tracee)
-        tracee.detach(stop.signal if stop.kind == "signal" else 0)
-
-    process.home.watch.add(tracee, stopped)
 
 
 @_move
@@ -374,14 +188,14 @@ async def come_home(process: JobProcess) -> None:
         _check_alive(process)
         process.place, process.guest_halts = Place.MOVING, False
         begin = time.monotonic_ns()
-        done = _Done()
+        done = ghost.Done()
         try:
             failpoints.hit("deputy.freeze", *link.sockets, bulk)
             link.post(Freeze(epoch=epoch))
             body = await _fill(process, link, agent, bulk, epoch=epoch, done=done)
         except BaseException:
             _shut(bulk)
-            _back_to_guest(process, epoch + 1, done)
+            ghost.back_to_guest(process, epoch + 1, done)
             raise
         # Committed: home has the body, whatever becomes of the guest now.
         process.link = None
@@ -389,12 +203,12 @@ async def come_home(process: JobProcess) -> None:
         process.count_move()
         process.page_bytes = body.page_bytes
         try:
-            await _become_body(process, tracee, agent, body)
+            await ghost.become_body(process, tracee, agent, body)
             failpoints.hit("deputy.home", *link.sockets)
             process.freeze_ns = time.monotonic_ns() - begin
             process.report()
         except (MosixError, OSError) as error:
-            _no_ghost(process, tracee, error)
+            ghost.no_ghost(process, tracee, error)
             raise MoveFailedError(f"process {process.pid} ended") from error
         finally:
             process.drop(link)
@@ -408,7 +222,7 @@ async def _fill(
     bulk: socket.socket,
     *,
     epoch: int,
-    done: _Done,
+    done: ghost.Done,
 ) -> Image:
     """The frozen body comes over `bulk` into its ghost, which then stands still."""
     await link.expect(Frozen, epoch)
@@ -443,26 +257,6 @@ async def _comes(link: RemoteLink, bulk: socket.socket, work: asyncio.Future[T])
         raise
 
 
-async def _become_body(process: JobProcess, tracee: Tracee, agent: Agent, body: Image) -> None:
-    """The ghost, filled with its body, goes on by itself: no agent, no tracer."""
-    process.calls_before = process.calls_before + agent.calls_served()
-    process.home.watch.remove(tracee)
-    await _until_clock(time.CLOCK_MONOTONIC, body.header.monotonic_ns)
-    if not process.attributes.localtime:
-        await _until_clock(time.CLOCK_REALTIME, body.header.date_ns)
-    process.cpu_time.came_home(body.process.cpu_ns)
-    agent.leave(*restore.final_state(tracee, body))
-    for siginfo in (*process.postponed, *process.at_home):
-        _queue(tracee, process.pid, siginfo)
-    process.postponed.clear()
-    process.at_home.clear()
-    tracee.set_options(0)
-    tracee.detach()
-    process.tracee = process.agent = None
-    process.place = Place.HOME
-    process.held = False
-
-
 @_move
 async def move_on(process: JobProcess, ip: str) -> None:
     """node → node `ip`, the image going straight there. On failure the guest runs on."""
@@ -477,7 +271,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
     new.date_ahead_ns = process.home.date_ahead_ns
     new.way_home = way_home
     with contextlib.closing(call):
-        done = _Done()
+        done = ghost.Done()
         try:
             _check_alive(process)
             process.place, process.guest_halts = Place.MOVING, False
@@ -504,7 +298,7 @@ async def move_on(process: JobProcess, ip: str) -> None:
         except BaseException:
             process.drop(new)
             await new.close()
-            _back_to_guest(process, epoch + 1, done)
+            ghost.back_to_guest(process, epoch + 1, done)
             raise
         # Committed.
         process.link = new
@@ -528,13 +322,13 @@ async def _serve_another(
         failpoints.hit("deputy.moved", *new.sockets)
         agent.serve_on(call_number, given)
         del process.postponed[:given]
-        _stop_again(process)
+        ghost.stop_again(process)
         process.report()
         process.arm_agent()
         failpoints.hit("deputy.served", *new.sockets)
         new.adopt()
     except (MosixError, OSError) as error:
-        _no_ghost(process, tracee, error)
+        ghost.no_ghost(process, tracee, error)
         raise MoveFailedError(f"process {process.pid} ended") from error
     finally:
         process.drop(old)
@@ -562,39 +356,6 @@ async def _transferred(old: RemoteLink, new: RemoteLink, epoch: int) -> None:
         await asyncio.gather(sent, ready, return_exceptions=True)
 
 
-@dataclass
-class _Done:
-    """What a move away from a node has done to the ghost so far."""
-
-    paused: bool = False
-    #: the body that was, perhaps in part, put back into it
-    filled: Image | None = None
-    #: number of the descriptor that it was given
-    given: int | None = None
-
-
-def _back_to_guest(process: JobProcess, epoch: int, done: _Done) -> None:
-    """A move away from a node failed: its guest goes on as `epoch`, the ghost serves again."""
-    link, agent, tracee = process.link, process.agent, process.tracee
-    if process.place is Place.ENDED or link is None or agent is None or tracee is None:
-        return
-    process.place = Place.AWAY
-    process.epoch = epoch
-    try:
-        if done.filled is not None and agent.obeying:
-            restore.empty_ghost(agent, done.filled)
-        if done.given is not None:
-            agent.close_fd(done.given)
-        if done.paused:
-            agent.unpause()
-            _stop_again(process)
-    except (MosixError, OSError) as error:
-        _no_ghost(process, tracee, error)
-        return
-    process.forward_postponed()  # a handler runs before whatever the guest did next
-    process.resume_guest(link)
-
-
 async def _prepare(
     process: JobProcess, link: RemoteLink, epoch: int, needs: Needs, runs: Sequence[PageRun] = ()
 ) -> None:
@@ -619,6 +380,7 @@ async def _prepare(
             features=process.home.features,
             grace_s=process.home.grace_s,
             interface=process.home.interface,
+            attributes=process.attributes,
         )
     )
     await link.expect(Prepared)
@@ -681,13 +443,6 @@ def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
     return asyncio.get_running_loop().run_in_executor(None, run)
 
 
-async def _until_clock(clock: int, reading_ns: int) -> None:
-    """Waits (a round trip at the most) until home's clock has passed the body's last reading."""
-    behind = reading_ns - time.clock_gettime_ns(clock)
-    if 0 < behind < _CLOCK_WAS_SET:
-        await asyncio.sleep(behind / 1e9)
-
-
 def _check_up(link: RemoteLink) -> None:
     if link.down:
         raise NodeDownError(
@@ -703,16 +458,6 @@ def _check_alive(process: JobProcess) -> None:
 def _shut(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-
-
-def _queue(tracee: Tracee, pid: int, siginfo: bytes) -> None:
-    """Puts a signal back into the queue of the stopped process, exactly as it was.
-
-    Only a process itself may queue siginfo of the kernel's kinds (SI_USER, CLD_EXITED…)."""
-    (number,) = struct.unpack_from("<i", siginfo)
-    with tracee.scratch(_SIGINFO_BYTES) as address:
-        tracee.write(address, siginfo)
-        tracee.inject(_NR_RT_TGSIGQUEUEINFO, pid, pid, number, address)
 
 
 def _comm(pid: int) -> str:

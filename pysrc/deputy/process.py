@@ -24,7 +24,8 @@ from mosix.deputy.signals import Fate
 from mosix.errors import MosixError
 from mosix.native.agent import Agent
 from mosix.native.listener import Listener
-from mosix.native.tracee import StillAsleepError, Stop, Tracee
+from mosix.native.stops import StillAsleepError, Stop
+from mosix.native.tracee import Tracee
 from mosix.wire.attributes import ENOSYS_WITH_MESSAGE, KILL, JobAttributes
 from mosix.wire.messages import (
     Ask,
@@ -37,11 +38,11 @@ from mosix.wire.messages import (
     NeedHome,
     Needs,
     NodeFeatures,
-    ProcessState,
     Resume,
     Signal,
     Token,
 )
+from mosix.wire.mosd_messages import ProcessState
 
 if TYPE_CHECKING:
     from mosix.native.watch import Watch
@@ -192,9 +193,11 @@ class JobProcess:
                     "calls": self.calls,
                     "page_bytes": self.page_bytes,
                     "freeze_us": self.freeze_ns // 1000,
+                    "cpu_away_ms": int(1000 * self.cpu_time.away_s),
                 },
                 attributes=self.attributes,
                 ended=self.place is Place.ENDED,
+                token=self.link.token if self.link and self.place is Place.AWAY else None,
             )
         )
 
@@ -374,8 +377,13 @@ class JobProcess:
         elif isinstance(message, Ask):
             self.spawn(self.home.answer(self, message))
         elif isinstance(message, NeedHome):
+            if message.evicted and self.ordered == link.ip:
+                self.order(None)
+            wanted = self._needs is not None
+            if wanted and message.nr < 0:
+                return  # it comes already, for a call that waits for it
             self.why = f"home: {message.reason}"
-            wanted, self._needs = self._needs is not None, message
+            self._needs = message
             if not wanted:
                 self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
@@ -466,6 +474,12 @@ class JobProcess:
     def _cannot_come_home(self, error: MosixError, *, resumed: bool) -> None:
         """The guest cannot go on before its call: unsupportok says what becomes of it."""
         needs, ok = self._needs, self.attributes.unsupportok
+        if needs is not None and needs.evicted and not self.at_home:
+            # It waits for nothing there: if it stood still at all it runs again.
+            self._needs = None
+            self.why = f"stays: {needs.reason}, but it could not come home: {error.message}"
+            self.report()
+            return
         if needs is None or not self._may_refuse:
             self.lose(f"it could not come home: {error.message}")
             return

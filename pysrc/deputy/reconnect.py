@@ -17,7 +17,7 @@ import time
 from mosix.deputy.link import RemoteLink
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import MosixError, RefusedError
-from mosix.wire.messages import GUEST_GONE
+from mosix.wire.mosd_messages import GUEST_GONE
 
 #: Between two attempts, seconds.
 _FIRST_PAUSE = 0.05

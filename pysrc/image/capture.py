@@ -38,7 +38,8 @@ from mosix.image.pending import resolve
 from mosix.native import vdso
 from mosix.native._native import ffi, lib
 from mosix.native.cpu import cpu_features, own_vdso
-from mosix.native.tracee import Registers, Tracee, TraceError
+from mosix.native.stops import Registers, TraceError
+from mosix.native.tracee import Tracee
 
 SYS_MMAP, SYS_MUNMAP, SYS_BRK, SYS_RT_SIGACTION = 9, 11, 12, 13
 SYS_GETITIMER, SYS_GETRUSAGE = 36, 98

@@ -21,7 +21,8 @@ from mosix.errors import NoSuchProcessError
 from mosix.image.maps import Mapping, read_mappings
 from mosix.native import vdso
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import Tracee, TraceError
+from mosix.native.stops import TraceError
+from mosix.native.tracee import Tracee
 
 _SYS_KCMP = 312
 _KCMP_VM = 1

@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 
 from mosix.image.model import Image
-from mosix.native.tracee import Registers, Tracee
+from mosix.native.stops import Registers
+from mosix.native.tracee import Tracee
 
 # From the frame's first byte, which is what rsp was when the handler began: the address of the
 # restorer, then struct ucontext: flags, link, stack_t, sigcontext, mask.

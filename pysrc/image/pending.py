@@ -27,7 +27,7 @@ import struct
 import time
 
 from mosix.image.model import PendingCall, Thread
-from mosix.native.tracee import (
+from mosix.native.stops import (
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
     ERESTARTNOINTR,
@@ -35,8 +35,8 @@ from mosix.native.tracee import (
     Registers,
     Reissue,
     SleepEvidence,
-    Tracee,
 )
+from mosix.native.tracee import Tracee
 
 SYS_WRITE = 1
 SYS_POLL = 7

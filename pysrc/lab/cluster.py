@@ -59,9 +59,10 @@ def require_root() -> None:
         raise PermissionDeniedError("a lab needs root", hint="sudo mosix-lab …")
 
 
-def default_mosd() -> list[str]:
+def default_mosd(*, balance: bool = False) -> list[str]:
     # Nodes share a kernel: what each of them loads into it would be paid for by all.
-    return [sys.executable, "-m", "mosix.cli.mosd", "--accounting", "proc"]
+    command = [sys.executable, "-m", "mosix.cli.mosd", "--accounting", "proc"]
+    return command if balance else [*command, "--no-balance"]
 
 
 def up(

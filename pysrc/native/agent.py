@@ -1,28 +1,21 @@
-"""The agent of one process: puts the blob into it, gives it orders, takes it out again.
+"""The agent of one process: puts the blob into it, lets it obey or serve, takes it out again.
 
 Used by the deputy (the blob in a ghost) and by the remote (in a guest while it is filled). The
-blob itself is agent.c and agent_serve.c; what both sides agree on is in abi.h.
+blob itself is agent.c and agent_serve.c; what both sides agree on is in abi.h. What an agent is
+told while it obeys is in `mosix.native.orders`.
 Methods that stop or resume the process (`inject`, `obey`, `finish`, `serve`, `pause`, `unpause`,
-`leave`, `abandon`, `mark_cancelled`, `install_filter`) must come from the thread that traces it.
-The orders (`calls`, `fill`, `give_fd`, `relocate`, `read`, `write`) only use the
-control socket and process_vm_*: they block and may come from any thread.
+`leave`, `abandon`, `mark_cancelled`, `install_filter`) must come from the thread that traces it;
+`relocate` is an order, too.
 Until `serve` the host's own body must stay as it was, whatever happens to this process.
 """
 
 from __future__ import annotations
 
-import array
-import errno
-import os
-import select
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
 
-from mosix.errors import KernelError, MoveFailedError, TransferCutError
-from mosix.failpoints import Fault
+from mosix.errors import KernelError, MoveFailedError
 from mosix.native._native import ffi, lib
 from mosix.native.blob import (
     Range,
@@ -33,17 +26,12 @@ from mosix.native.blob import (
     strerror,
     take_fd,
 )
-from mosix.native.tracee import Registers, Stop, Tracee
-
-#: An argument of a call: a number; bytes that are placed in the blob's scratch memory; or a
-#: function that is told their address and returns them (for structures that point into themselves).
-Argument = int | bytes | Callable[[int], bytes]
+from mosix.native.orders import Orders
+from mosix.native.stops import Registers, Stop
+from mosix.native.tracee import Tracee
 
 _M64 = (1 << 64) - 1
 _ALL_SIGNALS = _M64
-_ARGUMENT_ALIGN = 16
-#: How often a blocking order looks whether the process still runs, in seconds.
-_LOOK_INTERVAL = 0.05
 
 # x86-64 system call numbers
 _NR_MMAP, _NR_MUNMAP, _NR_CLOSE, _NR_GETPID, _NR_GETTID = 9, 11, 3, 39, 186
@@ -56,48 +44,8 @@ _SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 _SOCK_FILTER_SIZE = 8
 
-_POUR_BYTES = 1 << 20
 
-_CALLS, _FILL, _FD, _MOVE = lib.MX_OP_CALLS, lib.MX_OP_FILL, lib.MX_OP_FD, lib.MX_OP_MOVE
-_RENEW = lib.MX_OP_RENEW
-
-
-_FAULTS = {
-    "kill": lib.MX_FAULT_KILL,
-    "cut": lib.MX_FAULT_CUT,
-    "stall": lib.MX_FAULT_STALL,
-    "error": lib.MX_FAULT_ERROR,
-}
-_POINTS = {
-    "agent.request": lib.MX_FP_REQUEST,
-    "agent.executed": lib.MX_FP_EXECUTED,
-    "agent.half_reply": lib.MX_FP_HALF_REPLY,
-}
-
-
-class NoDescriptorError(MoveFailedError):
-    """The process has used up its descriptors."""
-
-
-class Run(Protocol):
-    """`mosix.image.model.PageRun`, which this layer does not know."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-
-
-class State(NamedTuple):
-    """What the deputy looks at of struct mx_agent_state."""
-
-    current_id: int  # request being executed, 0: none
-    calls: int
-    area: int
-    area_size: int
-
-
-class Agent:
+class Agent(Orders):
     """The blob in one process. Not created directly: `Agent.inject`.
 
     After `inject` the process stands still and is what it was; `obey` lets the agent run."""
@@ -105,16 +53,10 @@ class Agent:
     def __init__(
         self, tracee: Tracee, base: int, control: socket.socket, number: int, way_back: bool
     ) -> None:
-        self._tracee = tracee
+        super().__init__(tracee, base, control)
         self._way_back = way_back
-        self._base = base
-        self._control = control
         self._number = number  # of the control socket inside
-        self._fds: set[int] = set()  # other descriptors of ours inside
         self._call_number = -1  # of the call socket, which is one of them
-        self._thread = threading.get_ident()
-        self._lock = threading.RLock()
-        self._obeying = False
         # the host's own state, until `serve`
         self._registers = tracee.registers
         self._mask = tracee.signal_mask
@@ -123,8 +65,6 @@ class Agent:
         self._paused: tuple[bytes, int] | None = None
         self._serving = False
         self._restart_serve = False
-        #: call sockets that were given to the serving half instead of lost ones
-        self._renewals = 0
 
     # ---- going in ----
 
@@ -152,23 +92,9 @@ class Agent:
         return cls(tracee, base, control, number, way_back)
 
     @property
-    def pid(self) -> int:
-        return self._tracee.pid
-
-    @property
-    def blob(self) -> Range:
-        """Where the blob lies in the process."""
-        return self._base, self._base + load_blob().size
-
-    @property
     def paused(self) -> bool:
         """It stands, or obeys, between `pause` and what ends that."""
         return self._paused is not None
-
-    @property
-    def obeying(self) -> bool:
-        """The agent runs and waits for orders."""
-        return self._obeying
 
     @property
     def call_return(self) -> int:
@@ -210,111 +136,6 @@ class Agent:
         saved.rflags = host.eflags
         self.write(self._base + load_blob().header.saved_offset, bytes(ffi.buffer(saved)))
         self._set_state(cure=self._cure)
-
-    def calls(self, calls: Sequence[tuple[int, Sequence[Argument], bool]]) -> list[int]:
-        """Makes system calls (number, arguments, may fail) in order; their results.
-
-        Stops behind the first that fails and may not: the list is then shorter (or as long,
-        if it was the last) and ends with its -errno."""
-        results: list[int] = []
-        pending = list(calls)
-        while pending:
-            count, data, batch = self._place(pending)
-            with self._lock:
-                if data:
-                    self.write(self._base + load_blob().scratch[0], data)
-                self._send(_CALLS, count, bytes(ffi.buffer(batch)))
-                _, some = self._receive()
-            results += some
-            if len(some) < count or (some[-1] < 0 and not pending[count - 1][2]):
-                break
-            del pending[:count]
-        return results
-
-    def call(self, nr: int, *args: Argument) -> int:
-        """One system call; its result."""
-        return self.calls([(nr, args, True)])[0]
-
-    def _place(
-        self, calls: Sequence[tuple[int, Sequence[Argument], bool]]
-    ) -> tuple[int, bytes, Any]:
-        """As many of `calls` as fit into one order: how many, scratch memory, struct mx_call[]."""
-        start, end = (self._base + offset for offset in load_blob().scratch)
-        data = bytearray()
-        placed: list[tuple[int, list[int], bool]] = []
-        for nr, args, may_fail in calls[: lib.MX_MAX_CALLS]:
-            values: list[int] = []
-            size_before = len(data)
-            for arg in args:
-                if isinstance(arg, int):
-                    values.append(arg)
-                    continue
-                address = start + len(data)
-                content = arg if isinstance(arg, bytes) else arg(address)
-                values.append(address)
-                data += content + bytes(-len(content) % _ARGUMENT_ALIGN)
-            if start + len(data) > end:
-                if not placed:
-                    raise ValueError(f"the arguments of call {nr} take {len(data)} bytes")
-                del data[size_before:]
-                break
-            placed.append((nr, values, may_fail))
-        batch = ffi.new("struct mx_call[]", len(placed))
-        for slot, (nr, values, may_fail) in zip(batch, placed, strict=True):
-            slot.nr = nr
-            slot.flags = lib.MX_CALL_MAY_FAIL if may_fail else 0
-            for i, value in enumerate(values):
-                slot.args[i] = value & _M64
-        return len(placed), bytes(data), batch
-
-    def fill(self, fd: int, runs: Sequence[Run]) -> int:
-        """Receives all `runs` from descriptor number `fd` of the process straight into its
-        memory; how many bytes. TransferCutError: the sender ended early or stands still;
-        MoveFailedError: no such memory."""
-        flat = array.array("Q")
-        for run in runs:
-            flat.extend((run.start, run.size))
-        with self._lock:
-            self._send(_FILL, len(runs), flat.tobytes(), fd)
-            result, _ = self._receive()
-        if result == -errno.EPIPE:
-            raise TransferCutError("the image ended early", "the connection was cut")
-        if result in (-errno.ETIMEDOUT, -errno.ECONNRESET):
-            raise TransferCutError(f"the image ended early: {strerror(result).lower()}")
-        if result < 0:
-            raise MoveFailedError(f"receiving memory failed: {strerror(result)}")
-        return result
-
-    def pour(self, fd: int, runs: Sequence[Run]) -> int:
-        """As `fill`, from our own descriptor `fd` into memory that need not be writable: a copy
-        more, for a process that has no descriptor left or may not have so much writable memory.
-        OSError as of read(2)."""
-        buffer = memoryview(bytearray(_POUR_BYTES))
-        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
-            for run in runs:
-                at, end = run.start, run.start + run.size
-                while at < end:
-                    size = os.readv(fd, [buffer[: min(end - at, _POUR_BYTES)]])
-                    if not size:
-                        raise TransferCutError("the image ended early", "the connection was cut")
-                    _write_at(memory.fileno(), buffer[:size], at)
-                    at += size
-        return sum(run.size for run in runs)
-
-    def give_fd(self, fd: int) -> int:
-        """Gives our descriptor `fd` to the process; the number it has there, until the agent
-        leaves. NoDescriptorError: all of its own are in use."""
-        order = ffi.new("struct mx_order *", {"op": _FD, "count": 0, "fd": -1})
-        with self._lock:
-            try:
-                socket.send_fds(self._control, [bytes(ffi.buffer(order))], [fd])
-            except OSError as error:
-                raise self._lost(error) from error
-            number, _ = self._receive()
-        if number < 0:
-            raise NoDescriptorError("the process has no free descriptor", "raise RLIMIT_NOFILE")
-        self._fds.add(number)
-        return number
 
     def close_fd(self, number: int) -> None:
         """Closes a descriptor of ours in the process. Stopped or obeying."""
@@ -371,16 +192,6 @@ class Agent:
         self._call_number = call_fd
         self._restart_serve = True
         self.unpause()
-
-    def renew(self, fd: int) -> None:
-        """The connection of the serving half was lost; it goes on with our descriptor `fd` as soon
-        as it is through with the call it executes. It may be running, or stand still."""
-        order = ffi.new("struct mx_order *", {"op": _RENEW, "count": 0, "fd": -1})
-        try:
-            socket.send_fds(self._control, [bytes(ffi.buffer(order))], [fd])
-        except OSError as error:
-            raise self._lost(error) from error
-        self._renewals += 1
 
     def _enter_serve(self, mask: int) -> None:
         header = load_blob().header
@@ -479,22 +290,6 @@ class Agent:
         will be, because a signal has to be taken before that is seen."""
         self._set_state(cancelled=1)
 
-    def arm(self, faults: Mapping[str, Fault]) -> None:
-        """Tests only: one point of the serving half at the most."""
-        self._set_state(failpoint=0)
-        for name, fault in faults.items():
-            kind, value = _FAULTS[fault.kind], fault.value
-            self._set_state(fault=kind, fault_value=value, fault_hits=fault.hits)
-            self._set_state(failpoint=_POINTS[name])
-
-    def state(self) -> State:
-        """What the agent does; also while the process runs. OSError if it is gone."""
-        state = self._read_state()
-        return State(state.current_id, state.calls, state.area, state.area_size)
-
-    def calls_served(self) -> int:
-        return self.state().calls
-
     def forget_area(self) -> None:
         """The serving half's scratch memory is about to be unmapped by somebody else."""
         self._set_state(area=0, area_size=0, reply=0, kept=0)
@@ -531,7 +326,7 @@ class Agent:
             self.write(base + offset, self.read(start + offset, ffi.sizeof(kind)))
         if self._obeying:
             with self._lock:
-                self._send(_MOVE, 1, struct.pack("<Q", base))
+                self._send(lib.MX_OP_MOVE, 1, struct.pack("<Q", base))
                 self._receive()
         self._base = base
         self._restart_serve = True
@@ -624,92 +419,3 @@ class Agent:
     def close(self) -> None:
         """Closes our end of the control socket; an agent that still runs then ends (see abi.h)."""
         self._control.close()
-
-    # ---- the control socket and the state ----
-
-    def _send(self, op: int, count: int, data: bytes, fd: int = -1) -> None:
-        order = ffi.new("struct mx_order *", {"op": op, "count": count, "fd": fd})
-        message = memoryview(bytes(ffi.buffer(order)) + data)
-        while message:
-            self._wait(select.POLLOUT)
-            try:
-                message = message[self._control.send(message, socket.MSG_DONTWAIT) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise self._lost(error) from error
-
-    def _receive(self) -> tuple[int, list[int]]:
-        done = ffi.new("struct mx_done *")
-        ffi.buffer(done)[:] = self._exactly(ffi.sizeof("struct mx_done"))
-        results = array.array("q")
-        results.frombytes(self._exactly(8 * done.count))
-        return done.result, results.tolist()
-
-    def _exactly(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            self._wait(select.POLLIN)
-            try:
-                some = self._control.recv(size - len(data), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise self._lost(error) from error
-            if not some:
-                raise self._lost(None)
-            data += some
-        return bytes(data)
-
-    def _wait(self, event: int) -> None:
-        """Until the socket is ready. Meanwhile the process may be stopped by SIGSTOP, which
-        nothing blocks: from the tracing thread it is sent on (it stops for good once it is let
-        go), other threads rely on that thread to do so."""
-        poll = select.poll()
-        poll.register(self._control, event)
-        while not poll.poll(_LOOK_INTERVAL * 1000):
-            if threading.get_ident() != self._thread or not self._obeying:
-                continue
-            stop = self._tracee.wait(block=False)
-            if stop is not None and stop.ended:
-                raise self._lost(None)
-            if stop is not None:
-                self._tracee.cont()
-
-    def _lost(self, error: OSError | None) -> MoveFailedError:
-        why = f": {error.strerror}" if error else ""
-        return MoveFailedError(
-            f"process {self.pid} no longer obeys{why}", "it may have been killed"
-        )
-
-    def _read_state(self) -> Any:
-        state = ffi.new("struct mx_agent_state *")
-        address = self._base + load_blob().header.state_offset
-        ffi.buffer(state)[:] = self.read(address, ffi.sizeof("struct mx_agent_state"))
-        return state
-
-    def _field(self, name: str) -> int:
-        return int(getattr(self._read_state(), name))
-
-    def _set_state(self, **fields: int) -> None:
-        """Writes only the named fields: the others may be changing."""
-        base = self._base + load_blob().header.state_offset
-        for name, value in fields.items():
-            kind = dict(ffi.typeof("struct mx_agent_state").fields)[name]
-            size = ffi.sizeof(kind.type)
-            data = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-            self.write(base + kind.offset, data)
-
-    def read(self, address: int, size: int) -> bytes:
-        """Memory of the process. OSError EFAULT if not all of it is there."""
-        return self._tracee.read(address, size)
-
-    def write(self, address: int, data: bytes) -> None:
-        """Writes where the process itself could. OSError EFAULT otherwise."""
-        self._tracee.write(address, data)
-
-
-def _write_at(mem: int, data: memoryview, at: int) -> None:
-    while data:
-        written = os.pwrite(mem, data, at)
-        data, at = data[written:], at + written

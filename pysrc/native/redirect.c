@@ -174,9 +174,12 @@ int begin_call(struct mx_redirect *r)
 	}
 	if (error == MX_EV_ASKS)
 		return hold(r, HELD_HOME, MX_EV_ASKS);
+	if (error && in->done)
+		return answered(r, in->done); /* it has begun elsewhere */
 	if (error) {
-		/* An unreadable byte behind readable ones ends a write, as natively. */
-		return answered(r, in->done ? (int64_t)in->done : error);
+		/* Which of several errors wins, and what is done before, only the kernel knows. */
+		r->reason = MX_REASON_ARGUMENTS;
+		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
 	in->state = CALLING;
 	return 0;

@@ -90,6 +90,7 @@ enum mx_special {
 	MX_SPECIAL_TIMES,
 	MX_SPECIAL_IOCTL,
 	MX_SPECIAL_DATE,
+	MX_SPECIAL_ON_ERROR,
 };
 
 enum mx_timeout { MX_TIMEOUT_NONE, MX_TIMEOUT_MILLISECONDS, MX_TIMEOUT_TIMESPEC, MX_TIMEOUT_TIMEVAL };
@@ -160,6 +161,7 @@ struct mx_table {
 #define MX_REASON_UNKNOWN 0
 #define MX_REASON_DESCRIPTORS 1
 #define MX_REASON_MEMORY 2
+#define MX_REASON_ARGUMENTS 3
 
 struct mx_counter {
 	uint64_t calls;
@@ -197,6 +199,7 @@ struct mx_redirect {
 	uint64_t signals;    /* given to the guest so far: mx_agent_state.signals in abi.h */
 	uint64_t owed;	     /* CANCELLED: as many it must have been given before it goes on */
 	uint64_t total_calls;
+	uint64_t total_bytes;	     /* on the call socket */
 	struct mx_counter *counters; /* by number, 512 */
 	void *internal;
 };

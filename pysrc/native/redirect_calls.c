@@ -91,7 +91,8 @@ static int build_vector(struct mx_redirect *r)
 	if (error)
 		return error;
 	in->chunk = min64(in->total - in->done, CHUNK);
-	if (second)
+	/* Of nothing at all: the file is never asked, as by a read or write of 0 bytes. */
+	if (second || !in->total)
 		nr = r->nr;
 	else if (at_position)
 		nr = in->writes ? SYS_pwrite64 : SYS_pread64;
@@ -131,7 +132,7 @@ static int build_vector(struct mx_redirect *r)
 		args[5] = original[5];
 	} else {
 		args[2] = in->chunk;
-		error = relocate_arg(in, 1, at);
+		error = in->total ? relocate_arg(in, 1, at) : 0;
 	}
 	if (error)
 		return error;
@@ -464,8 +465,6 @@ static int build_transfer(struct mx_redirect *r)
 	args[2] = in->chunk;
 	if (r->nr == SYS_pread64 || r->nr == SYS_pwrite64)
 		args[3] += in->done;
-	if (!args[1] && args[2])
-		return -EFAULT;
 	return build_shapes(r, r->nr, args, in->call);
 }
 

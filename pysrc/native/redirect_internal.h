@@ -149,6 +149,8 @@ struct internal {
 	struct iovec guest_iov[MAX_IOV + 8];
 	uint32_t n_guest_iov;
 	struct iovec window[MAX_IOV + 8];
+	struct iovec ends[MAX_IOV];
+	char end_bytes[MAX_IOV];
 	struct mx_request *request;
 	size_t sent, to_send;
 	int resent; /* the agent may know it from another connection */
@@ -191,6 +193,7 @@ int relocate(struct internal *in, uint32_t at, uint32_t to);
 int relocate_arg(struct internal *in, int arg, uint32_t to);
 int64_t add_in(struct internal *in, uint64_t address, uint64_t size);
 int fetch(const struct mx_redirect *r);
+int can_write(struct mx_redirect *r);
 int add_segment(struct internal *in, uint64_t address, uint32_t offset, uint32_t size, int length_segment, int message);
 void begin_request(struct mx_redirect *r);
 int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t out_var, uint16_t out_unit, int fd_mask,

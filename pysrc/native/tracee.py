@@ -13,49 +13,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import operator
 import os
 import re
 import signal
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from mosix.errors import CannotMoveError
 from mosix.native._native import ffi, lib
+from mosix.native.stops import (
+    NT_X86_XSTATE,
+    PTRACE_CONT,
+    PTRACE_DETACH,
+    PTRACE_INTERRUPT,
+    PTRACE_LISTEN,
+    PTRACE_O_TRACESYSGOOD,
+    PTRACE_SEIZE,
+    PTRACE_SETOPTIONS,
+    REGISTERS_SIZE,
+    Registers,
+    Reissue,
+    SleepEvidence,
+    StillAsleepError,
+    Stop,
+    TraceError,
+    decode_stop,
+)
 
-# <linux/ptrace.h>
-PTRACE_CONT = 7
-PTRACE_DETACH = 17
-PTRACE_SYSCALL = 24
-PTRACE_SETOPTIONS = 0x4200
-PTRACE_SEIZE = 0x4206
-PTRACE_INTERRUPT = 0x4207
-PTRACE_LISTEN = 0x4208
-PTRACE_O_TRACESYSGOOD = 1
-PTRACE_O_TRACEFORK = 1 << 1
-PTRACE_O_TRACEVFORK = 1 << 2
-PTRACE_O_TRACECLONE = 1 << 3
-PTRACE_O_TRACEEXEC = 1 << 4
-PTRACE_O_TRACEEXIT = 1 << 6
-PTRACE_O_TRACESECCOMP = 1 << 7
-PTRACE_O_EXITKILL = 1 << 20
-PTRACE_EVENT_FORK = 1
-PTRACE_EVENT_VFORK = 2
-PTRACE_EVENT_CLONE = 3
-PTRACE_EVENT_EXEC = 4
-PTRACE_EVENT_EXIT = 6
-PTRACE_EVENT_SECCOMP = 7
-PTRACE_EVENT_STOP = 128
-NT_X86_XSTATE = 0x202
-
-#: Result codes with which the kernel restarts a call, seen only by a tracer.
-ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = -512, -513, -514, -516
-
-_STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
-_CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
 _SIGINFO_SIZE = 128
 _MAX_PENDING = 4096
 _PF_EXITING = 4  # <linux/sched.h>, in the flags of /proc/PID/stat
@@ -66,128 +50,7 @@ _M64 = (1 << 64) - 1
 SYS_MMAP = 9
 SYS_MUNMAP = 11
 
-
-class TraceError(CannotMoveError):
-    """A ptrace operation failed. `errno` is the kernel's; ESRCH: the process is gone."""
-
-    def __init__(self, what: str, number: int, hint: str = "") -> None:
-        super().__init__(f"{what}: {os.strerror(number).lower()}", hint)
-        self.errno = number
-
-
-class StillAsleepError(TraceError):
-    """It did not stop in time: it sleeps in the kernel where nothing wakes it (a dead file server,
-    a frozen cgroup). It stops when it wakes up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Why a tracee stands still, or how it ended.
-
-    ``event``: PTRACE_EVENT_* (`event`); ``group``: stopped by a job control signal; ``signal``:
-    about to be given `signal`; ``syscall``: entry or exit of a call; ``exited`` (`status` is the
-    exit code) and ``killed`` (`signal`) are ends.
-    """
-
-    kind: Literal["event", "group", "signal", "syscall", "exited", "killed"]
-    signal: int
-    event: int
-    status: int
-
-    @property
-    def ended(self) -> bool:
-        return self.kind in ("exited", "killed")
-
-    @property
-    def quiet(self) -> bool:
-        """In PTRACE_EVENT_STOP: the one kind of stop from which injecting and resuming is exact."""
-        return self.event == PTRACE_EVENT_STOP and not self.ended
-
-    @property
-    def wait_status(self) -> int:
-        """An end as waitpid(2) reports it (without the core flag)."""
-        return self.status << 8 if self.kind == "exited" else self.signal
-
-
-@dataclass(slots=True)
-class Registers:
-    """struct user_regs_struct of x86-64, all as unsigned 64-bit integers."""
-
-    r15: int
-    r14: int
-    r13: int
-    r12: int
-    rbp: int
-    rbx: int
-    r11: int
-    r10: int
-    r9: int
-    r8: int
-    rax: int
-    rcx: int
-    rdx: int
-    rsi: int
-    rdi: int
-    orig_rax: int
-    rip: int
-    cs: int
-    eflags: int
-    rsp: int
-    ss: int
-    fs_base: int
-    gs_base: int
-    ds: int
-    es: int
-    fs: int
-    gs: int
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Registers:
-        return cls(*_REGISTERS.unpack(data))
-
-    def pack(self) -> bytes:
-        return _REGISTERS.pack(*(value & _M64 for value in _register_values(self)))
-
-    @property
-    def result(self) -> int:
-        """rax as a system call's result: signed."""
-        return self.rax - (1 << 64) if self.rax >> 63 else self.rax
-
-    @property
-    def in_syscall(self) -> bool:
-        """The process came from a system call whose result is in rax (not yet seen by it)."""
-        return self.orig_rax < 1 << 63
-
-    @property
-    def args(self) -> tuple[int, int, int, int, int, int]:
-        return self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9
-
-
-_REGISTERS = struct.Struct("<27Q")
-_register_values = operator.attrgetter(*(field.name for field in fields(Registers)))
-
 OnSignal = Callable[[Stop], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Reissue:
-    """A reissue stub in which a process stands: see `Tracee.finish_call`."""
-
-    nr: int
-    args: tuple[int, ...]
-    add: int
-    rip: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class SleepEvidence:
-    """/proc/PID/sched and stat before an interrupt, sched right after the stop; empty where the
-    kernel has no such file."""
-
-    sched: bytes
-    stat: bytes
-    sched_after: bytes
 
 
 class Tracee:
@@ -269,7 +132,7 @@ class Tracee:
             raise TraceError(f"process {self.pid} is no longer traced", -result)
         if result == 0:
             return None
-        stop = _decode_stop(code[0], status[0])
+        stop = decode_stop(code[0], status[0])
         self._asked = False
         if stop.ended:
             self.end = stop
@@ -359,13 +222,13 @@ class Tracee:
 
     @property
     def registers(self) -> bytes:
-        buffer = ffi.new("char[]", _REGISTERS.size)
+        buffer = ffi.new("char[]", REGISTERS_SIZE)
         self._check(lib.mx_get_regs(self.pid, buffer), "registers")
         return bytes(ffi.buffer(buffer))
 
     @registers.setter
     def registers(self, data: bytes) -> None:
-        if len(data) != _REGISTERS.size:
+        if len(data) != REGISTERS_SIZE:
             raise ValueError("registers have 216 bytes")
         self._check(lib.mx_set_regs(self.pid, data), "registers")
 
@@ -485,7 +348,7 @@ class Tracee:
         if error == -errno.ENOEXEC:
             raise TraceError(f"process {self.pid} runs 32-bit code", errno.ENOEXEC)
         self._check(error, "injected call")
-        self.current = _decode_stop(4, status[0])
+        self.current = decode_stop(4, status[0])
         return [slot.result for slot in batch]
 
     @contextlib.contextmanager
@@ -533,7 +396,7 @@ class Tracee:
     def prepare_cure(self) -> tuple[int, bytes]:
         """A stub through which the stopped process can go back by itself to where it stands
         (its address, for `forget_cure`; see inject.h), and the registers that give it back."""
-        stub, registers = ffi.new("uint64_t *"), ffi.new("char[]", _REGISTERS.size)
+        stub, registers = ffi.new("uint64_t *"), ffi.new("char[]", REGISTERS_SIZE)
         error = lib.mx_cure_prepare(self._stub_site(), self.pid, stub, registers)
         self._check(error, "way back")
         return int(stub[0]), bytes(ffi.buffer(registers))
@@ -586,22 +449,6 @@ def _alarm(patience_s: float | None) -> Iterator[float]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _decode_stop(code: int, status: int) -> Stop:
-    if code == _CLD_EXITED:
-        return Stop("exited", 0, 0, status)
-    if code in (_CLD_KILLED, _CLD_DUMPED):
-        return Stop("killed", status & 0x7F, 0, status)
-    number, event = status & 0xFF, status >> 8
-    if event == PTRACE_EVENT_STOP:
-        kind: Literal["group", "event"] = "group" if number in _STOP_SIGNALS else "event"
-        return Stop(kind, number, event, status)
-    if event:
-        return Stop("event", number, event, status)
-    if number == signal.SIGTRAP | 0x80:
-        return Stop("syscall", number, 0, status)
-    return Stop("signal", number, 0, status)
 
 
 def _read_proc(pid: int, name: str) -> bytes:

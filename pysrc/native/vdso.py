@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from mosix.errors import KernelError, MoveFailedError
 from mosix.native.blob import mapped
-from mosix.native.tracee import Registers, Tracee
+from mosix.native.stops import Registers
+from mosix.native.tracee import Tracee
 
 # <elf.h>
 _EHDR_SIZE = 64

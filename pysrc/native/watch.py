@@ -12,7 +12,8 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from mosix.native.tracee import Stop, Tracee
+from mosix.native.stops import Stop
+from mosix.native.tracee import Tracee
 
 Handler = Callable[[Stop], None]
 

@@ -1,7 +1,8 @@
-"""Workers of a mosd that died come back to this one, here.
+"""Workers of a mosd that died come back to this one, here; so does its spawner.
 
 `Adoption` listens in the run directory. Anybody may connect; who it is says the kernel, and whoever
-is no recorded deputy or remote is not listened to. What those say is checked as from any worker.
+is not recorded is not listened to. What those say is checked as from any worker. One of another
+build, which speaks otherwise, is named in the log and goes on without mosd.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ import contextlib
 import logging
 import os
 import socket
-import struct
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mosix.errors import ProtocolError
-from mosix.node.listening import Complaints, accepted, listen_at
+from mosix.node.listening import Complaints, Server, listen_at
 from mosix.node.records import Identity
+from mosix.node.rights import caller_of
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
-from mosix.wire.messages import Returned, WorkerToNode
+from mosix.wire.mosd_messages import WORKER_VERSION, Returned, WorkerToNode
 
 _log = logging.getLogger("mosd.adoption")
 
-_FIRST_WORD_S = 5.0
-_UCRED = struct.Struct("3i")
+#: Nobody else can connect in the place of a recorded process: it may take its time.
+_FIRST_WORD_S = 30.0
 
 
 class Keeper(Protocol):
-    """Who may know a worker: `mosix.node.deputies.Launcher`, `mosix.node.guests.Host`."""
+    """Who may know a worker: `mosix.node.deputies.Launcher`, `mosix.node.guests.Host`,
+    `mosix.node.spawning.SpawnerClient`."""
 
     def expects(self, worker: Identity) -> bool: ...
 
@@ -39,47 +42,35 @@ class Keeper(Protocol):
         ...
 
 
-class Adoption:
+class Adoption(Server):
     """The socket."""
 
-    def __init__(self, path: Path, keepers: tuple[Keeper, ...], complaints: Complaints) -> None:
+    def __init__(self, path: Path, keepers: Sequence[Keeper], complaints: Complaints) -> None:
+        super().__init__(complaints)
         self._path = path
         self._keepers = keepers
-        self._complaints = complaints
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
 
     def listen(self) -> None:
         """OSError."""
         self._listener = listen_at(self._path, socket.SOCK_SEQPACKET)
 
-    async def serve(self) -> None:
-        """Accepts until cancelled."""
-        assert self._listener is not None
-        async for sock, _ in accepted(self._listener, self._complaints):
-            task = asyncio.create_task(self._returned(sock))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _admit(self, sock: socket.socket, _: object) -> Coroutine[Any, Any, None]:
+        return self._returned(sock)
 
     async def _returned(self, sock: socket.socket) -> None:
         packets: Packets[WorkerToNode] = Packets(sock, WorkerToNode)
         fds: list[int] = []
         pidfd = -1
         try:
-            pid, _, _ = _UCRED.unpack(
-                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            )
+            pid = caller_of(sock).pid
             # Before its word: a process that has sent it lives, and so has this PID.
             pidfd = os.pidfd_open(pid)
-            identity = Identity.of(pid)
-            if identity is None or not any(k.expects(identity) for k in self._keepers):
+            keeper = self._keeper_of(Identity.of(pid))
+            if keeper is None:
                 raise ProtocolError(f"process {pid} is no worker that is waited for")
             async with asyncio.timeout(_FIRST_WORD_S):
-                message, fds = await packets.receive()
-            worker = Worker(pid, pidfd, sock)
-            if isinstance(message, Returned) and any(
-                keeper.take_back(worker, fds) for keeper in self._keepers
-            ):
+                fds = await self._first_word(packets, pid)
+            if keeper.take_back(Worker(pid, pidfd, sock), fds):
                 return
         except (OSError, EOFError, TimeoutError, ProtocolError) as error:
             _log.debug("somebody did not come back: %s", error)
@@ -88,11 +79,29 @@ class Adoption:
                 os.close(fd)
         sock.close()
 
+    def _keeper_of(self, identity: Identity | None) -> Keeper | None:
+        if identity is None:
+            return None
+        return next((keeper for keeper in self._keepers if keeper.expects(identity)), None)
+
+    async def _first_word(self, packets: Packets[WorkerToNode], pid: int) -> list[int]:
+        """The descriptors that ride with it. ProtocolError: it is none of ours to be had."""
+        try:
+            message, fds = await packets.receive()
+        except ProtocolError as error:
+            self._complaints.note("worker of another build", f"process {pid}", error.line())
+            raise
+        if isinstance(message, Returned) and message.version == WORKER_VERSION:
+            return fds
+        for fd in fds:
+            os.close(fd)
+        version = message.version if isinstance(message, Returned) else "?"
+        what = f"it speaks version {version}, this mosd {WORKER_VERSION}: it goes on without mosd"
+        self._complaints.note("worker of another build", f"process {pid}", what)
+        raise ProtocolError(what)
+
     async def close(self) -> None:
         if self._listener is not None:
-            self._listener.close()
             with contextlib.suppress(OSError):
                 self._path.unlink()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().close()

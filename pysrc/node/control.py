@@ -13,13 +13,14 @@ import collections
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError
-from mosix.node.listening import Complaints, accepted, listen_at
+from mosix.node.listening import Complaints, Server, listen_at
 from mosix.node.requests import (
     MAX_ANSWER,
     MAX_REQUEST,
@@ -96,37 +97,29 @@ class Handlers:
     request: Callable[[Caller, Request], Awaitable[Answer]]
 
 
-class ControlServer:
+class ControlServer(Server):
     """The socket and its connections."""
 
     def __init__(self, path: Path, handlers: Handlers, complaints: Complaints) -> None:
+        super().__init__(complaints)
         self._path = path
         self._handlers = handlers
-        self._complaints = complaints
         self._connections: collections.Counter[int] = collections.Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
 
     def listen(self) -> None:
         """OSError."""
         self._listener = listen_at(self._path, socket.SOCK_STREAM)
 
-    async def serve(self) -> None:
-        """Accepts until cancelled."""
-        assert self._listener is not None
-        async for sock, _ in accepted(self._listener, self._complaints):
-            caller = caller_of(sock)
-            if self._connections.total() >= MAX_CONNECTIONS or (
-                caller.uid and self._connections[caller.uid] >= MAX_PER_USER
-            ):
-                self._complaints.note("too many commands", f"uid {caller.uid}", "closed")
-                sock.close()
-                continue
-            sock.setblocking(False)
-            self._connections[caller.uid] += 1
-            task = asyncio.create_task(self._connection(sock, caller))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _admit(self, sock: socket.socket, _: object) -> Coroutine[Any, Any, None] | None:
+        caller = caller_of(sock)
+        if self._connections.total() >= MAX_CONNECTIONS or (
+            caller.uid and self._connections[caller.uid] >= MAX_PER_USER
+        ):
+            self._complaints.note("too many commands", f"uid {caller.uid}", "closed")
+            return None
+        sock.setblocking(False)
+        self._connections[caller.uid] += 1
+        return self._connection(sock, caller)
 
     async def _connection(self, sock: socket.socket, caller: Caller) -> None:
         fds: list[int] = []
@@ -170,13 +163,9 @@ class ControlServer:
             return Failure(code=error.code, message=error.message, hint=error.hint)
 
     async def close(self) -> None:
-        """No new connections; those under way are cut."""
         if self._listener is not None:
-            self._listener.close()
             self._path.unlink(missing_ok=True)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().close()
 
 
 async def _unless_gone(client: Client, work: Awaitable[msgspec.Struct]) -> msgspec.Struct | None:

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,17 +36,22 @@ from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
+from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.syslog import SystemLog
 from mosix.node.tier import KernelTier
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures, Token
+from mosix.wire.mosd_messages import (
+    Automatic,
     ComeHome,
+    Consider,
     Dial,
     Forsaken,
     Join,
@@ -56,17 +61,18 @@ from mosix.wire.messages import (
     Moved,
     Name,
     Named,
-    NodeFeatures,
     ProcessState,
     Started,
-    Token,
     WorkerToNode,
 )
 
 _log = logging.getLogger("mosd.jobs")
 
-#: From the fork of a deputy to its Started.
-START_TIMEOUT_S = 10.0
+#: From the fork of a deputy to its Started. One that dies is noticed at once; a machine that has
+#: very much to do only needs time.
+START_TIMEOUT_S = 60.0
+#: From the order to a process to join its cgroup by itself until mosd does it.
+_JOIN_TIMEOUT_S = 10.0
 #: Each has a deputy; root has no limit.
 MAX_JOBS_PER_USER = 4096
 _SWEEP_PAUSE_S = 1.0
@@ -95,6 +101,12 @@ class NodeNames(Protocol):
     async def resolve(self, name: str) -> str: ...
 
     def number_of(self, ip: str) -> int | None: ...
+
+    def outsider(self, ip: str) -> bool: ...
+
+
+#: Job, PID and where it is ("home" or an IP) → IP where it had better be; None: there.
+WhereTo = Callable[[str, int, str], Awaitable[str | None]]
 
 
 class Client(Protocol):
@@ -151,10 +163,16 @@ class DeputyLink(WorkerLink):
         registry: Registry,
         names: NodeNames,
         last_words: LastWords,
+        where_to: WhereTo,
         forsake: Callable[[DeputyLink, int, str, Token], None],
+        system_log: SystemLog,
+        owner: Owner,
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
+        self._system_log = system_log
+        self._owner = owner
+        self._where_to = where_to
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -192,20 +210,58 @@ class DeputyLink(WorkerLink):
                 joining = self._joins.pop(message.request, None)
                 if joining is not None and not joining.done():
                     joining.set_result(message)
-            case Name():
-                self.later(self._name(message))
+            case Name() | Consider():
+                self.later(self._tell(message))
             case ProcessState():
-                if message.ended:
-                    self._guests.pop(message.pid, None)
-                self._registry.update(self.job, message)
+                self._state(message)
             case Dial():
                 identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
 
+    def _state(self, state: ProcessState) -> None:
+        known = self.job.processes.get(state.pid)
+        self._registry.update(self.job, state)
+        if state.ended:
+            self._guests.pop(state.pid, None)
+            return
+        if state.token is not None:
+            self.guest_made(state.pid, state.where, state.token)
+        # Unknown is also one that was away when mosd was started again.
+        moved = state.where not in _NOT_AWAY if known is None else state.nmigs > known.nmigs
+        if moved and state.where != "moving":
+            self._system_log.moved(self.job, state.pid, state.where)
+        if self.is_misplaced(state.where, state.attributes):
+            self.later(self._send_home(state.pid))
+
+    def is_misplaced(self, where: str, attributes: JobAttributes) -> bool:
+        """Whether a process may not be where it is: its class, or the map, has changed."""
+        return where not in _NOT_AWAY and not attributes.job_class and self._names.outsider(where)
+
+    async def _send_home(self, pid: int) -> None:
+        try:
+            check_moved(await (await self.move(pid, None)))
+        except MosixError as error:
+            _log.warning("process %d may not stay where it is, but: %s", pid, error.line())
+
+    def check_dial(self, order: Dial) -> None:
+        """RefusedError when the owner of this node wants its processes at home, and for a process
+        of class 0 and an outsider."""
+        if "guest" not in order.purposes:
+            return
+        if self._owner.said.keeps_own:
+            raise RefusedError("this node is drained: its processes stay at home", "mosctl nodrain")
+        if not order.job_class and self._names.outsider(order.ip):
+            raise RefusedError(
+                f"node {order.ip} is an outsider, and this process is of class 0",
+                "mosrun -G1 lets a job go there",
+            )
+
     def guest_made(self, pid: int, ip: str, token: Token) -> None:
-        self._guests[pid] = [*self._guests.get(pid, []), (ip, token)][-2:]
+        made = self._guests.setdefault(pid, [])
+        if (ip, token) not in made:
+            self._guests[pid] = [*made, (ip, token)][-2:]
 
     def forsake_guests(self) -> None:
         """The deputy died: its guests are told, which would wait for it for a while."""
@@ -236,21 +292,27 @@ class DeputyLink(WorkerLink):
         if joined.error:
             raise from_code(joined.code, joined.error, joined.hint)
 
-    async def _name(self, asked: Name) -> None:
-        """Tells the deputy which node a number or an IP is."""
+    async def _tell(self, asked: Name | Consider) -> None:
+        """Tells the deputy which node a number or an IP is, or which is best for a process."""
         named = Named(request=asked.request)
-        with contextlib.suppress(MosixError):
-            ip = await self._names.resolve(asked.node)
-            named = Named(request=asked.request, ip=ip, number=self._names.number_of(ip))
+        if isinstance(asked, Consider):
+            ip = await self._where_to(self.job.id, asked.pid, asked.where)
+            named = Named(request=asked.request, ip=ip)
+        else:
+            with contextlib.suppress(MosixError):
+                ip = await self._names.resolve(asked.node)
+                number = self._names.number_of(ip)
+                named = Named(request=asked.request, ip=ip, number=number)
         with contextlib.suppress(OSError):
             await self.send(named)
 
-    async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
+    async def move(
+        self, pid: int, target: str | None, automatic: Automatic | None = None
+    ) -> asyncio.Future[Moved]:
         """Orders a move; the future is its outcome (`check_moved`). NoSuchProcessError."""
         request = next(self._requests)
-        return await self._order(
-            request, Move(request=request, pid=pid, target=target, manual=True)
-        )
+        order = Move(request=request, pid=pid, target=target, automatic=automatic)
+        return await self._order(request, order)
 
     async def come_home(self) -> asyncio.Future[Moved]:
         """Orders all of the job's processes home."""
@@ -284,6 +346,10 @@ def check_moved(moved: Moved) -> Moved:
     return moved
 
 
+async def _nowhere(job: str, pid: int, where: str) -> str | None:
+    return None
+
+
 class Launcher:
     """Makes jobs and keeps their deputies."""
 
@@ -299,11 +365,15 @@ class Launcher:
         names: NodeNames,
         adoption: Path,
         grace_s: int,
+        system_log: SystemLog,
+        owner: Owner,
         date_ahead_ns: int = 0,
         tier: KernelTier | None = None,
     ) -> None:
         self._tier = tier
         self._spawner = spawner
+        self.system_log = system_log
+        self._owner = owner
         self._dialer = dialer
         self._registry = registry
         self._features = features
@@ -317,6 +387,8 @@ class Launcher:
         self._names = names
         self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
+        #: answers a program that asks where it had better be (`mosix.node.decider`)
+        self.where_to: WhereTo = _nowhere
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -442,7 +514,7 @@ class Launcher:
             else:
                 listener = -1
                 with contextlib.suppress(TimeoutError):  # it is stopped, it may be: we do it
-                    async with asyncio.timeout(START_TIMEOUT_S):
+                    async with asyncio.timeout(_JOIN_TIMEOUT_S):
                         await client.prepare(directory, interface=False)
         finally:
             if directory >= 0:
@@ -477,14 +549,20 @@ class Launcher:
             registry=self._registry,
             names=self._names,
             last_words=last_words,
+            where_to=self.where_to,
             forsake=self._forsake,
+            system_log=self.system_log,
+            owner=self._owner,
         )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
-        task = asyncio.create_task(self._live(link))
+        self._later(self._live(link))
+        return link
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return link
 
     async def _live(self, link: DeputyLink) -> None:
         try:
@@ -502,7 +580,8 @@ class Launcher:
                 )
             if lost:
                 whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
-                await link.last_words.say(f"{whose} ended: the job's deputy died")
+                why = f"the job's deputy at home, node {self._own_ip}, died"
+                await link.last_words.say(f"{whose} ended: {why}")
         finally:
             link.last_words.close()
             self.deputies.pop(link.job.id, None)
@@ -510,9 +589,7 @@ class Launcher:
             self._discard(link.job)
 
     def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
-        task = asyncio.create_task(self._drop(link.job, pid, ip, token))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._later(self._drop(link.job, pid, ip, token))
 
     async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
         """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
@@ -548,16 +625,22 @@ class Launcher:
         return worker in self._expected
 
     def take_back(self, worker: Worker, fds: list[int]) -> bool:
-        """A deputy of a mosd that died has come back, if it is one. `fds`: the job's stderr."""
+        """A deputy of a mosd that died has come back, if it is one. `fds` are those of `Returned`:
+        the job's stderr, and what it is served by."""
         identity = Identity.of(worker.pid)
         record = self._expected.get(identity) if identity else None
-        if record is None or identity is None or len(fds) != 1:
+        if record is None or identity is None or len(fds) not in (1, 3):
+            return False
+        if len(fds) == 3 and not is_listener(fds[1]):
             return False
         try:
             last_words = LastWords(fds[0], credentials_of(worker.pid))
         except OSError:
             return False
         os.close(fds[0])
+        if len(fds) == 3:
+            held = Held(record.uid, record.gid, fds[1], fds[2], os.dup(worker.pidfd))
+            self._later(self._spawner.hold(held))
         del self._expected[identity]
         self._leftovers.pop(record.id, None)
         group = JobGroup(Path(record.group), self.membership)

@@ -13,9 +13,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
-from mosix.balancer.vectors import Floats, Status, pack_loads
+from mosix.balancer.vectors import Flags, Floats, Status, VectorTable, pack_loads
 from mosix.config import NodeConfig
 from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
@@ -41,8 +42,20 @@ def _number(ip: str) -> int:
     return int(ipaddress.IPv4Address(ip))
 
 
-def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Floats | None:
-    """What this node says of itself; None as long as nothing is measured."""
+def _said(table: VectorTable) -> dict[int, int]:
+    """Which state each node is in, of which anything was heard."""
+    heard = np.flatnonzero(table.version)
+    return dict(zip(table.nodes[heard].tolist(), table.status[heard].tolist(), strict=True))
+
+
+def own_row(
+    config: NodeConfig,
+    load: NodeLoad | None,
+    registry: Registry,
+    promised: tuple[int, float] = (0, 0.0),
+) -> Floats | None:
+    """What this node says of itself; None as long as nothing is measured. `promised`: places, and
+    their MB."""
     if load is None:
         return None
     return pack_loads(
@@ -51,7 +64,8 @@ def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Fl
         cores=load.cores,
         speed=load.speed,
         memory_mb=load.memory / 1e6,
-        free_mb=load.free / 1e6,
+        free_mb=load.free / 1e6 - promised[1],
+        inbound=promised[0],
         psi_memory=load.psi_memory,
         psi_io=load.psi_io,
         dilation=load.dilation,
@@ -63,11 +77,26 @@ def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Fl
 class GossipService:
     """`open`, `run` until cancelled, `leave`, `close`."""
 
-    def __init__(self, config: NodeConfig, secret: bytes, own: Callable[[], Floats | None]) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        secret: bytes,
+        own: Callable[[], Floats | None],
+        flags: Callable[[], Flags],
+        *,
+        features: int,
+        logs: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`own`: what this node says of itself; `features`: digest of this node's
+        (`mosix.node.compatible.digest_of`); `logs`: whether changes of the map are logged."""
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
         self._own = own
+        self._flags = flags
+        self._logs = logs
+        self._states: dict[int, int] = {}
+        self._features = features
         self._gossip = Gossip(
             _number(config.ip),
             nodes,
@@ -94,14 +123,34 @@ class GossipService:
             if self._socket is not None:
                 row = self._own()
                 if row is not None:
-                    self._gossip.set_own(row, time.monotonic())
+                    self._gossip.set_own(
+                        row, time.monotonic(), flags=self._flags(), features=self._features
+                    )
                 self._send(self._gossip.tick(time.monotonic()))
+                self._log_changes()
             await asyncio.sleep(PERIOD_S)
 
-    def leave(self) -> None:
-        """Say goodbye, so that nobody has to wait for suspicion, and nothing after it."""
+    def set_config(self, config: NodeConfig, secret: bytes) -> None:
+        """The files were read again. Nodes that are not in the map any more are told goodbye if
+        nobody but us is left."""
+        nodes = group_of(config.nodes.ips(), config.ip)
+        if len(nodes) == 1:
+            self.say_goodbye()
+        self._number_of = config.nodes.number_of
+        self._gossip.set_secret(secret)
+        self._gossip.set_nodes(nodes, rules_for(len(nodes), PERIOD_S))
+        self._gossip.renew(time.monotonic())
+        self._states = {ip: state for ip, state in self._states.items() if ip in nodes}
+
+    def say_goodbye(self) -> None:
+        """So that nobody has to wait for suspicion."""
         if self._socket is not None:
             self._send(self._gossip.leave(time.monotonic()))
+
+    def leave(self) -> None:
+        """Goodbye, and nothing after it."""
+        if self._socket is not None:
+            self.say_goodbye()
             asyncio.get_running_loop().remove_reader(self._socket)
         self.close()
 
@@ -109,6 +158,36 @@ class GossipService:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _log_changes(self) -> None:
+        now = _said(self._gossip.table)
+        before, self._states = self._states, now
+        if now == before or not self._logs():
+            return
+        for node, state in now.items():
+            ip, then = str(ipaddress.IPv4Address(node)), before.get(node)
+            if state != then and ip != self._ip:
+                was = "" if then is None else f", was {Status(then).name.lower()}"
+                _log.info("node %s is %s%s", ip, Status(state).name.lower(), was)
+
+    @property
+    def table(self) -> VectorTable:
+        """What all nodes have told, this one's own row included."""
+        return self._gossip.table
+
+    @property
+    def here(self) -> int:
+        return self.index(self._ip)
+
+    def index(self, ip: str) -> int:
+        """In the table; -1: not in it."""
+        try:
+            return self.table.index(_number(ip))
+        except (KeyError, ValueError):
+            return -1
+
+    def ip(self, index: int) -> str:
+        return str(ipaddress.IPv4Address(int(self.table.nodes[index])))
 
     def known(self) -> list[KnownNode]:
         """The other nodes of which anything was heard."""

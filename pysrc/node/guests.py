@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 import zlib
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -33,26 +34,30 @@ from mosix.kernel.device import ORPHAN_KILL
 from mosix.kernel.policies import GUEST, GUEST_HOOKS, HOME_HOOKS
 from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
+from mosix.node.lender import Loan, Shortage
 from mosix.node.listening import Complaints
+from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
+from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker
-from mosix.node.tier import KernelTier, Owner
+from mosix.node.tier import KernelTier, TaskOwner
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
 from mosix.wire.channel import Frames
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures
+from mosix.wire.mosd_messages import (
     GUEST_GONE,
     Attach,
     Dial,
     GuestState,
+    Halting,
     Intercept,
     Intercepted,
     Leave,
     MapIds,
     Mapped,
-    NodeFeatures,
     PeerAccept,
     PeerAnswer,
     PeerHello,
@@ -67,6 +72,13 @@ GUEST_PIDS = 512
 #: A node with less than this to lend takes no guest, bytes.
 MIN_MEMORY = 32 << 20
 TOKEN_BYTES = 16
+#: Guests of one home that it has not told to run: whoever takes the place of others uses it.
+MAX_EMPTY = 64
+#: A guest that grows on is asked so much later again, s.
+_LEAVE_PAUSE_S = 5.0
+#: How long remotes of a mosd that died are waited for, and between two looks, seconds.
+RETURN_S = 5.0
+_RETURN_PAUSE_S = 0.05
 #: Followed by whose it is: mosds with other run directories may share our cgroup.
 _GROUP_PREFIX = "guest-"
 
@@ -100,6 +112,7 @@ class RemoteLink(WorkerLink):
         features: NodeFeatures,
         guest: Guest,
         *,
+        here: str,
         gid: int,
         room: Room,
         registry: Registry,
@@ -107,12 +120,59 @@ class RemoteLink(WorkerLink):
         module: Module | None,
     ) -> None:
         super().__init__(worker, dialer, features)
+        self._here = here
         self.guest = guest
         self._module = module
         self.room = room
         self._gid = gid
         self._registry = registry
         self._mapped = mapped
+        self._ask_again = 0.0
+        self._loan = Loan(room.group, room.memory_limit, self._outgrows)
+        #: nothing is left of it here
+        self.vacated = asyncio.Event()
+
+    async def run(self) -> None:
+        try:
+            self._loan.watch()
+        except (OSError, KernelError) as error:
+            _log.error("guest %d is not watched for its memory: %s", self.guest.pid, error)
+        try:
+            await super().run()
+        finally:
+            self._loan.close()
+
+    async def evict(self) -> None:
+        """Asks home to take it away; it does not come back by itself."""
+        with contextlib.suppress(OSError):  # it is going already
+            await self.send(Leave(evicted=True))
+
+    # ---- memory ----
+
+    def memory_used(self) -> int:
+        """Bytes."""
+        return self._loan.used()
+
+    def _outgrows(self) -> None:
+        # Some kernels say so many times a second.
+        now = asyncio.get_running_loop().time()
+        if now < self._ask_again:
+            return
+        self._ask_again = now + _LEAVE_PAUSE_S
+        self.send_home(
+            f"node {self._here} has no more than {self.room.memory_limit >> 20} MiB for it"
+        )
+
+    def send_home(self, reason: str) -> None:
+        """Asks for it; nothing is waited for."""
+        _log.info("guest %d of %s goes home: %s", self.guest.pid, self.guest.home, reason)
+        self.later(self._say_leave(reason))
+
+    async def _say_leave(self, reason: str) -> None:
+        with contextlib.suppress(OSError):  # it is going already
+            await self.send(Leave(reason=reason))
+
+    # ---- what the remote says ----
 
     async def handle(self, message: WorkerToNode) -> None:
         guest = self.guest
@@ -125,6 +185,8 @@ class RemoteLink(WorkerLink):
                 # The cgroup decides which processes are this guest's; one may be gone already.
                 if message.outer_pid in self.room.group.processes():
                     self._registry.update_guest(guest, message)
+            case Halting():
+                self._loan.let_it_go()
             case Dial():
                 # Only the image goes on from here; control and calls belong to home.
                 if message.purposes != ("bulk",):
@@ -183,12 +245,14 @@ class Host:
         own_ip: str,
         directory: Path,
         adoption: Path,
-        max_guests: int,
+        settings: Settings,
         complaints: Complaints,
         tier: KernelTier | None,
+        owner: Owner,
     ) -> None:
         self._tier = tier
         self._spawner = spawner
+        self._owner = owner
         self._dialer = dialer
         self._registry = registry
         self._features = features
@@ -198,12 +262,13 @@ class Host:
         self._adoption = str(adoption)
         #: of a mosd that died: guests by their remotes, which have not come back yet
         self._expected: dict[Identity, GuestRecord] = {}
-        self._max_guests = max_guests
+        self._settings = settings
         self._coming = 0
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
         #: the cgroup that this node was given
         self.own_group = self._cgroups.own
+        self.shortage = Shortage(self.own_group, self._begun, own_ip)
         self._ids = IdPool()
         self._remotes: dict[bytes, RemoteLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -266,6 +331,7 @@ class Host:
             self._dialer,
             self._features,
             guest,
+            here=self._own_ip,
             gid=gid,
             room=room,
             registry=self._registry,
@@ -296,8 +362,18 @@ class Host:
         )
         records.write(self._records, guest.token.hex(), record)
 
+    def _begun(self) -> list[RemoteLink]:
+        return [link for link in self._remotes.values() if link.guest.begun]
+
     def remotes(self) -> list[RemoteLink]:
         return list(self._remotes.values())
+
+    async def all_remotes(self) -> list[RemoteLink]:
+        """The same, when those of a mosd that died have come back, if they do so in time."""
+        end = time.monotonic() + RETURN_S
+        while self._expected and time.monotonic() < end:
+            await asyncio.sleep(_RETURN_PAUSE_S)
+        return self.remotes()
 
     def memory_free(self) -> int:
         """Bytes this node can lend."""
@@ -307,48 +383,61 @@ class Host:
         """A new guest. RefusedError, KernelError: nothing is left of it."""
         if self.closed:
             raise RefusedError("mosd is stopping there")
+        if not self._settings.config.nodes.range_of(hello.sender):
+            raise RefusedError(f"{hello.sender} is not in its mosix.map any more")
+        if not self._owner.said.takes_guests:
+            raise RefusedError("its owner takes no guests now", "choose another node")
         if hello.job is None or hello.pid is None or hello.features is None:
             raise ProtocolError("a guest without job, pid or features")
         reason = why_not(hello.features, self._features)
         if reason:
             raise RefusedError(reason, "choose another node")
         here = len(self._remotes) + self._coming
-        if here >= self._max_guests:
+        if here >= self._settings.config.max_guests:
             raise RefusedError(
                 f"it has {here} guests already and takes no more", "choose another node"
             )
+        with contextlib.ExitStack() as stack:
+            await self._make(hello, sock, stack)
+
+    async def _make(
+        self, hello: PeerHello, sock: socket.socket, stack: contextlib.ExitStack
+    ) -> None:
+        """`stack`: closes what is only ours until the remote has it."""
+        assert hello.job is not None
+        assert hello.pid is not None
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
         self._coming += 1
-        owner: Owner | None = None
+        served: TaskOwner | None = None
         try:
             failpoints.hit("mosd.guest", sock)
-            owner = self._tier.owner(HOME_HOOKS, GUEST_HOOKS) if self._tier else None
+            if self._tier is not None:
+                served = self._tier.owner(HOME_HOOKS, GUEST_HOOKS)
+                stack.callback(served.close)
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
         except BaseException:
-            if owner is not None:
-                owner.close()
             self._later(self._vacate(room))
             raise
         finally:
             self._coming -= 1
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
-        module = Module(self._tier, owner.number) if self._tier and owner else None
+        module = Module(self._tier, served.number) if self._tier and served else None
         link = self._enter(worker, guest, hello.gid, room, mapped=False, module=module)
+        if not self._owner.said.takes_guests:  # said meanwhile
+            link.worker.kill()
+            raise RefusedError("its owner takes no guests now", "choose another node")
         try:
             self._record(guest, hello.gid, room, Identity.of(worker.pid))
             failpoints.hit("mosd.welcome", sock)
             await Frames[PeerAnswer](sock, PeerAnswer).send(
                 PeerAccept(token=token, features=self._features)
             )
-            fds = [sock.fileno(), *((owner.fd,) if owner else ())]
+            fds = [sock.fileno(), *((served.fd,) if served else ())]
             await link.send(self._welcome(hello, room), fds)
         except BaseException:
             link.worker.kill()
             raise
-        finally:
-            if owner is not None:
-                owner.close()
 
     def _welcome(self, hello: PeerHello, room: Room) -> Welcome:
         assert hello.job is not None
@@ -361,7 +450,7 @@ class Host:
             epoch=hello.epoch,
             home=hello.sender,
             here=self._own_ip,
-            cgroup=str(_memory_directory(room.group)),
+            cgroup=str(room.group.memory_directory()[1]),
             outer_uid=room.ids.outer,
             features=self._features,
             memory_limit=room.memory_limit,
@@ -427,7 +516,10 @@ class Host:
             self._registry.guests.pop(link.guest.token, None)
             self._remotes.pop(link.guest.token, None)
             records.remove(self._records, link.guest.token.hex())
-            await self._vacate(link.room)
+            try:
+                await self._vacate(link.room)
+            finally:
+                link.vacated.set()
 
     async def _vacate(self, room: Room) -> None:
         try:
@@ -485,10 +577,3 @@ async def _ended(process: Identity) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-
-
-def _memory_directory(group: Cgroup) -> Path:
-    for directory in group.directories:
-        if any((directory / name).exists() for name in ("memory.limit_in_bytes", "memory.max")):
-            return directory
-    return group.directories[0]

@@ -10,7 +10,6 @@ session it was started in. mosd makes and removes it (root); the deputy and mosd
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -72,19 +71,25 @@ class Membership:
         return names[-1] if names else None
 
 
-def mount_own(where: Path = OWN_MOUNT) -> None:
-    """Mounts our own hierarchy, unless it is already or the kernel or our rights do not allow it.
+def mount_own(where: Path = OWN_MOUNT) -> str:
+    """Mounts our own hierarchy, unless it is already; returns why that cannot be, or "".
     It is one for the whole machine and stays mounted, like all cgroups."""
     options = f"none,{OWN},nosuid,nodev,noexec"
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if not where.is_mount():
-            where.mkdir(mode=0o755, parents=True, exist_ok=True)
-            subprocess.run(
-                ["mount", "-t", "cgroup", "-o", options, "mosix", str(where)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=True,
-            )
+    try:
+        if where.is_mount():
+            return ""
+        where.mkdir(mode=0o755, parents=True, exist_ok=True)
+        subprocess.run(
+            ["mount", "-t", "cgroup", "-o", options, "mosix", str(where)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+    except OSError as error:
+        return f"{where}: {error.strerror}"
+    except subprocess.CalledProcessError as error:
+        return " ".join(error.stderr.decode("utf-8", "replace").split()) or "mount failed"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,38 @@ async def accepted(
                 continue  # that connection was cut before it was accepted
             complaints.note("no descriptors", "this node", str(error))
             await asyncio.sleep(_PAUSE_S)
+
+
+class Server(ABC):
+    """A listening socket, and a task for each connection that is let in."""
+
+    def __init__(self, complaints: Complaints) -> None:
+        self._complaints = complaints
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+
+    async def serve(self) -> None:
+        """Accepts until cancelled. `listen` of the class comes first."""
+        assert self._listener is not None
+        async for sock, address in accepted(self._listener, self._complaints):
+            # What it counts is true for the next one: accept does not yield while connections
+            # wait, so no task has run yet.
+            conversation = self._admit(sock, address)
+            if conversation is None:
+                sock.close()
+                continue
+            task = asyncio.create_task(conversation)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    @abstractmethod
+    def _admit(self, sock: socket.socket, address: Any) -> Coroutine[Any, Any, None] | None:
+        """What is said on the connection, which closes it then; None: nothing, it is closed."""
+
+    async def close(self) -> None:
+        """No new connections; those under way are cut."""
+        if self._listener is not None:
+            self._listener.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -12,13 +12,14 @@ import collections
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import MosixError, NodeDownError, ProtocolError, RefusedError, from_code
-from mosix.node.listening import Complaints, accepted
+from mosix.node.listening import Complaints, Server
+from mosix.node.settings import Settings
 from mosix.wire.channel import Frames
 from mosix.wire.handshake import (
     DEADLINE_S,
@@ -27,8 +28,8 @@ from mosix.wire.handshake import (
     Initiator,
     Responder,
 )
-from mosix.wire.messages import (
-    PROTOCOL_VERSION,
+from mosix.wire.messages import PROTOCOL_VERSION
+from mosix.wire.mosd_messages import (
     PeerAccept,
     PeerAnswer,
     PeerHello,
@@ -39,11 +40,15 @@ from mosix.wire.messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
-#: From the proof to the answer: the other mosd makes a remote meanwhile.
+#: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
+#: has a minute itself.
 ANSWER_TIMEOUT_S = 20.0
+GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
 
-PURPOSES = frozenset({"guest", "call", "bulk", "home", "control", "drop", "status", "move"})
+PURPOSES = frozenset(
+    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance", "evacuate"}
+)
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
 
@@ -69,26 +74,22 @@ async def drive(sock: socket.socket, side: Initiator | Responder, first: bytes =
         raise side.error
 
 
-class PeerServer:
+class PeerServer(Server):
     """The peer port of this node, on its own address only."""
 
-    def __init__(
-        self, config: NodeConfig, secret: bytes, handler: Handler, complaints: Complaints
-    ) -> None:
-        self._config = config
-        self._secret = secret
+    def __init__(self, settings: Settings, handler: Handler, complaints: Complaints) -> None:
+        super().__init__(complaints)
+        self._settings = settings
         self._handler = handler
-        self._complaints = complaints
         self._half_open: collections.Counter[str] = collections.Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
 
     def listen(self) -> None:
         """OSError when the address or port cannot be had."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind((self._config.ip, self._config.peer_port))
+            config = self._settings.config
+            sock.bind((config.ip, config.peer_port))
             sock.listen(256)
         except OSError:
             sock.close()
@@ -96,22 +97,15 @@ class PeerServer:
         sock.setblocking(False)
         self._listener = sock
 
-    async def serve(self) -> None:
-        """Accepts until cancelled."""
-        assert self._listener is not None
-        async for sock, (ip, _) in accepted(self._listener, self._complaints):
-            if (
-                self._half_open[ip] >= MAX_HALF_OPEN
-                or self._half_open.total() >= MAX_HALF_OPEN_TOTAL
-            ):
-                self._complaints.note("too many unproved connections", ip, "closed")
-                sock.close()
-                continue
-            # Counted here: accept does not yield while connections wait, so no task ran yet.
-            self._half_open[ip] += 1
-            task = asyncio.create_task(self._connection(sock, ip))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _admit(
+        self, sock: socket.socket, address: tuple[str, int]
+    ) -> Coroutine[Any, Any, None] | None:
+        ip, _ = address
+        if self._half_open[ip] >= MAX_HALF_OPEN or self._half_open.total() >= MAX_HALF_OPEN_TOTAL:
+            self._complaints.note("too many unproved connections", ip, "closed")
+            return None
+        self._half_open[ip] += 1
+        return self._connection(sock, ip)
 
     async def _connection(self, sock: socket.socket, ip: str) -> None:
         try:
@@ -127,11 +121,14 @@ class PeerServer:
 
     async def _prove(self, sock: socket.socket, ip: str) -> PeerHello | None:
         refuse = None
-        if ip not in self._config.nodes:
+        settings = self._settings
+        if not settings.is_peer(ip):
             refuse = RefusedError(
                 f"{ip} is not in its mosix.map", "add this node to mosix.map there"
             )
-        side = Responder(self._secret, self._config.ip, ip, refuse=refuse)
+            if settings.off:
+                refuse = RefusedError("it is off: it belongs to no cluster", "setpe there")
+        side = Responder(settings.secret, settings.config.ip, ip, refuse=refuse)
         try:
             tune(sock)
             await drive(sock, side)
@@ -151,26 +148,24 @@ class PeerServer:
                 del self._half_open[ip]
         return side.hello
 
-    async def close(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
 
 class Dialer:
     """Proved connections to other nodes."""
 
-    def __init__(self, config: NodeConfig, secret: bytes) -> None:
-        self._config = config
-        self._secret = secret
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
-    def check(self, ip: str) -> None:
-        """UnknownNodeError unless `ip` is in the map; RefusedError for this node itself."""
-        self._config.nodes.check_member(ip, ip)
-        if self._config.nodes.canonical(ip) == self._config.ip:
-            raise RefusedError("this is the node itself", "a process at home needs no connection")
+    @property
+    def _config(self) -> NodeConfig:
+        return self._settings.config
+
+    async def status(self, ip: str) -> PeerStatus:
+        """Of that node. As `dial`."""
+        sock, status = await self.dial(ip, "status")
+        sock.close()
+        if not isinstance(status, PeerStatus):
+            raise ProtocolError(f"node {ip} answers a status request with something else")
+        return status
 
     async def dial(
         self, ip: str, purpose: str, **identity: Any
@@ -178,7 +173,7 @@ class Dialer:
         """A connection whose purpose the other node accepted. `identity`: fields of PeerHello.
 
         UnknownNodeError, NodeDownError, RefusedError or whatever class the node answers."""
-        self.check(ip)
+        self._settings.check_peer(ip, purpose)
         hello = PeerHello(
             version=PROTOCOL_VERSION,
             sender=self._config.ip,
@@ -188,10 +183,12 @@ class Dialer:
         )
         sock = await self._connect(ip)
         try:
-            side = Initiator(self._secret, hello)
+            side = Initiator(self._settings.secret, hello)
             try:
                 await drive(sock, side, side.start())
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                async with asyncio.timeout(
+                    GUEST_TIMEOUT_S if purpose == "guest" else ANSWER_TIMEOUT_S
+                ):
                     answer: PeerAccept | PeerRefuse | PeerStatus = await Frames[Any](
                         sock, PeerAnswer
                     ).receive()

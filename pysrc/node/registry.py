@@ -7,13 +7,14 @@ belongs to the job's user.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mosix.node.jobgroup import JobGroup
 from mosix.wire.attributes import JobAttributes
-from mosix.wire.messages import GuestState, ProcessState
+from mosix.wire.mosd_messages import GuestState, ProcessState
 
 #: Processes of one job that a deputy may report; more are still members of the cgroup.
 MAX_REPORTED = 32768
@@ -30,6 +31,8 @@ class Process:
     epoch: int = 0
     stats: dict[str, int] = field(default_factory=dict)
     attributes: JobAttributes = field(default_factory=JobAttributes)
+    #: since when it is there (monotonic seconds); -inf: it began there
+    since: float = -math.inf
 
 
 @dataclass
@@ -59,8 +62,17 @@ class Guest:
     epoch: int
     outer_pid: int = 0
     frozen: bool = False
+    #: home has its body run here
+    begun: bool = False
     #: how far its date may be from home's; None: not known, or not wanted
     date_bound_ns: int | None = None
+    #: since when it runs here (monotonic seconds); inf: it does not yet
+    since: float = math.inf
+    #: CPU seconds that it had used before, calls and bytes that went home since
+    cpu_before_s: float = 0.0
+    calls: int = 0
+    call_bytes: int = 0
+    attributes: JobAttributes = field(default_factory=JobAttributes)
 
 
 class Registry:
@@ -77,6 +89,10 @@ class Registry:
             return
         if state.pid not in job.processes and len(job.processes) >= MAX_REPORTED:
             return
+        before = job.processes.get(state.pid)
+        since = -math.inf if before is None else before.since
+        if state.where != (before.where if before else "home"):
+            since = time.monotonic()
         job.processes[state.pid] = Process(
             state.pid,
             state.where,
@@ -85,12 +101,19 @@ class Registry:
             state.epoch,
             dict(state.stats),
             state.attributes,
+            since,
         )
 
     def update_guest(self, guest: Guest, state: GuestState) -> None:
         guest.outer_pid = state.outer_pid
         guest.frozen = state.frozen
+        guest.begun = guest.begun or state.runs
         guest.date_bound_ns = state.date_bound_ns
+        if state.runs:
+            guest.since = min(guest.since, time.monotonic())
+        guest.cpu_before_s = state.cpu_before_ns / 1e9
+        guest.calls, guest.call_bytes = state.calls, state.call_bytes
+        guest.attributes = state.attributes
 
     def date_bound_ns(self) -> int | None:
         """How far the date of any guest may be from that of its home; None: no guest has one."""

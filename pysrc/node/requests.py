@@ -7,7 +7,7 @@ C and decodes `LaunchAnswer` by hand: it is an array and must stay so. Used by `
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from mosix.wire.messages import NodeLoad
@@ -31,9 +31,17 @@ class Launch(_Tagged, frozen=True, kw_only=True, tag="launch"):
 
 
 class Migrate(_Tagged, frozen=True, kw_only=True, tag="migrate"):
-    """`target`: number, IP, host name or "home"."""
+    """`target`: number, IP, host name, "home" or, for a guest, "out"."""
 
     pid: int
+    target: Name
+    wait: bool = False
+
+
+class MigrateJob(_Tagged, frozen=True, kw_only=True, tag="migratejob"):
+    """As `Migrate`, for all processes of a job: `job`: its id, or the beginning of it."""
+
+    job: Name
     target: Name
     wait: bool = False
 
@@ -54,10 +62,17 @@ class LocalStatus(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
     """This node, in detail."""
 
 
+class BestNode(_Tagged, frozen=True, kw_only=True, tag="bestnode"):
+    """For one more process with so many MB. Answered by `NodeName`."""
+
+    need_mb: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
+
+
 class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
-    """`pid` 0: all."""
+    """`pid` 0: all. `why`: with what the balancer says of each."""
 
     pid: int = 0
+    why: bool = False
 
 
 class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
@@ -66,7 +81,43 @@ class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
     spec: Annotated[str, msgspec.Meta(max_length=1000)]
 
 
-Request = Launch | Migrate | Whois | Status | LocalStatus | Processes | Failpoints
+class Say(_Tagged, frozen=True, kw_only=True, tag="say"):
+    """Root only. `word` as in `mosix.node.owner.OwnerFlags`: it is so from now on, or is not."""
+
+    word: Literal["block", "stay", "lstay", "logmap"]
+    so: bool
+
+
+class Evacuate(_Tagged, frozen=True, kw_only=True, tag="evacuate"):
+    """Root only, answered when it is done or `deadline_s` is over. `what`: expel (guests leave),
+    bring (own processes come home), shutdown (both, then mosd ends), drain (both, and nothing new
+    comes or goes), nodrain. `node`: of drain and nodrain; "": this one."""
+
+    what: Literal["expel", "bring", "shutdown", "drain", "nodrain"]
+    node: Name = ""
+    deadline_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
+
+
+class Setpe(_Tagged, frozen=True, kw_only=True, tag="setpe"):
+    """Root only: read the files again. `off`: leave the cluster."""
+
+    off: bool = False
+
+
+Request = (
+    Launch
+    | Migrate
+    | MigrateJob
+    | Whois
+    | Status
+    | LocalStatus
+    | Processes
+    | Say
+    | Evacuate
+    | Setpe
+    | BestNode
+    | Failpoints
+)
 
 EXECUTE = 0
 TO_STDOUT = 1
@@ -97,6 +148,49 @@ class Migrated(_Tagged, frozen=True, kw_only=True, tag="migrated"):
 
     freeze_ns: int = 0
     page_bytes: int = 0
+
+
+class MigratedProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """`error`: why it did not move; of class `code`."""
+
+    pid: int
+    freeze_ns: int = 0
+    page_bytes: int = 0
+    error: str = ""
+    code: int = 0
+
+
+class MigratedJob(_Tagged, frozen=True, kw_only=True, tag="migratedjob"):
+    """`processes`: by PID; without `wait` only those whose move could not be ordered are told."""
+
+    processes: list[MigratedProcess]
+
+
+class Said(_Tagged, frozen=True, kw_only=True, tag="said"):
+    """`words`: all that the owner has said; `new`: it was not so before."""
+
+    words: list[str]
+    new: bool
+
+
+class Evacuated(_Tagged, frozen=True, kw_only=True, tag="evacuated"):
+    """How many guests and own processes are where they belong now, and, in words, who is not."""
+
+    guests: int = 0
+    own: int = 0
+    seconds: float = 0.0
+    left: list[str] = []
+
+
+class Configured(_Tagged, frozen=True, kw_only=True, tag="configured"):
+    """What the files say: `nodes` in the map, of which `added` are new; `removed` are no more in
+    it. `moved`: who had to go home for that."""
+
+    nodes: int
+    added: int
+    removed: int
+    off: bool
+    moved: Evacuated
 
 
 class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
@@ -139,6 +233,11 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     counters: dict[str, int] = {}
     load: NodeLoad | None = None
     known: list[KnownNode] = []
+    #: what its owner has said, and its topological features
+    owner: list[str] = []
+    topology: list[str] = []
+    #: why the files are not what is in force; only of this node
+    problem: str = ""
 
 
 class NodeDetails(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
@@ -177,6 +276,8 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     job_class: int = 0
     command: str
     stats: dict[str, int] = {}
+    #: why the balancer leaves it there, when that was asked for
+    balance: str = ""
 
 
 class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
@@ -187,4 +288,16 @@ class Armed(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
     """This mosd and all of its workers are."""
 
 
-Answer = Failure | Migrated | NodeName | NodeStatus | NodeDetails | ProcessList | Armed
+Answer = (
+    Failure
+    | Migrated
+    | MigratedJob
+    | Said
+    | Evacuated
+    | Configured
+    | NodeName
+    | NodeStatus
+    | NodeDetails
+    | ProcessList
+    | Armed
+)

@@ -31,13 +31,19 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
+from mosix.node import bargain
 from mosix.node.accounting import Accounting
+from mosix.node.administration import Administration
+from mosix.node.census import Resident
+from mosix.node.decider import Decider
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.gossip import GossipService
+from mosix.node.groups import Groups
 from mosix.node.guests import Host
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Dialer, refuse
+from mosix.node.placing import Placer
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
     EXECUTE,
@@ -45,12 +51,15 @@ from mosix.node.requests import (
     TO_STDOUT,
     Answer,
     Armed,
+    BestNode,
+    Evacuate,
     Failpoints,
     Launch,
     LaunchAnswer,
     LocalStatus,
     Migrate,
     Migrated,
+    MigrateJob,
     NodeDetails,
     NodeName,
     NodeStatus,
@@ -58,15 +67,18 @@ from mosix.node.requests import (
     ProcessList,
     ProcessRow,
     Request,
+    Say,
+    Setpe,
     Status,
     Whois,
 )
 from mosix.node.rights import Caller, check_owner
+from mosix.node.settings import Settings
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
-from mosix.wire.messages import (
-    NodeFeatures,
-    NodeLoad,
+from mosix.wire.messages import NodeFeatures, NodeLoad
+from mosix.wire.mosd_messages import (
+    Automatic,
     PeerAccept,
     PeerHello,
     PeerMove,
@@ -75,6 +87,7 @@ from mosix.wire.messages import (
 )
 
 HOME = "home"
+OUT = "out"
 _MOVING = "moving"
 _AWAY = "away"
 _NAME_TIMEOUT_S = 5.0
@@ -93,6 +106,8 @@ class ParsedLaunch(Protocol):
     @property
     def node(self) -> str | None: ...
     @property
+    def best(self) -> bool: ...
+    @property
     def fallback(self) -> bool: ...
     @property
     def changes(self) -> Changes: ...
@@ -106,8 +121,16 @@ ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
 class Names:
     """Numbers, addresses and names of nodes."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        self.config = config
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def config(self) -> NodeConfig:
+        return self._settings.config
+
+    def outsider(self, ip: str) -> bool:
+        """Whether processes of class 0 may not go to node `ip`."""
+        return self.config.nodes.outsider(ip)
 
     @property
     def own(self) -> str:
@@ -161,8 +184,17 @@ class Services:
         meter: NodeMeter,
         accounting: Accounting,
         gossip: GossipService,
+        administration: Administration,
+        settings: Settings,
+        decider: Decider,
+        placer: Placer,
     ) -> None:
+        self._administration = administration
+        self._settings = settings
+        self._groups = Groups(registry, host)
         self._gossip = gossip
+        self._decider = decider
+        self._placer = placer
         self._names = names
         self._launcher = launcher
         self._host = host
@@ -186,12 +218,18 @@ class Services:
             return LaunchAnswer(where, parsed.status, 0, parsed.text)
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
-        node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.changes, parsed.interface)
+        node = await self._start_node(caller, parsed)
+        fallback = parsed.fallback or parsed.best
+        options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
+        self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
-    async def _start_node(self, parsed: ParsedLaunch) -> str | None:
+    async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
+        if parsed.best:
+            need, job_class = (parsed.changes.get(name, 0) for name in ("needmem", "job_class"))
+            best = await self._placer.place(need, caller.pid, job_class=job_class)
+            return None if best == self._names.own else best
         if parsed.node is None:
             return None
         ip = await self._names.resolve(parsed.node)
@@ -199,10 +237,14 @@ class Services:
 
     # ---- the other commands ----
 
-    async def request(self, caller: Caller, request: Request) -> Answer:
+    async def request(self, caller: Caller, request: Request) -> Answer:  # noqa: PLR0911
         match request:
             case Migrate():
                 return await self._migrate(caller, request)
+            case MigrateJob():
+                return await self._groups.migrate(caller, request, self._migrate)
+            case Say() | Evacuate() | Setpe():
+                return await self._administration.request(caller, request)
             case Whois():
                 return await self._whois(request)
             case Status():
@@ -210,7 +252,10 @@ class Services:
             case LocalStatus():
                 return self._details()
             case Processes():
-                return self._processes(request)
+                found = self._processes(request)
+                return await self._explained(found) if request.why else found
+            case BestNode():
+                return await self._best_node(request)
             case Failpoints():
                 return await self._arm(caller, request.spec)
             case Launch():
@@ -227,6 +272,8 @@ class Services:
         return Armed()
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
+        if request.target == OUT:
+            return await self._groups.out(caller, request)
         target = None if request.target == HOME else await self._names.resolve(request.target)
         link = self._launcher.deputy_of(request.pid)
         if link is not None:
@@ -253,21 +300,43 @@ class Services:
         """UnknownNodeError unless a peer's `ip` is in our map too."""
         self._names.config.nodes.check_member(ip, ip)
 
-    async def move(self, link: DeputyLink, pid: int, target: str | None, wait: bool) -> Migrated:
+    async def move(
+        self,
+        link: DeputyLink,
+        pid: int,
+        target: str | None,
+        wait: bool,
+        automatic: Automatic | None = None,
+    ) -> Migrated:
         """Orders the move; with `wait` its outcome."""
         if target == self._names.own:
             target = None
         if self.stopping and target is not None:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         failpoints.hit("mosd.move")
-        outcome = await link.move(pid, target)
+        outcome = await link.move(pid, target, automatic)
         if not wait:
             return Migrated()
         moved = check_moved(await outcome)
         return Migrated(freeze_ns=moved.freeze_ns, page_bytes=moved.page_bytes)
 
+    async def order(self, resident: Resident, target: str, automatic: Automatic) -> Migrated:
+        """What the decider wants, waited for. MosixError."""
+        if resident.guest is not None:
+            who = Caller(0, resident.uid, 0)
+            return await self._ask_home(who, resident.guest, target, True, automatic)
+        link = self._launcher.deputies.get(resident.job)
+        if link is None:
+            raise NoSuchProcessError("the job has ended")
+        return await self.move(link, resident.key[1], target, True, automatic)
+
     async def _ask_home(
-        self, caller: Caller, guest: Guest, target: str | None, wait: bool
+        self,
+        caller: Caller,
+        guest: Guest,
+        target: str | None,
+        wait: bool,
+        automatic: Automatic | None = None,
     ) -> Migrated:
         """`guest` runs here: its home decides."""
         sock, _ = await self._dialer.dial(
@@ -275,7 +344,8 @@ class Services:
         )
         with sock:
             try:
-                await Frames[PeerMoved](sock, PeerMoved).send(PeerMove(target=target, wait=wait))
+                order = PeerMove(target=target, wait=wait, automatic=automatic)
+                await Frames[PeerMoved](sock, PeerMoved).send(order)
                 async with asyncio.timeout(_FORWARD_TIMEOUT_S):
                     moved = await Frames[PeerMoved](sock, PeerMoved).receive()
             except (OSError, EOFError, TimeoutError) as error:
@@ -285,17 +355,13 @@ class Services:
 
     async def _whois(self, request: Whois) -> NodeName:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
-        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
+        return await self._named(ip)
 
     async def _status(self, request: Status) -> NodeStatus:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
             return self._own_status()
-        sock, status = await self._dialer.dial(ip, "status")
-        sock.close()
-        if not isinstance(status, PeerStatus):
-            raise ProtocolError(f"node {ip} answers a status request with something else")
-        return self._shown(ip, status)
+        return self._shown(ip, await self._dialer.status(ip))
 
     def _details(self) -> NodeDetails:
         config = self._names.config
@@ -322,8 +388,10 @@ class Services:
 
     def _own_status(self) -> NodeStatus:
         counters = dict(self._complaints.counters) | self._gossip.refused()
-        shown = self._shown(self._names.own, self.peer_status())
-        return msgspec.structs.replace(shown, counters=counters, known=self._gossip.known())
+        status = self._shown(self._names.own, self.peer_status())
+        return msgspec.structs.replace(
+            status, counters=counters, known=self._gossip.known(), problem=self._settings.problem
+        )
 
     def _shown(self, ip: str, status: PeerStatus) -> NodeStatus:
         return NodeStatus(
@@ -338,6 +406,8 @@ class Services:
             guests=status.guests,
             date_bound_ns=status.date_bound_ns,
             load=status.load,
+            owner=list(status.owner),
+            topology=list(status.topology),
         )
 
     def peer_status(self) -> PeerStatus:
@@ -349,6 +419,8 @@ class Services:
             version=metadata.version("mosix"),
             date_bound_ns=self._registry.date_bound_ns(),
             load=self._load(),
+            owner=tuple(self._administration.words()),
+            topology=self._settings.config.features,
         )
 
     def _load(self) -> NodeLoad | None:
@@ -372,6 +444,37 @@ class Services:
                 f"process {request.pid} is not part of a job", "without a PID all are listed"
             )
         return ProcessList(rows=sorted(rows, key=lambda row: row.pid))
+
+    async def _explained(self, found: ProcessList) -> ProcessList:
+        """With what the balancer says of each process."""
+
+        async def why(row: ProcessRow) -> str:
+            if row.where == _MOVING:
+                return ""
+            if row.origin_pid:
+                key = (row.home, row.origin_pid)
+                return self._decider.verdict(self._decider.census.residents.get(key))
+            return await self._decider.why(row.job, row.pid, row.where)
+
+        texts = await asyncio.gather(*map(why, found.rows))
+        return ProcessList(
+            rows=[
+                msgspec.structs.replace(row, balance=text)
+                for row, text in zip(found.rows, texts, strict=True)
+            ]
+        )
+
+    async def _best_node(self, request: BestNode) -> NodeName:
+        ip = await self._placer.place(request.need_mb)
+        if ip is None:
+            raise RefusedError(
+                f"no node that can be used has {request.need_mb} MB free",
+                "bestnode -w waits for one",
+            )
+        return await self._named(ip)
+
+    async def _named(self, ip: str) -> NodeName:
+        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
 
     def _process_row(self, job: Job, process: Process) -> ProcessRow:
         away = process.where not in (HOME, _MOVING)
@@ -420,8 +523,17 @@ class Services:
 class PeerService:
     """What a proved peer may ask."""
 
-    def __init__(self, services: Services, launcher: Launcher, host: Host) -> None:
+    def __init__(
+        self,
+        services: Services,
+        launcher: Launcher,
+        host: Host,
+        decider: Decider,
+        administration: Administration,
+    ) -> None:
+        self._administration = administration
         self._services = services
+        self._decider = decider
         self._launcher = launcher
         self._host = host
 
@@ -441,6 +553,10 @@ class PeerService:
                     await frames.send(self._services.peer_status())
                 case "move":
                     await self._move(hello, frames)
+                case "evacuate":
+                    await self._administration.serve(hello, sock)
+                case "balance":
+                    await bargain.serve(self._decider, hello, sock)
                 case _:
                     raise RefusedError(
                         f"purpose '{hello.purpose}' is not one of {', '.join(sorted(PURPOSES))}"
@@ -465,7 +581,11 @@ class PeerService:
         try:
             if order.target is not None:
                 self._services.check_node(order.target)
-            moved = await self._services.move(link, hello.pid, order.target, order.wait)
+            if order.automatic is not None and order.automatic.source != hello.sender:
+                raise RefusedError("a node decides only for what runs there")
+            moved = await self._services.move(
+                link, hello.pid, order.target, order.wait, order.automatic
+            )
         except MosixError as error:
             await frames.send(
                 PeerMoved(error=error.message[:2000], code=error.code, hint=error.hint[:2000])

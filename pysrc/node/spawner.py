@@ -4,8 +4,9 @@ Started by mosd (`python -m mosix.node.spawner`) as a program of its own before 
 secret, and again whenever it has died: the secret is never in its memory nor in its children's.
 It imports what workers need, once; a worker is then a fork of a few milliseconds that shares
 those pages. It never reads anything but orders from mosd's socket, and ends when that closes;
-workers go on without it. Only while it holds listeners of jobs (`mosix.node.listeners`) it stays:
-for a job whose deputy has died it makes a survivor, a worker that does nothing but let opens go on.
+workers go on without it. Only while it holds listeners of jobs (`mosix.node.listeners`) it stays,
+until another mosd takes them: for a job whose deputy has died it makes a survivor, a worker that
+does nothing but let opens go on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mosix.native import listener
 from mosix.native.cpu import own_vdso
 from mosix.node.listeners import Held, Holder
 from mosix.node.privileges import Capabilities, become, lift_limits, own_bounding
+from mosix.wire.adoption import PAUSE_S, try_to_return
 from mosix.wire.messages import decode, encode
 
 Run = Callable[[socket.socket], None]
@@ -72,8 +74,19 @@ class Died(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     status: int
 
 
+class AllHeld(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Spawner of a mosd that died → the next mosd, behind a `Hold` for each listener."""
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The answer: the old spawner is not needed any more."""
+
+
 Order = Spawn | Hold
 Report = Spawned | Died
+Bequest = Hold | AllHeld
+#: How long a mosd may take to take all of it, seconds.
+_BEQUEATH_S = 60.0
 
 
 class _Survivor:
@@ -108,7 +121,8 @@ class _Worker:
         _close_all_but(self._sock.fileno())
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(score, b"0")
+        # A remote serves others: where memory is gone it goes right after its guest.
+        os.write(score, b"900" if order.kind == "remote" else b"0")
         os.close(score)
         if order.kind == "remote":
             lift_limits()
@@ -137,11 +151,12 @@ def _default_signals() -> None:
 
 
 class Spawner:
-    """The loop. `workers`: what to run for each kind."""
+    """The loop. `workers`: what to run for each kind; `adoption`: where the next mosd listens."""
 
-    def __init__(self, sock: socket.socket, workers: dict[WorkerKind, Run]) -> None:
+    def __init__(self, sock: socket.socket, workers: dict[WorkerKind, Run], adoption: str) -> None:
         self._sock = sock
         self._workers = workers
+        self._adoption = adoption
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ, None)
         self._holder = Holder()
@@ -151,7 +166,9 @@ class Spawner:
     def serve(self) -> _Worker | _Survivor | None:
         """None when mosd is gone and nothing is held; in each forked child what it has to do."""
         while not (self._alone and not len(self._holder)):
-            for key, _ in self._selector.select():
+            if self._alone and self._bequeathed():
+                return None
+            for key, _ in self._selector.select(PAUSE_S if self._alone else None):
                 if self._selector.get_map().get(key.fd) is not key:
                     continue  # what came before it has ended it
                 worker: _Worker | _Survivor | None = None
@@ -186,6 +203,22 @@ class Spawner:
         self._holder.keep(held)
         self._selector.register(held.server, selectors.EVENT_READ, held)
         return None
+
+    def _bequeathed(self) -> bool:
+        """Whether there is another mosd, which now has all that is held here."""
+        sock = try_to_return(self._adoption)
+        if sock is None:
+            return False
+        with sock:
+            sock.settimeout(_BEQUEATH_S)
+            try:
+                for held in self._holder.all():
+                    order = encode(Hold(uid=held.uid, gid=held.gid))
+                    socket.send_fds(sock, [order], held.descriptors)
+                sock.send(encode(AllHeld()))
+                return bool(sock.recv(MAX_ORDER_BYTES))
+            except OSError:
+                return False  # it has died, too, or does not know us
 
     # ---- listeners whose deputy has died ----
 
@@ -267,8 +300,9 @@ def load_worker(name: str) -> Run:
 
 
 def main() -> None:
-    """argv: deputy and remote as `module:function`; standard input: mosd's socket."""
-    deputy, remote = sys.argv[1:]
+    """argv: deputy and remote as `module:function`, and where the next mosd listens; standard
+    input: mosd's socket."""
+    deputy, remote, adoption = sys.argv[1:]
     # Not left at 0, where whatever is opened next in a worker that closes it would come.
     sock = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3))
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -283,7 +317,7 @@ def main() -> None:
     own_bounding()
     gc.collect()
     gc.freeze()  # a collection in a worker must not copy all of these pages
-    worker = Spawner(sock, workers).serve()
+    worker = Spawner(sock, workers, adoption).serve()
     if worker is not None:
         worker.run()
         # Not through the interpreter's own end, which touches, and so copies, all that is shared.

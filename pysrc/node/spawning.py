@@ -15,15 +15,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mosix import failpoints
-from mosix.errors import KernelError
+from mosix.config import Paths
+from mosix.errors import KernelError, ProtocolError
+from mosix.node import records
 from mosix.node.listeners import Held, Holder
 from mosix.node.privileges import Capabilities
-from mosix.node.spawner import Died, Hold, Report, Spawn, Spawned, WorkerKind
+from mosix.node.records import Identity, SpawnerRecord
+from mosix.node.spawner import (
+    AllHeld,
+    Bequest,
+    Died,
+    Hold,
+    Report,
+    Spawn,
+    Spawned,
+    Taken,
+    WorkerKind,
+)
 from mosix.wire.channel import Packets
 
 _log = logging.getLogger("mosd.spawner")
 
-SPAWN_TIMEOUT_S = 10.0
+#: A fork takes milliseconds; a machine that has very much to do only needs time.
+SPAWN_TIMEOUT_S = 60.0
 _RESTART_PAUSE_S = 0.5
 _NO_PROCESS = "pids.max of mosd's cgroup, or its RLIMIT_NPROC, is used up"
 _PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "MOSIX_CONFIG_DIR", "MOSIX_RUN_DIR")
@@ -68,9 +82,13 @@ class _SpawnerDiedError(KernelError):
 class SpawnerClient:
     """`start` before the secret is read; `keep_running` as a task; `spawn` at any time."""
 
-    def __init__(self, programs: Programs, died: Callable[[int, int], None]) -> None:
+    def __init__(self, programs: Programs, died: Callable[[int, int], None], paths: Paths) -> None:
         self._programs = programs
         self._died = died
+        self._paths = paths
+        #: of mosds that died: they hold listeners until this one does
+        self._predecessors = self._recorded()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._requests = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Worker]] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,12 +114,14 @@ class SpawnerClient:
                     "mosix.node.spawner",
                     self._programs.deputy,
                     self._programs.remote,
+                    str(self._paths.workers),
                 ],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**environment, "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
             )
         self._packets = Packets(ours, Report)
+        self._record()
 
     async def keep_running(self) -> None:
         """Receives reports; starts the spawner again when it dies. Ends by cancellation."""
@@ -172,13 +192,54 @@ class SpawnerClient:
     async def hold(self, held: Held) -> None:
         """Takes over a job's listener. When it returns the spawner has a copy, or its successor
         will: should mosd end now, the job goes on."""
-        self._holder.keep(held)
-        await self._hold(held)
+        if self._holder.keep(held):
+            await self._hold(held)
 
     async def _hold(self, held: Held) -> None:
         assert self._packets is not None
         with contextlib.suppress(OSError):  # it has died: its successor gets them all
             await self._packets.send(Hold(uid=held.uid, gid=held.gid), held.descriptors)
+
+    # ---- what the spawner of a mosd that died has held ----
+
+    def _recorded(self) -> set[Identity]:
+        record = records.read(self._paths.spawner, SpawnerRecord)
+        return {spawner for spawner in record.spawners if spawner.alive()} if record else set()
+
+    def _record(self) -> None:
+        own = Identity.of(self._process.pid) if self._process else None
+        spawners = (*self._predecessors, *([own] if own else []))
+        path = self._paths.spawner
+        records.write(path.parent, path.name, SpawnerRecord(spawners=spawners))
+
+    def expects(self, worker: Identity) -> bool:
+        return worker in self._predecessors
+
+    def take_back(self, worker: Worker, fds: list[int]) -> bool:
+        """Such a spawner has found this mosd."""
+        identity = Identity.of(worker.pid)
+        if identity is None or identity not in self._predecessors or fds:
+            return False
+        task = asyncio.create_task(self._inherit(worker, identity))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _inherit(self, worker: Worker, identity: Identity) -> None:
+        packets: Packets[Bequest] = Packets(worker.sock, Bequest)
+        try:
+            while True:
+                message, fds = await packets.receive()
+                if isinstance(message, AllHeld):
+                    break
+                await self.hold(Held(message.uid, message.gid, *fds))
+            await packets.send(Taken())
+            self._predecessors.discard(identity)
+            self._record()
+        except (EOFError, OSError, ProtocolError) as error:
+            _log.warning("spawner %d could not hand over: %s", worker.pid, error)
+        finally:
+            worker.close()
 
     def _let_go(self) -> None:
         for held in self._holder.finished():

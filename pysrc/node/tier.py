@@ -40,7 +40,7 @@ _PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "BCC_KERNEL_SOURCE", "PYTHONDONTWRI
 
 
 @dataclass(frozen=True)
-class Owner:
+class TaskOwner:
     """An owner of tasks at the module: its number, and the file to serve them through."""
 
     number: int
@@ -131,11 +131,11 @@ class KernelTier:
         return done
 
     @staticmethod
-    def owner(*sets: int) -> Owner:
+    def owner(*sets: int) -> TaskOwner:
         """A new owner of tasks that need these sets of hooks."""
         device = Device.open(blocking=True)
         try:
-            return Owner(device.own(sum(1 << each for each in sets)), device.fd)
+            return TaskOwner(device.own(sum(1 << each for each in sets)), device.fd)
         except OSError as error:
             device.close()
             raise KernelError(f"no owner at {PATH}: {error.strerror}") from error

@@ -18,15 +18,14 @@ from mosix.errors import KernelError, MosixError, ProtocolError
 from mosix.node.peers import Dialer
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
-from mosix.wire.messages import (
+from mosix.wire.messages import NodeFeatures, Token
+from mosix.wire.mosd_messages import (
     Arm,
     Armed,
     Dial,
     Dialed,
-    NodeFeatures,
     NodeToWorker,
     PeerAccept,
-    Token,
     WorkerToNode,
 )
 
@@ -104,6 +103,9 @@ class WorkerLink:
     def guest_made(self, pid: int, ip: str, token: Token) -> None:
         """A guest for process `pid` is at `ip` from now on, as far as mosd has to do with it."""
 
+    def check_dial(self, order: Dial) -> None:
+        """MosixError unless this worker may ask for that."""
+
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs beside the reception; cancelled when the worker is gone."""
         task = asyncio.create_task(work)
@@ -115,6 +117,7 @@ class WorkerLink:
         sockets: list[socket.socket] = []
         async with self._dials:
             try:
+                self.check_dial(order)
                 token = await self._dial_all(order, identity, sockets)
                 answer = Dialed(request=order.request, token=token)
             except MosixError as error:

@@ -13,6 +13,8 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -20,21 +22,21 @@ from collections.abc import Callable, Iterator
 import msgspec
 from mosix import failpoints
 from mosix.errors import KernelError, MosixError, MoveFailedError
-from mosix.image import capture, pending, restore, stream
+from mosix.image import capture, pending, plans, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
 from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import (
+from mosix.native.stops import (
     ERESTARTNOINTR,
     PTRACE_EVENT_SECCOMP,
     PTRACE_O_EXITKILL,
     PTRACE_O_TRACESECCOMP,
     Stop,
-    Tracee,
 )
+from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
@@ -60,6 +62,8 @@ _SIGTRAP = 5
 _FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
 _SIGINFO_BYTES = 128
 _SI_CODE = struct.Struct("<8xi")
+_SI_KERNEL = 0x80
+_RLIM_NONE = 2**64  # RLIM_INFINITY is -1 in 64 bits
 #: futex, futex_waitv, futex_wait: executed here, by the kernel
 _WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
@@ -94,6 +98,8 @@ class Guest:
         self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
+        #: CPU time that its body had used when it came
+        self.cpu_before_ns = 0
         #: job control has stopped it
         self.held = False
         self._watch = watch
@@ -139,7 +145,17 @@ class Guest:
         self._owed = 0
         #: halted only until those have come
         self._owing = False
+        #: RLIMIT_CPU as the program set it, and what it had used elsewhere when it came here, less
+        #: what the guest had used before it (ns)
+        self._cpu_limit = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+        self._cpu_elsewhere_ns = 0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def went_home(self) -> tuple[int, int]:
+        """Calls that were made at home, and the bytes of them, since the guest is here."""
+        if self._redirector is None:
+            return 0, 0
+        return self._redirector.calls, self._redirector.bytes
 
     @property
     def redirector(self) -> NotifyRedirector:
@@ -208,12 +224,15 @@ class Guest:
             interface=self._interface,
             clock=self.clock,
         )
+        self.cpu_before_ns = sum(image.process.cpu_ns)
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
         with self._redirector.injecting():
             agent.leave(*restore.guest_state(image))
         self._agent = None
         self._pending = image.threads[0].call
+        self._cpu_limit = image.process.rlimits.get(resource.RLIMIT_CPU, self._cpu_limit)
+        self._cpu_elsewhere_ns = sum(image.process.cpu_ns)
         self._watch.add(tracee, self._on_stop)
 
     def renew(self, call: socket.socket) -> None:
@@ -253,7 +272,9 @@ class Guest:
             self._pending = None
         if not self._begun:
             self._begun = True
-            self.redirector.body_begins(capture.cpu_clock(self.tracee.pid))
+            before_ns = capture.cpu_clock(self.tracee.pid)
+            self._cpu_elsewhere_ns -= before_ns
+            self.redirector.body_begins(before_ns)
         self._halted = False
         self._still.clear()
         self._event = None
@@ -381,6 +402,7 @@ class Guest:
             )
         image.header = msgspec.structs.replace(image.header, date_ns=self.clock.date_ns())
         image.process.cpu_ns = self.redirector.cpu_ns()
+        image.process.rlimits[resource.RLIMIT_CPU] = self._cpu_limit  # the guest's is lower
         image.process.pid = image.threads[0].tid = self.home_pid
         image.process.stopped = self.held
         return image
@@ -397,7 +419,7 @@ class Guest:
             yield
         finally:
             if self.tracee.alive:
-                nr, args = restore.reservation(room)
+                nr, args = plans.reservation(room)
                 self.tracee.inject(nr, *args)
 
     def send(self, image: Image, bulk: socket.socket) -> None:
@@ -445,8 +467,14 @@ class Guest:
     def _on_signal(self, stop: Stop) -> None:
         """A signal is about to be taken in the guest: one from home, a fault or a CPU timer."""
         tracee = self.tracee
+        if stop.signal == signal.SIGXCPU and self._dies_of_its_limit(tracee.siginfo):
+            # At home, where it counts for more, so that status and core are its own.
+            tracee.stop(on_signal=lambda _: 0)
+            self._stopped.set()
+            self._spawn_need_home("used all the CPU time that it may", -1)
+            return
         if stop.signal in _FAULTS and _SI_CODE.unpack_from(tracee.siginfo)[0] > 0:
-            caught, blocked = _handled(tracee.pid, stop.signal)
+            caught, blocked, _ = _handled(tracee.pid, stop.signal)
             if not caught or blocked:
                 # It dies: at home, of its own fault, so that status and core are its own.
                 tracee.stop(on_signal=lambda _: 0)
@@ -475,6 +503,22 @@ class Guest:
         if not tracee.stop().ended:
             self._stopped.set()
             self._spawn_need_home(UNKNOWN, nr)
+
+    def leave(self, reason: str) -> None:
+        """This node has no memory for it, or no more: it stops and goes home. While it is filled
+        it cannot, and then home is told when it may run."""
+        self._spawn_need_home(reason, -1)
+
+    def _dies_of_its_limit(self, siginfo: bytes) -> bool:
+        """Whether the program, given this SIGXCPU by the guest's kernel, would end natively."""
+        if _SI_CODE.unpack_from(siginfo)[0] != _SI_KERNEL:
+            return False
+        caught, _, ignored = _handled(self.tracee.pid, signal.SIGXCPU)
+        used_ns = self._cpu_elsewhere_ns + capture.cpu_clock(self.tracee.pid)
+        hard = self._cpu_limit[1]
+        return not (caught or ignored) or (
+            hard % _RLIM_NONE != _RLIM_NONE - 1 and used_ns >= hard * 10**9
+        )
 
     def _spawn_need_home(self, reason: str, nr: int) -> None:
         task = asyncio.create_task(self._need_home(reason, nr))
@@ -575,12 +619,13 @@ def _step_back_over_int3(tracee: Tracee) -> None:
             tracee.set_registers(registers)
 
 
-def _handled(pid: int, number: int) -> tuple[bool, bool]:
-    """(has a handler, is blocked) for signal `number` of process `pid`."""
+def _handled(pid: int, number: int) -> tuple[bool, bool, bool]:
+    """(has a handler, is blocked, is ignored) for signal `number` of process `pid`."""
     bit = 1 << (number - 1)
     masks = {}
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
-            if line.startswith(("SigCgt:", "SigBlk:")):
+            if line.startswith(("SigCgt:", "SigBlk:", "SigIgn:")):
                 masks[line[:6]] = int(line.split()[1], 16)
-    return bool(masks["SigCgt"] & bit), bool(masks["SigBlk"] & bit)
+    caught, blocked, ignored = (bool(masks[name] & bit) for name in ("SigCgt", "SigBlk", "SigIgn"))
+    return caught, blocked, ignored

@@ -33,30 +33,21 @@ from mosix.remote.notify import arm_redirectors
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
 from mosix.wire.adoption import returned
+from mosix.wire.attributes import JobAttributes
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
-    Arm,
-    Armed,
     AskDate,
-    Attach,
+    Attributes,
     Cancelled,
     Date,
-    Dialed,
     Drop,
     Failed,
     Freeze,
     Frozen,
-    GuestState,
     Hold,
-    Intercept,
-    Intercepted,
-    Leave,
-    MapIds,
-    Mapped,
     NeedHome,
-    NodeToWorker,
     Ping,
     Pong,
     Prepare,
@@ -71,6 +62,20 @@ from mosix.wire.messages import (
     ToDeputy,
     Told,
     ToRemote,
+)
+from mosix.wire.mosd_messages import (
+    Arm,
+    Armed,
+    Attach,
+    Dialed,
+    GuestState,
+    Halting,
+    Intercept,
+    Intercepted,
+    Leave,
+    MapIds,
+    Mapped,
+    NodeToWorker,
     Welcome,
     WorkerToNode,
 )
@@ -86,6 +91,10 @@ _DIAL = 40
 _ATTACH = 600
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
+#: How often it is looked whether a guest has made many calls since (seconds), and how many calls
+#: or bytes that is.
+_COUNT_EVERY_S = 1.0
+_MANY_CALLS, _MANY_BYTES = 20, 1 << 17
 #: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
 #: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
 _UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
@@ -129,6 +138,11 @@ class Remote:
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
+        #: what mosd was told last of the calls and bytes that went home
+        self._told = (0, 0)
+        self._attributes = JobAttributes()
+        self._date_bound_ns: int | None = None
         self._date = HomeDate()
         self._broken = asyncio.Event()
         self._steps = {step: asyncio.Event() for step in _UNUSED}
@@ -175,8 +189,8 @@ class Remote:
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            begun = (task for task in (self._receiving, self._asking) if task is not None)
-            await _end(*tasks, *begun)
+            begun = (self._receiving, self._asking, self._counting)
+            await _end(*tasks, *(task for task in begun if task is not None))
             if self._guest is not None:
                 await self._guest.destroy()
             await _end(*workers)
@@ -266,6 +280,9 @@ class Remote:
                     self.guest.cancel_was_early()
                 case Told():
                     self.guest.told(message.result)
+                case Attributes():
+                    self._attributes = message.attributes
+                    self._tell_node()
                 case Drop():
                     return
                 case _:
@@ -283,9 +300,11 @@ class Remote:
                     self._steps["run"].set()
                     self._hit("remote.run")
                     self._epoch = message.epoch
+                    self._tell_node()
                     self._say(Running(epoch=message.epoch))
                     self.guest.resume(held=message.held)
                     self._hit("remote.running")
+                    self._counting = asyncio.create_task(self._count())
                 case Signal():
                     self._hit("remote.signal")
                     await self.guest.deliver(message.siginfo)
@@ -302,6 +321,7 @@ class Remote:
         if self._guest is not None:
             raise ProtocolError("a second Prepare")
         self._grace_s = order.grace_s
+        self._attributes = order.attributes
         reason, hint = room.why_not(order.needs, room.look(self._memory()))
         if reason:
             self._say(Refused(reason=reason, hint=hint))
@@ -340,7 +360,7 @@ class Remote:
         except MosixError as error:
             self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
             return
-        self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
+        self._tell_node()
         if not order.localtime:
             # The ping told it like an answer does: to a question of a round trip before.
             round_trip_ns = order.monotonic_ns - order.pinged_ns
@@ -360,10 +380,32 @@ class Remote:
         estimate = self._date.answered(asked_ns, date_ns, now_ns)
         ahead_ns = self.guest.clock.set_date(estimate.offset_ns)
         # until the next answer comes
-        bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
+        self._date_bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
+        self._tell_node()
+
+    async def _count(self) -> None:
+        """As long as the guest runs: what goes home is counted by mosd, which decides by it where
+        the guest should be. Of one that only computes it hears nothing more."""
+        self._tell_node()
+        while True:
+            await asyncio.sleep(_COUNT_EVERY_S)
+            calls, size = self.guest.went_home()
+            if calls - self._told[0] >= _MANY_CALLS or size - self._told[1] >= _MANY_BYTES:
+                self._tell_node()
+
+    def _tell_node(self) -> None:
+        """How the guest is, for mosd."""
+        self._told = self.guest.went_home()
         self._to_node.put_nowait(
             GuestState(
-                outer_pid=self.guest.tracee.pid, pid=self.welcome.pid, date_bound_ns=bound_ns
+                outer_pid=self.guest.shell.pid,
+                pid=self.welcome.pid,
+                runs=self._epoch is not None,
+                cpu_before_ns=self.guest.cpu_before_ns,
+                calls=self._told[0],
+                call_bytes=self._told[1],
+                attributes=self._attributes,
+                date_bound_ns=self._date_bound_ns,
             )
         )
 
@@ -447,8 +489,7 @@ class Remote:
             self._node = Packets(await returned(self.welcome.adoption), NodeToWorker)
             self._dialer.back()
             if self._guest is not None:
-                shell = self._guest.shell
-                self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=self.welcome.pid))
+                self._tell_node()
 
     async def _hear_node(self) -> None:
         while True:
@@ -466,7 +507,18 @@ class Remote:
                 arm_redirectors(failpoints.taken("redirect."))
                 self._to_node.put_nowait(Armed())
             elif isinstance(message, Leave):
-                self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+                self._leave(message)
+
+    def _leave(self, order: Leave) -> None:
+        if not order.reason:
+            what = "is wanted by its owner" if order.evicted else "stops"
+            reason = f"node {self.welcome.here} {what}"
+            self._say(NeedHome(reason=reason, nr=-1, evicted=order.evicted))
+            return
+        if self._guest is not None:
+            # Its task is begun, and so the guest told to stop, before the message goes out.
+            self._guest.leave(order.reason)
+        self._to_node.put_nowait(Halting())
 
     def _attach(self, purpose: str, sock: socket.socket) -> None:
         queue = self._attached.get(purpose)

@@ -198,6 +198,10 @@ class NotifyRedirector(Redirector):
     def calls(self) -> int:
         return int(self._c.total_calls)
 
+    @property
+    def bytes(self) -> int:
+        return int(self._c.total_bytes)
+
     def close(self) -> None:
         if self._c == ffi.NULL:
             return

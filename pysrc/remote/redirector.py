@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from mosix.image.model import PendingCall
 from mosix.image.pending import pending_call
-from mosix.native.tracee import ERESTARTNOHAND
+from mosix.native.stops import ERESTARTNOHAND
 
 #: The kernel's code for "make this call again": right as an answer only when a stop is pending.
 ERESTARTSYS = 512
@@ -199,6 +199,11 @@ class Redirector(ABC):
     @abstractmethod
     def calls(self) -> int:
         """Calls redirected so far."""
+
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """Bytes of those on the call socket, headers included."""
 
     @abstractmethod
     def close(self) -> None:

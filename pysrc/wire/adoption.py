@@ -1,9 +1,9 @@
-"""How a deputy or a remote gets back to its mosd: the one that started it has died, another runs.
+"""How a worker gets back to its mosd: the one that started it has died, another runs.
 
 mosd listens at a socket in its run directory, which only root can have put there; it knows its
 workers by the PID that the kernel tells, against what its predecessor has recorded
-(`mosix.node.records`). A worker tries until it is over. Used by both kinds of worker; nothing here
-may cost anything while mosd lives.
+(`mosix.node.records`). A worker tries until it is over. Used by deputies, remotes and the spawner;
+nothing here may cost anything while mosd lives.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 from collections.abc import Sequence
 
 from mosix.wire.channel import Packets
-from mosix.wire.messages import NodeToWorker, Returned
+from mosix.wire.mosd_messages import WORKER_VERSION, NodeToWorker, Returned
 
 #: How often a worker tries, in seconds.
 PAUSE_S = 1.0
@@ -27,7 +27,7 @@ def try_to_return(path: str, fds: Sequence[int] = ()) -> socket.socket | None:
     packets: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
     try:
         sock.connect(path)
-        packets.send_now(Returned(), fds)
+        packets.send_now(Returned(version=WORKER_VERSION), fds)
     except OSError:
         sock.close()
         return None

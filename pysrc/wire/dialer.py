@@ -12,13 +12,14 @@ import struct
 from collections.abc import Callable
 
 from mosix.errors import NotRunningError, from_code
-from mosix.wire.messages import Dial, Dialed, Token
+from mosix.wire.messages import Token
+from mosix.wire.mosd_messages import Dial, Dialed
 
 #: A peer from which, or to which, no byte moves for so long is taken for lost (seconds).
 STALL = 30
 
 #: Longest wait for mosd's answer: its own limits for three connections and some more (seconds).
-DIAL = 120
+DIAL = 240
 
 
 def make_blocking(sock: socket.socket) -> None:
@@ -46,6 +47,7 @@ class Dialer:
         epoch: int,
         token: Token | None,
         *,
+        job_class: int = 0,
         limit_s: float = DIAL,
     ) -> tuple[Token, list[socket.socket]]:
         """Authenticated connections to node `ip`, one per purpose (guest, call, bulk, home,
@@ -63,7 +65,15 @@ class Dialer:
         self._open[request] = future
         try:
             self._ask(
-                Dial(request=request, ip=ip, purposes=purposes, pid=pid, epoch=epoch, token=token)
+                Dial(
+                    request=request,
+                    ip=ip,
+                    purposes=purposes,
+                    pid=pid,
+                    epoch=epoch,
+                    token=token,
+                    job_class=job_class,
+                )
             )
             answer, fds = await asyncio.wait_for(future, limit_s)
         except TimeoutError as error:

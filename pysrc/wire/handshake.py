@@ -25,7 +25,8 @@ from typing import Annotated
 import msgspec
 from mosix.errors import MosixError, ProtocolError, RefusedError, from_code
 from mosix.wire.frames import FrameDecoder, frame
-from mosix.wire.messages import PROTOCOL_VERSION, PeerHello, PeerRefuse, decode, encode
+from mosix.wire.messages import PROTOCOL_VERSION, decode, encode
+from mosix.wire.mosd_messages import PeerHello, PeerRefuse
 
 #: Must equal MX_ABI_VERSION of native/abi.h (checked by a test): the redirector of one node
 #: speaks it with the agent of another.

@@ -54,6 +54,7 @@ def test_without_a_subcommand_it_says_so_in_one_line(module: str, name: str) -> 
 @pytest.mark.parametrize(
     "words",
     [
+        "bestnode",
         "migrate",
         "mosctl",
         *(f"mosctl {sub}" for sub in mosctl.main.commands),

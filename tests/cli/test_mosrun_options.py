@@ -29,6 +29,7 @@ def words(text: str) -> list[bytes]:
         ("-e -m100 ls", Parsed(program=2, changes={"unsupportok": 1, "needmem": 100})),
         ("-wn ls", Parsed(program=1, changes={"unsupportok": 2, "cpujob": 0})),
         ("-c -d 10000 ls", Parsed(program=3, changes={"cpujob": 1, "decayrate": 10000})),
+        ("-bm100 ls", Parsed(program=1, best=True, changes={"needmem": 100})),
         ("-j7 -F ls", Parsed(program=2, node="7", fallback=True)),
     ],
 )
@@ -46,7 +47,8 @@ def test_the_manuals_options_are_understood(line: str, parsed: Parsed) -> None:
         "-3 -4.5.6.7 -rx",
         "--nope ls",
         "-q ls",
-        "-Fb ls",
+        "-Fq ls",
+        "-b -3 ls",
         "-c -n ls",
         "-m262144 ls",
         "-d -1 ls",

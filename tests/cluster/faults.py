@@ -26,8 +26,10 @@ from mosix.wire.frames import FrameDecoder, frame
 from mosix.wire.messages import decode, encode
 
 STATUS = 7
+#: What an order says whose mosd did.
+MOSD_DIED = "mosd died"
 #: What mosd says on the stderr of a job that was away.
-DEPUTY_DIED = "mosix: process {pid} ended: the job's deputy died"
+DEPUTY_DIED = "mosix: process {pid} ended: the job's deputy at home, node {ip}, died"
 #: of the kernel's flags of a process
 _PF_EXITING = 4
 
@@ -121,6 +123,10 @@ class Ledger:
             60,
         )
 
+    @property
+    def deputy_died(self) -> str:
+        return DEPUTY_DIED.format(pid=self.job.pid, ip=self.home.ip)
+
     def finish(self, signals: int = 0) -> str:
         """Ends it and checks all that it did. "done", or the line with which mosix ended it.
         `signals`: SIGUSR1 that it was sent."""
@@ -174,8 +180,8 @@ class Order:
                         answer = decode(complete, requests.Answer)
                         return answer.message if isinstance(answer, requests.Failure) else ""
             except ConnectionResetError:
-                return "mosd died"
-        return "mosd died"
+                return MOSD_DIED
+        return MOSD_DIED
 
 
 def kill(pids: list[int], number: int = signal.SIGKILL) -> bool:

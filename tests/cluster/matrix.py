@@ -185,7 +185,7 @@ def _away(lab: Cluster, cell: Cell, ledger: Ledger) -> Result:
     finally:
         _disarm(node)
     outcome = ledger.finish(signals)
-    if outcome == faults.DEPUTY_DIED.format(pid=job.pid):
+    if outcome == ledger.deputy_died:
         return Result("killed", outcome)
     if outcome not in ("done", "killed"):
         return Result("lost", outcome)

@@ -73,7 +73,7 @@ def test_job_at_home_goes_on_without_its_deputy(lab: Cluster, ledger: Ledger) ->
 def test_job_away_ends_with_its_deputy(lab: Cluster, ledger: Ledger) -> None:
     ledger.job.move("2")
     faults.kill(faults.workers(lab[1]))
-    assert ledger.finish() == faults.DEPUTY_DIED.format(pid=ledger.job.pid)
+    assert ledger.finish() == ledger.deputy_died
     drive.wait_for("a line in mosd's log", lambda: "killed by signal 9" in lab[1].log())
 
 

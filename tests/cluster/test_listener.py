@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import faults
@@ -76,6 +77,38 @@ def test_the_survivor_may_die_too(home: NodeHandle, start: Callable[..., Job]) -
         faults.kill(faults.workers(home))
         goes_on(job)
     assert job.finish() == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "order", [("mosd",), ("spawner", "mosd"), ("deputy", "mosd")], ids="-".join
+)
+def test_opens_go_on_when_their_servers_die_under_the_next_mosd(
+    order: tuple[str, ...], home: NodeHandle, start: Callable[..., Job]
+) -> None:
+    """It got the listener from the spawner of the one before, which is not needed any more, or
+    from the deputy."""
+    job = start(opens())
+    goes_on(job)
+    (deputy,) = faults.workers(home)
+    victims = {"deputy": [deputy], "mosd": faults.mosd(home), "spawner": faults.spawners(home)}
+    for who in order:
+        faults.kill(victims[who])
+        goes_on(job)
+    home.mosd("start")
+    drive.wait_for("the listener", lambda: any(map(holds_listener, faults.spawners(home))))
+    drive.wait_for("one server", lambda: len(faults.workers(home)) == 1)
+    for _ in range(2):
+        faults.kill(faults.workers(home))
+        goes_on(job)
+    assert job.finish() == (0, "", "")
+    drive.wait_for("nobody to serve it any more", lambda: not faults.workers(home))
+
+
+def holds_listener(pid: int) -> bool:
+    try:
+        return any("seccomp" in os.readlink(fd.path) for fd in os.scandir(f"/proc/{pid}/fd"))
+    except FileNotFoundError:
+        return False
 
 
 def test_a_question_whose_deputy_died_is_a_file_that_does_not_exist(

@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from mosix.config import DEFAULT_MAX_GUESTS, DEFAULT_PEER_PORT, Paths, load, load_secret
+from mosix.config import (
+    DEFAULT_GRACE_S,
+    DEFAULT_MAX_GUESTS,
+    DEFAULT_PEER_PORT,
+    Paths,
+    load,
+    load_secret,
+)
 from mosix.errors import ConfigError
 
 GOOD = "0123456789abcdef"
@@ -86,7 +93,7 @@ def test_several_own_addresses_in_the_map_need_mosip(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ["10.1.1.1", "10.1.1.2"]
-    monkeypatch.setattr("mosix.config.node._interface_ips", lambda: own)
+    monkeypatch.setattr("mosix.config.node.interface_ips", lambda: own)
     paths.map.write_text("10.1.1.1 2\n")
     with pytest.raises(ConfigError, match=r"several addresses of this machine are in .*mosix\.map"):
         load(paths)
@@ -123,6 +130,17 @@ def test_the_port_is_configurable(paths: Paths) -> None:
     assert load(paths, 17).peer_port == 17
     paths.ports.write_text("gossip 1\n")
     with pytest.raises(ConfigError, match=r"ports, line 1: 'gossip 1' is not a port"):
+        load(paths)
+
+
+def test_the_grace_is_a_number_of_seconds_and_an_option_goes_before(paths: Paths) -> None:
+    assert load(paths).grace_s == DEFAULT_GRACE_S
+    paths.grace.write_text("5\n")
+    assert (load(paths).grace_s, load(paths, grace_s=0).grace_s) == (5, 0)
+    paths.grace.write_text("a minute\n")
+    with pytest.raises(
+        ConfigError, match=r"grace, line 1: the grace, in seconds, must be a number"
+    ):
         load(paths)
 
 

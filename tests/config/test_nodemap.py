@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mosix.config import parse_map
+from mosix.config import Paths, parse_map
+from mosix.config.nodemap import read_map
 from mosix.errors import ConfigError, UnknownNodeError
 
 
@@ -42,14 +43,12 @@ def test_numbers_outside_of_the_map_are_named_with_file_and_line() -> None:
         "10.0.0.1 3\n10.0.0.4 2\n10.9.9.9=10.0.0.2\n",
         userview="1 10.0.0.1 5\n\n# more\n30 10.9.9.9 1\n40 10.0.0.6 1\n50 9.255.255.255 1\n",
     )
-    assert list(nodes.nowhere()) == [
-        "userview.map, line 5: 10.0.0.6 is not in mosix.map: number 40 is no node",
-        "userview.map, line 6: 9.255.255.255 is not in mosix.map: number 50 is no node",
+    assert [(number, ip, line.number) for number, ip, line in nodes.nowhere()] == [
+        (40, "10.0.0.6", 5),
+        (50, "9.255.255.255", 6),
     ]
     partly = parse_map("10.0.0.1 3", userview="7 10.0.0.2 9\n")
-    assert list(partly.nowhere()) == [
-        "userview.map, line 1: 10.0.0.4 is not in mosix.map: number 9 is no node"
-    ]
+    assert [(number, ip) for number, ip, _ in partly.nowhere()] == [(9, "10.0.0.4")]
 
 
 def test_an_alias_is_the_same_node() -> None:
@@ -70,6 +69,40 @@ def test_flags_are_letters_or_words() -> None:
     for flags in ("pp", "q", "proximat"):
         with pytest.raises(ConfigError, match="unknown flag"):
             parse_map(f"10.0.0.1 2 {flags}")
+
+
+def test_flags_are_those_of_every_node_of_the_line() -> None:
+    nodes = parse_map("1 10.0.0.1 2 o\n10.0.1.1 2 proximate\n10.0.2.1 1\n10.9.9.9=10.0.0.2\n")
+    assert [nodes.outsider(ip) for ip in ("10.0.0.2", "10.9.9.9", "10.0.1.1", "10.0.9.9")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    found = nodes.range_of("10.0.1.2")
+    assert found is not None
+    assert (found.proximate, found.outsider) == (True, False)
+    assert nodes.number_of("10.0.0.2") == 2
+
+
+def test_every_mistake_is_named_and_not_only_the_first(tmp_path: Path) -> None:
+    (tmp_path / "mosix.map").write_text("10.0.0.1 4\n10.0.0.2 1\n10.0.1.1 x\n10.0.2.1 1 q\n")
+    (tmp_path / "userview.map").write_text("1 10.0.0.1 1\n0 10.0.0.2 1\n")
+    _, errors = read_map(Paths(tmp_path))
+    assert [(error.path.name, error.number) for error in errors] == [
+        ("mosix.map", 2),
+        ("mosix.map", 3),
+        ("mosix.map", 4),
+        ("userview.map", 2),
+    ]
+
+
+def test_a_node_that_is_off_is_alone() -> None:
+    alone = parse_map("1 10.0.0.1 9 p\n192.168.1.5=10.0.0.3\n").alone("192.168.1.5")
+    assert alone.ips() == ["10.0.0.3"]
+    assert alone.number_of("10.0.0.3") == 3
+    with pytest.raises(UnknownNodeError, match="this node is off"):
+        alone.resolve("2")
 
 
 def test_an_alias_can_be_numbered_for_its_node() -> None:
@@ -124,7 +157,17 @@ def test_host_names_are_looked_up() -> None:
         ("fe80::1 1", 1, "not an IPv4 address"),
         ("0.0.3.4 1", 1, "cannot be a node"),
         ("255.255.255.1 1", 1, "cannot be a node"),
-        ("255.255.254.255 2", 1, "ends behind"),
+        ("255.255.1.1 1", 1, "cannot be a node"),
+        ("255.254.254.255 2", 1, "ends behind 255.254.254.255"),
+        ("::1=10.0.0.1\n10.0.0.1 1", 1, "not an IPv4 address"),
+        ("10.0.0.1 1\n10.9.9.9=::1", 2, "not an IPv4 address"),
+        ("localhost=10.0.0.1\n10.0.0.1 1", 1, "not an address"),
+        ("10.0.0.1 2\n10.0.0.2=10.0.0.1", 2, "a node itself, line 1"),
+        ("10.0.0.1 2\n10.9.9.9=10.0.0.1\n10.9.9.9=10.0.0.2", 3, "an alias already"),
+        ("10.0.0.1 1\n10.9.9.9=10.9.9.8\n10.9.9.8=10.0.0.1", 2, "not in the data lines"),
+        ("10.0.0.1 1\n0.0.9.9=10.0.0.1", 2, "cannot be a node"),
+        ("10.0.0.1 1 p o", 1, "4 fields"),
+        ("1 10.0.0.1 1 x", 1, "unknown flag"),
         ("no.such.host.invalid 1", 1, "not known"),
         ("10.0.0.1 4 q", 1, "unknown flag"),
         ("10.0.0.1 4\n10.0.0.4 1", 2, "overlaps line 1"),

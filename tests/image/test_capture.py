@@ -21,7 +21,8 @@ from mosix.image.capture import clocks, describe, page_runs, send_pages
 from mosix.image.maps import find_hole, read_mappings
 from mosix.image.model import Image, PageRun
 from mosix.image.pending import keep_in_place, restore_context
-from mosix.native.tracee import Registers, Tracee
+from mosix.native.stops import Registers
+from mosix.native.tracee import Tracee
 from targets import build, finish, running, self_check, state_of, watch
 
 

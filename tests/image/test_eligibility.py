@@ -13,7 +13,8 @@ from mosix.balancer import eligibility as between_nodes
 from mosix.errors import NoSuchProcessError
 from mosix.image.eligibility import _by_mappings, why_not, why_not_stopped
 from mosix.image.maps import parse_smaps
-from mosix.native.tracee import Tracee, TraceError
+from mosix.native.stops import TraceError
+from mosix.native.tracee import Tracee
 from mosix.node.features import highest_cpu, probe
 from mosix.wire.messages import NodeFeatures
 from targets import build, finish, running, state_of, watch

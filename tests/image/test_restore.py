@@ -17,7 +17,7 @@ from typing import IO
 import moved_programs as source
 import pytest
 from mosix.errors import MoveFailedError
-from mosix.image import capture, restore
+from mosix.image import capture, plans, restore
 from mosix.image.model import Image
 from mosix.native import vdso
 from mosix.native.agent import Agent
@@ -151,7 +151,7 @@ def go_away(it: Program, prefault: bool = False) -> tuple[Tracee, Agent, Image]:
     guest = it.start_guest()
     home = stopped(it.home.pid)
     image = capture.describe(home, 1)
-    agent = Agent.inject(home, restore.body_ranges(image))
+    agent = Agent.inject(home, plans.body_ranges(image))
     agent.obey()
     it.vdso = fill_guest(image, it.home.pid, guest, prefault)
     restore.empty_ghost(agent, image)
@@ -371,7 +371,7 @@ def test_xz_compresses_to_the_same_bytes_wherever_it_runs(
                 source_ = stopped(process.pid)
                 image = capture.describe(source_, round_, guest=there)
                 if ghost is None:
-                    agent = Agent.inject(source_, restore.body_ranges(image))
+                    agent = Agent.inject(source_, plans.body_ranges(image))
                     agent.obey()
                     ghost = source_, agent
                     process = subprocess.Popen([built["empty"]], stdin=stdin, stdout=stdout)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mosix.errors import MoveFailedError
-from mosix.image import restore
+from mosix.image import plans
 from mosix.image.model import Header, Image, MemoryMap, PageRun, Process, Thread, Vma
 from mosix.native.blob import Mapped
 
@@ -84,7 +84,7 @@ class Memory:
     def __init__(self, ranges: list[tuple[int, int]]) -> None:
         self.prot = dict.fromkeys(pages(ranges), 3)
 
-    def carry_out(self, calls: list[restore.Call]) -> None:
+    def carry_out(self, calls: list[plans.Call]) -> None:
         for call in calls:
             args = [arg for arg in call.args if isinstance(arg, int)]
             if call.nr == 9:
@@ -121,7 +121,7 @@ def test_removal_leaves_exactly_what_is_kept(
 ) -> None:
     memory = Memory(current)
     mapped = [Mapped(*range_, "") for range_ in current]
-    memory.carry_out(restore.plan_removal(mapped, keep))
+    memory.carry_out(plans.plan_removal(mapped, keep))
     assert memory.prot.keys() == pages(current) & pages(keep)
 
 
@@ -132,7 +132,7 @@ def test_removal_spares_what_the_kernel_made(current: list[tuple[int, int]], whi
     ]
     mapped = [Mapped(*range_, name) for range_, name in zip(current, names, strict=False)]
     memory = Memory(current)
-    memory.carry_out(restore.plan_removal(mapped, []))
+    memory.carry_out(plans.plan_removal(mapped, []))
     assert memory.prot.keys() == pages([(at.start, at.end) for at in mapped if at.name])
 
 
@@ -144,13 +144,13 @@ def test_any_image_fits_around_what_was_prefaulted(
     prefaulted: list[tuple[int, int]],
     kept: list[tuple[int, int]],
 ) -> None:
-    ready = restore.usable_prefault(image, prefaulted)
+    ready = plans.usable_prefault(image, prefaulted)
     memory = Memory([*program, *prefaulted, *kept])
     mapped = [Mapped(p, p + PAGE, "") for p in sorted(memory.prot)]
-    memory.carry_out(restore.plan_removal(mapped, [*ready, *kept]))
-    body = pages(restore.body_ranges(image))
+    memory.carry_out(plans.plan_removal(mapped, [*ready, *kept]))
+    body = pages(plans.body_ranges(image))
     assert memory.prot.keys() - pages(kept) <= body
-    plan = restore.plan_mapping(image, premapped=ready, replace=kept)
+    plan = plans.plan_mapping(image, premapped=ready, replace=kept)
     memory.carry_out(plan.before)
     for run in image.runs:
         assert memory.prot[run.start] & 2, "a page comes where nothing can be written"
@@ -163,7 +163,7 @@ def test_any_image_fits_around_what_was_prefaulted(
 
 def test_reservation_without_pages_is_never_writable() -> None:
     image = image_of([Vma(0x10000, 1 << 40, 0, "anon")])
-    (call,) = restore.plan_mapping(image).before
+    (call,) = plans.plan_mapping(image).before
     assert call.args[2] == 0
 
 
@@ -182,7 +182,7 @@ def test_the_nodes_vdso_moves_as_a_whole_out_of_the_way_of_homes(
     image = image_of([*vmas, *(Vma(*range_, 3, "anon") for range_ in others)])
     image.process.vdso = bytes(2 * PAGE)
     memory = Memory([(at.start, at.end) for at in current])
-    memory.carry_out(restore.plan_vdso(current, image, 5))
+    memory.carry_out(plans.plan_vdso(current, image, 5))
     home = pages([(v.start, v.end) for v in vmas])
     assert home < memory.prot.keys()
     rest = memory.prot.keys() - home
@@ -199,10 +199,10 @@ def test_the_nodes_vdso_moves_out_of_the_way_of_a_stack_that_may_grow() -> None:
     image = image_of(vmas)
     image.process.vdso = bytes(2 * PAGE)
     image.process.rlimits = {3: (7 << 20, 7 << 20)}
-    moved = [call for call in restore.plan_vdso(current, image, 5) if call.nr == 25]
+    moved = [call for call in plans.plan_vdso(current, image, 5) if call.nr == 25]
     assert len(moved) == 2
     image.process.rlimits = {3: (4 << 20, 7 << 20)}
-    assert all(call.nr != 25 for call in restore.plan_vdso(current, image, 5))
+    assert all(call.nr != 25 for call in plans.plan_vdso(current, image, 5))
 
 
 def test_a_vdso_whose_data_are_elsewhere_is_refused() -> None:
@@ -210,22 +210,20 @@ def test_a_vdso_whose_data_are_elsewhere_is_refused() -> None:
     image = image_of([Vma(0, 0x2000, 1, "vvar"), Vma(0x4000, 0x6000, 5, "vdso")])
     image.process.vdso = bytes(0x2000)
     with pytest.raises(MoveFailedError, match="vdso"):
-        restore.plan_vdso(current, image, 5)
+        plans.plan_vdso(current, image, 5)
 
 
 def test_limits_of_a_guest_are_only_lowered() -> None:
     image = image_of([])
-    image.process.rlimits = {7: (100, -1), 0: (50, 2**64 - 1), 3: (8 << 20, 16 << 20)}
+    image.process.rlimits = {7: (100, -1), 0: (50, 60), 3: (8 << 20, 16 << 20)}
     image.process.cpu_ns = (20 * 10**9, 10**9)
-    calls = restore.plan_rlimits(
-        image.process, {7: (1024, 4096), 0: (-1, -1), 3: (1 << 20, 2 << 20)}
-    )
+    calls = plans.plan_rlimits(image.process, {7: (1024, 4096), 0: (-1, -1), 3: (1 << 20, 2 << 20)})
     limits = {call.args[1]: struct.unpack("<QQ", bytes(call.args[2])) for call in calls}  # type: ignore[arg-type]
-    assert limits == {7: (100, 4096), 0: (29, 2**64 - 1), 3: (2 << 20, 2 << 20)}
+    assert limits == {7: (100, 4096), 0: (29, 40), 3: (2 << 20, 2 << 20)}
 
 
 def test_altstack_is_registered_as_it_was_before_it_was_used() -> None:
     in_use = struct.pack("<QiIQ", 0x1000, 1, 0, 8192)
-    assert struct.unpack("<QiIQ", restore.altstack_to_set(in_use)) == (0x1000, 0, 0, 8192)
+    assert struct.unpack("<QiIQ", plans.altstack_to_set(in_use)) == (0x1000, 0, 0, 8192)
     disarmed = struct.pack("<QiIQ", 0, 2, 0, 0)
-    assert restore.altstack_to_set(disarmed) == disarmed
+    assert plans.altstack_to_set(disarmed) == disarmed

@@ -14,13 +14,8 @@ import threading
 import time
 
 import pytest
-from mosix.native.tracee import (
-    PTRACE_EVENT_EXEC,
-    PTRACE_O_TRACEEXEC,
-    Registers,
-    Tracee,
-    TraceError,
-)
+from mosix.native.stops import PTRACE_EVENT_EXEC, PTRACE_O_TRACEEXEC, Registers, TraceError
+from mosix.native.tracee import Tracee
 from targets import build, running, self_check, state_of, watch
 
 SYS_WRITE, SYS_GETPID, SYS_GETPPID, SYS_UNAME, SYS_NANOSLEEP = 1, 39, 110, 63, 35

@@ -17,7 +17,7 @@ from mosix.native import vdso
 from mosix.native._native import ffi, lib
 from mosix.native.blob import mapped
 from mosix.native.cpu import own_vdso
-from mosix.native.tracee import Registers
+from mosix.native.stops import Registers
 
 IMAGE = own_vdso()
 LAYOUT = vdso.layout(IMAGE)

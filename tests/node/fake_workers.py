@@ -17,12 +17,12 @@ import socket
 from mosix.errors import MosixError
 from mosix.native.listener import Listener
 from mosix.wire.channel import Frames, Packets
-from mosix.wire.messages import (
+from mosix.wire.messages import Drop, Ping, Pong, ToDeputy, ToRemote
+from mosix.wire.mosd_messages import (
     Attach,
     ComeHome,
     Dial,
     Dialed,
-    Drop,
     GuestState,
     Launch,
     Leave,
@@ -31,12 +31,8 @@ from mosix.wire.messages import (
     Move,
     Moved,
     NodeToWorker,
-    Ping,
-    Pong,
     ProcessState,
     Started,
-    ToDeputy,
-    ToRemote,
     Welcome,
 )
 

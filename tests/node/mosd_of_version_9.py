@@ -1,8 +1,8 @@
-"""A mosd as it will be one day: the same, but it says protocol version 9."""
+"""A mosd as it will be one day: the same, but it says version 9 to other nodes and to workers."""
 
 from __future__ import annotations
 
-from mosix.node import peers
+from mosix.node import adoption, peers
 from mosix.wire.handshake import Responder
 
 
@@ -12,6 +12,7 @@ class _Later(Responder):
 
 
 peers.Responder = _Later  # type: ignore[misc]
+adoption.WORKER_VERSION = 9  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
     from mosix.cli.mosd import main

@@ -14,7 +14,8 @@ from mosix.node.adoption import Adoption
 from mosix.node.listening import Complaints
 from mosix.node.records import Identity
 from mosix.node.spawning import Worker
-from mosix.wire.messages import Returned, encode
+from mosix.wire.messages import encode
+from mosix.wire.mosd_messages import WORKER_VERSION, Returned
 
 
 class Keeper:
@@ -71,7 +72,9 @@ async def test_who_is_waited_for_is_taken_when_it_has_said_so(
     path, keeper = workers
     keeper.expected = Identity.of(os.getpid())
     with await connected(path) as sock:
-        await asyncio.get_running_loop().sock_sendall(sock, encode(Returned()))
+        await asyncio.get_running_loop().sock_sendall(
+            sock, encode(Returned(version=WORKER_VERSION))
+        )
         worker = await keeper.taken.get()
         assert worker.pid == os.getpid()
         os.close(worker.pidfd)

@@ -16,6 +16,7 @@ from mosix.config import Paths, load
 from mosix.errors import RefusedError
 from mosix.node.guests import group_prefix
 from mosix.node.peers import Dialer
+from mosix.node.settings import Settings
 from mosix.remote.cgroup import Cgroups
 from mosix.wire.handshake import ABI_VERSION, MAX_HALF_OPEN
 from mosix.wire.messages import PROTOCOL_VERSION
@@ -245,7 +246,7 @@ def test_a_token_is_only_good_for_its_guest(cluster: Cluster) -> None:
     three = cluster.node(3, start=False)
     job = one.job()
     moved_away(one, two, job.pid)
-    dialer = Dialer(load(Paths(three.directory)), three.secret.encode())
+    dialer = Dialer(Settings(load(Paths(three.directory)), three.secret.encode()))
 
     async def attach() -> None:
         sock, _ = await dialer.dial(

@@ -41,6 +41,12 @@ def test_mosd_announces_itself_and_is_started_again(service: configparser.Sectio
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
 
 
+def test_a_mosd_that_stands_still_is_started_again(service: configparser.SectionProxy) -> None:
+    """Its pings come from the process that the unit starts."""
+    assert float(service["WatchdogSec"]) >= 2 * STOP_S
+    assert (service["NotifyAccess"], service["Restart"]) == ("main", "on-failure")
+
+
 def test_a_stop_leaves_time_and_workers_to_come_home(service: configparser.SectionProxy) -> None:
     assert float(service["TimeoutStopSec"]) > STOP_S
     assert service["KillMode"] == "process"

@@ -12,7 +12,8 @@ import pytest
 from mosix.node.features import probe
 from mosix.remote import main
 from mosix.wire.channel import Frames, Packets
-from mosix.wire.messages import Needs, Ping, Pong, Prepare, Refused, ToDeputy, Welcome, WorkerToNode
+from mosix.wire.messages import Needs, Ping, Pong, Prepare, Refused, ToDeputy
+from mosix.wire.mosd_messages import Welcome, WorkerToNode
 
 SOON = 0.05
 

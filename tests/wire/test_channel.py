@@ -7,7 +7,7 @@ import contextlib
 import socket
 
 from mosix.wire.channel import Packets
-from mosix.wire.messages import Arm, NodeToWorker
+from mosix.wire.mosd_messages import Arm, NodeToWorker
 
 
 def test_all_who_wait_for_room_on_one_socket_send_when_there_is() -> None:

@@ -16,7 +16,8 @@ from mosix.wire.handshake import (
     Initiator,
     Responder,
 )
-from mosix.wire.messages import PROTOCOL_VERSION, PeerHello
+from mosix.wire.messages import PROTOCOL_VERSION
+from mosix.wire.mosd_messages import PeerHello
 
 SECRET = b"known on all nodes"
 HERE, THERE = "10.0.0.1", "10.0.0.2"

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mosix.errors import ProtocolError
-from mosix.wire import messages
+from mosix.wire import messages, mosd_messages
 from mosix.wire.messages import decode, encode
 from msgspec import inspect
 
 CONVERSATIONS = (
     messages.ToRemote,
     messages.ToDeputy,
-    messages.NodeToWorker,
-    messages.WorkerToNode,
-    messages.PeerAnswer,
-    messages.PeerHello,
-    messages.PeerMove,
-    messages.PeerMoved,
+    mosd_messages.NodeToWorker,
+    mosd_messages.WorkerToNode,
+    mosd_messages.PeerAnswer,
+    mosd_messages.PeerHello,
+    mosd_messages.PeerMove,
+    mosd_messages.PeerMoved,
 )
 _INT = 2**63
 
