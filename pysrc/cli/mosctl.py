@@ -22,7 +22,10 @@ _node_argument = click.argument("node", metavar="[NODE|IP|HOST]", default="")
 _json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 #: How guests' system calls are caught there.
-TIERS = {"portable": "caught with seccomp and ptrace, without a kernel module"}
+TIERS = {
+    "portable": "caught with seccomp and ptrace, without a kernel module",
+    "kernel": "judged by eBPF, redirected by mosix.ko",
+}
 
 #: Bits of `mosctl rstatus`: those of MOSIX that say something here.
 UNKNOWN, CONFIGURED, UP = 0, 1, 2

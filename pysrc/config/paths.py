@@ -98,6 +98,11 @@ class Paths:
         return self.run_dir / "control"
 
     @property
+    def keeper(self) -> Path:
+        """The socket of the kernel tier's keeper."""
+        return self.run_dir / "keeper"
+
+    @property
     def lock(self) -> Path:
         """Held by the running mosd; contains its PID."""
         return self.run_dir / "mosd.pid"

@@ -99,7 +99,7 @@ def run(sock: socket.socket) -> None:
     node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
     select.select([sock], [], [])
     launch, fds = node.receive_now()
-    if not isinstance(launch, Launch) or len(fds) not in (2, 4):
+    if not isinstance(launch, Launch) or len(fds) not in (2, 3, 4):
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
     listener = Listener(*listening) if listening else None

@@ -30,6 +30,8 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
+from mosix.kernel.device import ORPHAN_NATIVE
+from mosix.kernel.policies import HOME, HOME_HOOKS
 from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
@@ -43,6 +45,7 @@ from mosix.node.rights import Caller
 from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.syslog import SystemLog
+from mosix.node.tier import KernelTier
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import NodeFeatures, Token
@@ -370,7 +373,9 @@ class Launcher:
         system_log: SystemLog,
         owner: Owner,
         date_ahead_ns: int = 0,
+        tier: KernelTier | None = None,
     ) -> None:
+        self._tier = tier
         self._spawner = spawner
         self.system_log = system_log
         self._owner = owner
@@ -433,7 +438,10 @@ class Launcher:
         held: list[int] = []
         try:
             self._record(job)
-            preparing = asyncio.create_task(self._prepare(job, client, options))
+            if options.interface:
+                held = await self._intercept(job)
+            filtered = options.interface and not held
+            preparing = asyncio.create_task(self._prepare(job, client, filtered=filtered))
             failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
@@ -442,7 +450,7 @@ class Launcher:
             self._record(job, Identity.of(worker.pid))
             joined, listener = await preparing
             preparing = None
-            held = await self._hold(job, worker, listener)
+            held += await self._hold(job, worker, listener)
             if not joined:
                 await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
@@ -479,16 +487,34 @@ class Launcher:
                 os.close(fd)
         return link
 
-    async def _prepare(self, job: Job, client: Client, options: LaunchOptions) -> tuple[bool, int]:
+    async def _intercept(self, job: Job) -> list[int]:
+        """The file through which the module hands over what the job says to mosix; empty: it needs
+        a filter for that."""
+        if self._tier is None:
+            return []
+        try:
+            owner = self._tier.owner(HOME_HOOKS)
+        except KernelError as error:
+            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
+            return []
+        try:
+            await self._tier.add(job.pid, HOME, owner.number, ORPHAN_NATIVE)
+        except KernelError as error:
+            owner.close()
+            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
+            return []
+        return [owner.fd]
+
+    async def _prepare(self, job: Job, client: Client, *, filtered: bool) -> tuple[bool, int]:
         """Whether the launching process has made itself a member, where it can, and the listener
         of its filter (-1: it has none)."""
         directory = -1
         if job.group.membership.own:
             directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        elif not options.interface:
+        elif not filtered:
             return False, -1
         try:
-            if options.interface:  # it cannot begin without: if it is stopped we wait
+            if filtered:  # it cannot begin without: if it is stopped we wait
                 listener = await client.prepare(directory, interface=True)
             else:
                 listener = -1
