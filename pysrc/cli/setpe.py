@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 from mosix.cli.administration import json_option, show
-from mosix.cli.command import Command, paths_for, run_dir_option
+from mosix.cli.command import Command, paths_for, run_dir_option, version_option
 from mosix.node import requests
 from mosix.node.client import ask
 
@@ -14,6 +14,7 @@ from mosix.node.client import ask
 @click.option("-off", "--off", "off", is_flag=True, help="Leave the cluster: see below.")
 @json_option
 @run_dir_option
+@version_option
 def main(off: bool, as_json: bool, run_dir: str | None) -> None:
     """Have mosd take what the files under /etc/mosix say now: mosix.map and userview.map, secret,
     maxguests, grace, speed, features. Root only; kill -HUP of mosd does the same.
