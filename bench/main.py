@@ -16,6 +16,7 @@ import balancing  # noqa: F401 - registers its benchmarks
 import click
 import jobs  # noqa: F401 - registers its benchmarks
 import moving
+import owner  # noqa: F401 - registers its benchmarks
 import tier  # noqa: F401 - registers its benchmarks
 from harness import REGISTRY, Result, evaluate, pair_of_nodes
 from mosix.errors import MosixError

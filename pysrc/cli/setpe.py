@@ -17,7 +17,7 @@ from mosix.node.client import ask
 @version_option
 def main(off: bool, as_json: bool, run_dir: str | None) -> None:
     """Have mosd take what the files under /etc/mosix say now: mosix.map and userview.map, secret,
-    maxguests, speed, features. Root only; kill -HUP of mosd does the same.
+    maxguests, grace, speed, features. Root only; kill -HUP of mosd does the same.
 
     Guests of nodes that are not in the map any more go home, own processes come home from there,
     and this waits for them. Files with a mistake change nothing: mosd goes on with the last ones

@@ -284,7 +284,14 @@ class JobProcess:
         )
         if fate is Fate.TAKE or link is None or agent is None:
             return stop.signal
-        if fate is Fate.FORWARD:
+        if fate is Fate.FORWARD and self._met_temporary_mask(tracee, agent):
+            # Only at home is there a kernel that has both masks: the call is made there again,
+            # the signal waits for it, and the handler runs as natively.
+            self.at_home.append(tracee.siginfo)
+            self.why = "home: a signal came while it waited with a temporary signal mask"
+            self._interrupted(tracee, agent, by_signal=False)
+            self.spawn(self._come_home())
+        elif fate is Fate.FORWARD:
             # Behind a freeze order the guest's queue has been read already: the signal goes to
             # whoever runs the body next.
             self.postponed.append(tracee.siginfo)
@@ -298,6 +305,14 @@ class JobProcess:
             self.why = f"home: dies by {signals.name(stop.signal)}"
             self.spawn(self._come_home())
         return 0
+
+    def _met_temporary_mask(self, tracee: Tracee, agent: Agent) -> bool:
+        """The signal has interrupted a call like sigsuspend, or came with one that has."""
+        if not agent.state().masked:
+            return False
+        registers = tracee.get_registers()
+        interrupted = registers.in_syscall and registers.result in _RESTART_CODES
+        return registers.rip == agent.call_return and (interrupted or bool(self.at_home))
 
     def count_move(self) -> None:
         """A move has succeeded; the process is told by the signal that it has asked for."""

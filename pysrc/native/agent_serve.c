@@ -178,8 +178,10 @@ static long do_sigpending(struct mx_agent_state *state, const uint64_t *args)
 	return result;
 }
 
-/* A temporary mask must block what the guest ignores: the tracer would be told. */
-static void block_ignored(const struct mx_agent_state *state, long nr, const uint64_t *args)
+/* A temporary mask must block what the guest ignores: the tracer would be told.  A signal that it
+ * lets through cannot be taken by the guest, whose kernel has no such mask: see
+ * mosix.deputy.process. */
+static void prepare_mask(struct mx_agent_state *state, long nr, const uint64_t *args)
 {
 	uint64_t *mask = 0;
 
@@ -199,8 +201,10 @@ static void block_ignored(const struct mx_agent_state *state, long nr, const uin
 			mask = *(uint64_t **)args[5];
 		break;
 	}
-	if (mask)
-		*mask |= state->ignored;
+	if (!mask)
+		return;
+	*mask |= state->ignored;
+	state->masked = 1;
 }
 
 /* The program wants our number: another one, as high as is free. */
@@ -345,9 +349,11 @@ static long execute(struct mx_agent_state *state, struct mx_request *request)
 	case NR_OPENAT2:
 		return opened(state, mx_redirected(request->nr, args));
 	default:
-		block_ignored(state, request->nr, args);
+		prepare_mask(state, request->nr, args);
 	}
-	return mx_redirected(request->nr, args);
+	result = mx_redirected(request->nr, args);
+	state->masked = 0;
+	return result;
 }
 
 static long map(uint64_t size)

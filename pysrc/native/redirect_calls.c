@@ -414,6 +414,7 @@ static int build_select(struct mx_redirect *r, int pselect)
 	uint64_t mask[2];
 	int32_t n = r->args[0];
 	uint64_t size;
+	int64_t at, mask_at;
 	int i, error;
 
 	memcpy(args, r->args, sizeof(args));
@@ -424,9 +425,19 @@ static int build_select(struct mx_redirect *r, int pselect)
 	if (pselect && args[5]) {
 		if (peek(r, mask, args[5], sizeof(mask)))
 			return -EFAULT;
-		if (mask[0])
-			return MX_EV_HOME;
 		args[5] = 0;
+		at = mask[0] ? place_data(in, sizeof(mask)) : 0;
+		mask_at = mask[0] ? add_in(in, mask[0], SIGSET) : 0;
+		if (at < 0 || mask_at < 0)
+			return -ENOMEM;
+		if (mask[0]) {
+			memcpy(area(in, at), mask, sizeof(mask));
+			error = relocate(in, at, mask_at);
+			if (!error)
+				error = relocate_arg(in, 5, at);
+			if (error)
+				return error;
+		}
 	}
 	size = (n + 63) / 64 * 8;
 	begin_out(in);

@@ -40,6 +40,7 @@ from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
+from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker
 from mosix.node.syslog import SystemLog
 from mosix.node.worker import WorkerLink
@@ -76,6 +77,8 @@ _SWEEP_PAUSE_S = 1.0
 #: A guest of which nobody has heard ends so much later than home's grace (mosix.remote.main).
 _LEASE_S = 10.0
 _DROP_PAUSE_S = 1.0
+#: Guests that one deputy may want ended at once; the lease ends the others.
+_MAX_FORSAKEN = 4096
 #: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
 _NOT_AWAY = ("home", "moving")
 #: For a stderr that is full.
@@ -178,6 +181,8 @@ class DeputyLink(WorkerLink):
         self._moves: dict[int, asyncio.Future[Moved]] = {}
         self._joins: dict[int, asyncio.Future[Joined]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: guests that a node is being told of, that they are not wanted
+        self.forsaking = 0
         #: by PID of those that have not ended: where their last two guests were made
         self._guests: dict[int, list[tuple[str, Token]]] = {}
 
@@ -361,7 +366,7 @@ class Launcher:
         directory: Path,
         names: NodeNames,
         adoption: Path,
-        grace_s: int,
+        settings: Settings,
         system_log: SystemLog,
         owner: Owner,
         date_ahead_ns: int = 0,
@@ -376,7 +381,7 @@ class Launcher:
         self._own_ip = own_ip
         self._records = directory
         self._adoption = str(adoption)
-        self._grace_s = grace_s
+        self._settings = settings
         #: of a mosd that died: jobs by their deputies, which have not come back yet
         self._expected: dict[Identity, JobRecord] = {}
         self._names = names
@@ -452,7 +457,7 @@ class Launcher:
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
-                grace_s=self._grace_s,
+                grace_s=self._settings.config.grace_s,
                 adoption=self._adoption,
             )
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -563,11 +568,19 @@ class Launcher:
             self._discard(link.job)
 
     def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
-        self._later(self._drop(link.job, pid, ip, token))
+        if link.forsaking < _MAX_FORSAKEN:
+            link.forsaking += 1
+            self._later(self._drop(link, pid, ip, token))
 
-    async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
+    async def _drop(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
+        try:
+            await self._tell_to_drop(link.job, pid, ip, token)
+        finally:
+            link.forsaking -= 1
+
+    async def _tell_to_drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
         """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
-        end = time.monotonic() + self._grace_s + _LEASE_S
+        end = time.monotonic() + self._settings.config.grace_s + _LEASE_S
         while time.monotonic() < end:
             try:
                 sock, _ = await self._dialer.dial(

@@ -18,6 +18,7 @@ from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
 from mosix.balancer.vectors import Flags, Floats, Status, VectorTable, pack_loads
 from mosix.config import NodeConfig
+from mosix.node.listening import Complaints
 from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
 from mosix.wire.messages import NodeLoad
@@ -106,12 +107,14 @@ class GossipService:
         secret: bytes,
         own: Callable[[], Floats | None],
         flags: Callable[[], Flags],
+        complaints: Complaints,
         *,
         features: int,
         logs: Callable[[], bool] = lambda: True,
     ) -> None:
         """`own`: what this node says of itself; `features`: digest of this node's
         (`mosix.node.compatible.digest_of`); `logs`: whether changes of the map are logged."""
+        self._complaints = complaints
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
@@ -266,8 +269,14 @@ class GossipService:
                 # What an earlier datagram met with (ICMP); nothing is to be done about it.
                 _log.debug("receiving: %s", error)
                 continue
-            if port == self._port:
-                self._send(self._gossip.receive(time.monotonic(), _number(host), data))
+            if port != self._port:
+                self._complaints.note("gossip port", host, f"a datagram from port {port}")
+                continue
+            before = sum(self.refused().values())
+            answers = self._gossip.receive(time.monotonic(), _number(host), data)
+            if sum(self.refused().values()) > before:
+                self._complaints.say("gossip", host, "a datagram that is no peer's was turned away")
+            self._send(answers)
 
     def _send(self, datagrams: Iterable[Datagram]) -> None:
         for datagram in datagrams:

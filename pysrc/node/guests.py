@@ -9,6 +9,7 @@ killed, and only then are its ids given to somebody else.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
@@ -232,6 +233,7 @@ class Host:
         self._expected: dict[Identity, GuestRecord] = {}
         self._settings = settings
         self._coming = 0
+        self._coming_from: collections.Counter[str] = collections.Counter()
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
         #: the cgroup that this node was given
@@ -357,9 +359,20 @@ class Host:
             raise RefusedError(
                 f"it has {here} guests already and takes no more", "choose another node"
             )
+        empty = sum(
+            link.guest.home == hello.sender and not link.guest.begun
+            for link in self._remotes.values()
+        )
+        if empty + self._coming_from[hello.sender] >= MAX_EMPTY:
+            self._complaints.note("too many empty guests", hello.sender, f"{empty} at once")
+            raise RefusedError(
+                f"{empty} guests of {hello.sender} are there already that do not run yet",
+                "try again later",
+            )
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
         self._coming += 1
+        self._coming_from[hello.sender] += 1
         try:
             failpoints.hit("mosd.guest", sock)
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
@@ -368,6 +381,9 @@ class Host:
             raise
         finally:
             self._coming -= 1
+            self._coming_from[hello.sender] -= 1
+            if not self._coming_from[hello.sender]:
+                del self._coming_from[hello.sender]
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
         link = self._enter(worker, guest, hello.gid, room, mapped=False)
         if not self._owner.said.takes_guests:  # said meanwhile

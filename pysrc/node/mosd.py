@@ -114,7 +114,7 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.jobs,
                 adoption=paths.workers,
-                grace_s=self._config.grace_s,
+                settings=settings,
                 names=names,
                 system_log=SystemLog(paths.log_mosrun, self._syslog),
                 owner=owner,
@@ -148,6 +148,7 @@ class Mosd:
                     outlook.promises.standing(time.monotonic()),
                 ),
                 lambda: owner.said.flags,
+                complaints,
                 features=digest_of(features),
                 logs=lambda: owner.said.logmap,
             )

@@ -48,6 +48,8 @@ DOWN_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 20.0
 GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
+#: Connections at once of one peer that has proved the secret, until a worker has them or they end.
+MAX_PROVED = 1024
 
 PURPOSES = frozenset(
     {
@@ -97,6 +99,7 @@ class PeerServer(Server):
         self._settings = settings
         self._handler = handler
         self._half_open: collections.Counter[str] = collections.Counter()
+        self._proved: collections.Counter[str] = collections.Counter()
 
     def listen(self) -> None:
         """OSError when the address or port cannot be had."""
@@ -126,13 +129,29 @@ class PeerServer(Server):
         try:
             hello = await self._prove(sock, ip)
             if hello is not None:
-                await self._handler(hello, sock)
+                await self._handle(hello, sock, ip)
         except (OSError, EOFError, TimeoutError) as error:
             self._complaints.note("broken connection", ip, str(error) or "timeout")
         except ProtocolError as error:
             self._complaints.note("malformed", ip, error.line())
         finally:
             sock.close()
+
+    async def _handle(self, hello: PeerHello, sock: socket.socket, ip: str) -> None:
+        if self._proved[ip] >= MAX_PROVED:
+            self._complaints.note("too many connections", ip, hello.purpose)
+            await refuse(
+                Frames(sock, PeerAnswer),
+                RefusedError(f"{ip} has {MAX_PROVED} connections already", "try again later"),
+            )
+            return
+        self._proved[ip] += 1
+        try:
+            await self._handler(hello, sock)
+        finally:
+            self._proved[ip] -= 1
+            if not self._proved[ip]:
+                del self._proved[ip]
 
     async def _prove(self, sock: socket.socket, ip: str) -> PeerHello | None:
         refuse = None

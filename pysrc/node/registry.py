@@ -1,8 +1,8 @@
 """What mosd knows: jobs of this node, where their processes are, guests of other nodes.
 
-Filled from what deputies and remotes report, asked by the control socket. Only memory: no
-sockets, no system calls. What a deputy reports about its job is bounded here, since the deputy
-belongs to the job's user.
+Filled from what deputies and remotes report, asked by the control socket. Only memory, but for a
+look at a cgroup when a process is new. What a deputy reports about its job is bounded here, since
+the deputy belongs to the job's user.
 """
 
 from __future__ import annotations
@@ -89,10 +89,13 @@ class Registry:
         if state.ended:
             job.processes.pop(state.pid, None)
             return
+        # A deputy cannot put somebody else's process, or one that is none, into its job.
+        if state.pid not in job.processes and (
+            len(job.processes) >= MAX_REPORTED or not job.group.holds(state.pid)
+        ):
+            return
         if state.origin:
             self.history.add(job.uid, job.id, state)
-        if state.pid not in job.processes and len(job.processes) >= MAX_REPORTED:
-            return
         before = job.processes.get(state.pid)
         since = -math.inf if before is None else before.since
         if state.where != (before.where if before else "home"):

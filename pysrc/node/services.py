@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -96,6 +97,7 @@ OUT = "out"
 _MOVING = "moving"
 _AWAY = "away"
 _NAME_TIMEOUT_S = 5.0
+_LOOKUPS = 4
 _FORWARD_TIMEOUT_S = 600.0
 
 
@@ -128,6 +130,8 @@ class Names:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # A user may ask for names whose servers never answer: nothing else waits for those.
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, "names")
 
     @property
     def config(self) -> NodeConfig:
@@ -152,8 +156,13 @@ class Names:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_NAME_TIMEOUT_S):
-                found = await loop.getaddrinfo(
-                    text, None, family=socket.AF_INET, type=socket.SOCK_STREAM
+                found = await loop.run_in_executor(
+                    self._lookups,
+                    socket.getaddrinfo,
+                    text,
+                    None,
+                    socket.AF_INET,
+                    socket.SOCK_STREAM,
                 )
         except (OSError, UnicodeError, TimeoutError) as error:
             raise UnknownNodeError(
@@ -166,7 +175,9 @@ class Names:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_NAME_TIMEOUT_S):
-                host, _ = await loop.getnameinfo((ip, 0), socket.NI_NAMEREQD)
+                host, _ = await loop.run_in_executor(
+                    self._lookups, socket.getnameinfo, (ip, 0), socket.NI_NAMEREQD
+                )
         except (OSError, TimeoutError):
             return ""
         return host

@@ -86,6 +86,8 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: Orders that wait for the one before them; signals are most of them.
+_MAX_ORDERS = 65536
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
 #: How often it is looked whether a guest has made many calls since (seconds), and how many calls
@@ -279,6 +281,8 @@ class Remote:
                 case Drop():
                     return
                 case _:
+                    if self._orders.qsize() >= _MAX_ORDERS:
+                        raise ProtocolError("more orders than anybody can carry out")
                     self._orders.put_nowait(message)
 
     async def _obey(self) -> None:
