@@ -31,7 +31,7 @@ from rich.table import Table
 
 #: trees that a Debian system with this project's packages has, taken until there is enough
 _TREES = ("/usr/lib/python3.11", "/usr/lib/python3", "/usr/include", "/usr/share/doc", "/usr/share")
-_ENOUGH_BYTES = 56 << 20
+_ENOUGH_BYTES = 52_000_000
 _TAR = "/node/tree.tar"
 _LOOK_EVERY_S = 1.0
 
@@ -197,7 +197,7 @@ def make_tar(home: NodeHandle) -> int:
     if size < _ENOUGH_BYTES:
         raise MosixError(f"{', '.join(_TREES)} hold only {size / 1e6:.0f} MB")
     # Nothing is written to the tar any more once it is large enough.
-    command = 'tar -C / --sort=name -c "$@" 2>/dev/null | head -c 62914560 >/node/tree.tar'
+    command = 'tar -C / --sort=name -c "$@" 2>/dev/null | head -c 52000000 >/node/tree.tar'
     home.check(["sh", "-c", command, "sh", *trees], timeout_s=120)
     return home.path(_TAR).stat().st_size
 
