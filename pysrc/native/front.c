@@ -52,7 +52,7 @@
 /* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: a signal does not end a call that was received. */
 #define FILTER_WAIT_KILLABLE (1u << 5)
 
-enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, PREPARE = 3 };
+enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, PREPARE = 3, EXECUTE_AS = 4 };
 
 struct buffer {
 	unsigned char *data;
@@ -406,7 +406,7 @@ static int install_filter(int *unprivileged)
 	unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | FILTER_WAIT_KILLABLE;
 	long fd;
 
-	_Static_assert(sizeof(code) / sizeof(code[0]) == 22, "the jumps are counted");
+	_Static_assert(sizeof(code) / sizeof(code[0]) == 23, "the jumps are counted");
 	for (;;) {
 		fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
 		if (fd >= 0)
@@ -490,20 +490,20 @@ int main(int argc, char **argv)
 		prepare(fd, directory, answer.number, &unprivileged);
 		receive_answer(fd, &answer, &directory);
 	}
-	if (answer.what != EXECUTE) {
+	if (answer.what != EXECUTE && answer.what != EXECUTE_AS) {
 		FILE *out = answer.what == TO_STDOUT ? stdout : stderr;
 
 		if (fwrite(answer.text, 1, answer.text_size, out) != answer.text_size || fflush(out))
 			return LAUNCH_FAILED;
 		return answer.number;
 	}
-	if (answer.number >= (uint64_t)argc - 1)
+	if (answer.number + (answer.what == EXECUTE_AS) >= (uint64_t)argc - 1)
 		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
 	prctl(PR_SET_PTRACER, (unsigned long)answer.deputy, 0, 0, 0);
 	program = argv + 1 + answer.number;
 	if (unprivileged)
 		warn_of_setuid(program[0]);
-	execvp(program[0], program);
+	execvp(program[0], program + (answer.what == EXECUTE_AS));
 	error = errno;
 	complain(program[0], strerror(error), "");
 	return error == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
