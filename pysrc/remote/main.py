@@ -40,6 +40,7 @@ from mosix.wire.messages import (
     Cancelled,
     Date,
     Drop,
+    Dropped,
     Failed,
     Freeze,
     Frozen,
@@ -85,6 +86,8 @@ _DIAL = 40
 _ATTACH = 600
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
+#: For the answer to a `Drop`: home may be gone (seconds).
+_LAST_WORD = 5
 #: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
 #: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
 _UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
@@ -262,6 +265,9 @@ class Remote:
                 case Told():
                     self.guest.told(message.result)
                 case Drop():
+                    self._say(Dropped())
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._control.drained(), _LAST_WORD)
                     return
                 case _:
                     self._orders.put_nowait(message)

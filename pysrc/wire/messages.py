@@ -150,7 +150,8 @@ class Resume(Tagged, frozen=True, kw_only=True):
 
 
 class Drop(Tagged, frozen=True, kw_only=True):
-    """The body is elsewhere, or its process ended: kill the guest and exit."""
+    """The body is elsewhere, or its process ended: kill the guest and exit. The answer is
+    `Dropped`."""
 
 
 class Cancelled(Tagged, frozen=True, kw_only=True):
@@ -302,6 +303,10 @@ class AskDate(Tagged, frozen=True, kw_only=True):
     asked_ns: Ns
 
 
+class Dropped(Tagged, frozen=True, kw_only=True):
+    """The guest is about to be killed, and the connection to end."""
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -319,6 +324,7 @@ ToDeputy = (
     | CallsLost
     | Rejoined
     | AskDate
+    | Dropped
 )
 
 
