@@ -79,7 +79,7 @@ class Mosd:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
-            spawner = SpawnerClient(self._programs, _worker_died, paths)
+            spawner = SpawnerClient(self._programs, _worker_died, self._config)
             spawner.start()
             stack.callback(spawner.stop)
             secret = load_secret(paths)
@@ -141,7 +141,10 @@ class Mosd:
                 gossip=gossip,
             )
             control = ControlServer(
-                paths.control, Handlers(services.launch, services.request), complaints
+                paths.control,
+                Handlers(services.launch, services.request),
+                complaints,
+                f"node {self._config.ip}",
             )
             peers = PeerServer(
                 self._config, secret, PeerService(services, launcher, host).handle, complaints
