@@ -48,6 +48,7 @@ from mosix.node.placing import Placer
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
     EXECUTE,
+    EXECUTE_AS,
     TO_STDERR,
     TO_STDOUT,
     Answer,
@@ -120,6 +121,8 @@ class ParsedLaunch(Protocol):
     def changes(self) -> Changes: ...
     @property
     def interface(self) -> bool: ...
+    @property
+    def own_name(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -239,7 +242,8 @@ class Services:
         options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
         self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
-        return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
+        what = EXECUTE_AS if parsed.own_name else EXECUTE
+        return LaunchAnswer(what, parsed.program, link.worker.pid)
 
     async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
         if parsed.best:
@@ -389,10 +393,7 @@ class Services:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
             return self._own_status()
-        down = self._gossip.down(ip)
-        if down and not request.wait:
-            raise NodeDownError(f"node {ip} is down: {down}", "--wait asks it all the same")
-        return self._shown(ip, await self._dialer.status(ip))
+        return self._shown(ip, await self._dialer.status(ip, patient=request.wait))
 
     async def _measure(self, caller: Caller, node: str) -> LinkMeasured:
         if caller.uid:

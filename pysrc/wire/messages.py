@@ -156,7 +156,8 @@ class Resume(Tagged, frozen=True, kw_only=True):
 
 
 class Drop(Tagged, frozen=True, kw_only=True):
-    """The body is elsewhere, or its process ended: kill the guest and exit."""
+    """The body is elsewhere, or its process ended: kill the guest and exit. The answer is
+    `Dropped`."""
 
 
 class Cancelled(Tagged, frozen=True, kw_only=True):
@@ -317,6 +318,10 @@ class AskDate(Tagged, frozen=True, kw_only=True):
     asked_ns: Ns
 
 
+class Dropped(Tagged, frozen=True, kw_only=True):
+    """The guest is about to be killed, and the connection to end."""
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -334,6 +339,7 @@ ToDeputy = (
     | CallsLost
     | Rejoined
     | AskDate
+    | Dropped
 )
 
 
