@@ -29,6 +29,28 @@ PERIOD_S = 1.0
 #: Vectors of more nodes would be too old: a larger map gossips in groups of neighbours.
 GROUP = 1024
 _AT_ONCE = 64
+#: Of a node in the map that has said nothing yet.
+UNHEARD = "unheard"
+#: What an owner has said, in the words of mosctl.
+_OWNERS = {
+    Flags.BLOCK: "block",
+    Flags.STAY: "stay",
+    Flags.LOCAL_STAY: "lstay",
+    Flags.NO_BRING: "nobring",
+    Flags.DRAIN: "drain",
+}
+_SHOWN = (
+    "running",
+    "cores",
+    "speed",
+    "memory_mb",
+    "free_mb",
+    "guests",
+    "frozen",
+    "dilation",
+    "psi_memory",
+    "psi_io",
+)
 _UNPROVED = "unproved"  # what first contacts are; says nothing
 
 
@@ -72,6 +94,7 @@ def own_row(
         dilation=load.dilation,
         guest_limit=config.max_guests,
         priority=0,
+        frozen=sum(guest.frozen for guest in registry.guests.values()),
     )
 
 
@@ -194,26 +217,40 @@ class GossipService:
 
     def known(self) -> list[KnownNode]:
         """The other nodes of which anything was heard."""
+        return [node for node in self.nodes() if node.ip != self._ip and node.state != UNHEARD]
+
+    def nodes(self) -> list[KnownNode]:
+        """All nodes that gossip with this one, itself included, by address."""
         table, now = self._gossip.table, time.monotonic()
-        found = []
-        for index in range(len(table)):
-            ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
-            if ip == self._ip or not table.version[index]:
-                continue
-            value = {
-                name: float(table.column(name)[index])
-                for name in ("running", "cores", "speed", "memory_mb", "free_mb", "guests")
-            }
-            found.append(
-                KnownNode(
-                    ip=ip,
-                    number=self._number_of(ip),
-                    state=Status(int(table.status[index])).name.lower(),
-                    age_s=round(now - float(table.born[index]), 3),
-                    **{name: round(number, 2) for name, number in value.items()},
-                )
-            )
-        return found
+        return [self._node(index, now) for index in range(len(table))]
+
+    def down(self, ip: str) -> str:
+        """Why node `ip` need not be asked: it is known to be down; "" as long as it may answer."""
+        table = self._gossip.table
+        try:
+            index = table.index(_number(ip))
+        except KeyError:
+            return ""
+        status = Status(int(table.status[index]))
+        if not table.version[index] or status not in (Status.DEAD, Status.LEFT):
+            return ""
+        if status == Status.LEFT:
+            return "its mosd was stopped"
+        return f"nothing was heard of it for {time.monotonic() - float(table.born[index]):.0f} s"
+
+    def _node(self, index: int, now: float) -> KnownNode:
+        table = self._gossip.table
+        ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
+        heard = bool(table.version[index])
+        flags = Flags(int(table.flags[index]))
+        return KnownNode(
+            ip=ip,
+            number=self._number_of(ip),
+            state=Status(int(table.status[index])).name.lower() if heard else UNHEARD,
+            age_s=round(now - float(table.born[index]), 3) if heard else 0.0,
+            owner=[word for flag, word in _OWNERS.items() if flag in flags],
+            **{name: round(float(table.column(name)[index]), 2) if heard else 0 for name in _SHOWN},
+        )
 
     def refused(self) -> dict[str, int]:
         """Datagrams that were turned away, by reason."""

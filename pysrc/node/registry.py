@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mosix.node.history import History
 from mosix.node.jobgroup import JobGroup
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.mosd_messages import GuestState, ProcessState
@@ -81,6 +82,7 @@ class Registry:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.guests: dict[bytes, Guest] = {}
+        self.history = History()
 
     def update(self, job: Job, state: ProcessState) -> None:
         """What the deputy of `job` says about one process."""
@@ -92,6 +94,8 @@ class Registry:
             len(job.processes) >= MAX_REPORTED or not job.group.holds(state.pid)
         ):
             return
+        if state.origin:
+            self.history.add(job.uid, job.id, state)
         before = job.processes.get(state.pid)
         since = -math.inf if before is None else before.since
         if state.where != (before.where if before else "home"):
@@ -124,15 +128,6 @@ class Registry:
 
     def guest_by_outer_pid(self, pid: int) -> Guest | None:
         return next((g for g in self.guests.values() if g.outer_pid == pid), None)
-
-    def at_home(self) -> set[int]:
-        """Of all jobs."""
-        return {
-            process.pid
-            for job in self.jobs.values()
-            for process in self.processes_of(job)
-            if process.where == "home"
-        }
 
     def processes_of(self, job: Job) -> Iterator[Process]:
         """Reported ones and those only the cgroup knows: these are at home."""

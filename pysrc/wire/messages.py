@@ -26,6 +26,7 @@ Ip = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]{1,3}){3}\Z")]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Word = Annotated[str, msgspec.Meta(max_length=64)]
+CallNumber = Annotated[int, msgspec.Meta(ge=0, le=511)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
@@ -155,7 +156,8 @@ class Resume(Tagged, frozen=True, kw_only=True):
 
 
 class Drop(Tagged, frozen=True, kw_only=True):
-    """The body is elsewhere, or its process ended: kill the guest and exit."""
+    """The body is elsewhere, or its process ended: kill the guest and exit. The answer is
+    `Dropped`."""
 
 
 class Cancelled(Tagged, frozen=True, kw_only=True):
@@ -316,6 +318,10 @@ class AskDate(Tagged, frozen=True, kw_only=True):
     asked_ns: Ns
 
 
+class Dropped(Tagged, frozen=True, kw_only=True):
+    """The guest is about to be killed, and the connection to end."""
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -333,6 +339,7 @@ ToDeputy = (
     | CallsLost
     | Rejoined
     | AskDate
+    | Dropped
 )
 
 

@@ -14,6 +14,7 @@ import msgspec
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import (
     Amount,
+    CallNumber,
     Epoch,
     Ip,
     JobId,
@@ -32,14 +33,15 @@ from mosix.wire.messages import (
 
 #: mosd and workers that one of another build has started leave each other alone, naming both. To be
 #: counted up when `NodeToWorker` or `WorkerToNode` change.
-WORKER_VERSION = 1
+WORKER_VERSION = 2
 
 # ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
 
 
 class Launch(Tagged, frozen=True, kw_only=True):
     """First message to a deputy; rides with the launching process's pidfd and its stderr, and
-    with the listener of its filter and the memory for that, if it has one.
+    with the listener of its filter and the memory for that, if it has one, or with the file of the
+    kernel module that intercepts it.
     `node`: where to send the program at its first instruction."""
 
     job: JobId
@@ -130,6 +132,8 @@ class Welcome(Tagged, frozen=True, kw_only=True):
     adoption: Text
     features: NodeFeatures
     memory_limit: Size
+    #: the module takes the guest's calls, but those of these numbers; its file rides along
+    unhooked: tuple[CallNumber, ...] | None = None
 
 
 class Attach(Tagged, frozen=True, kw_only=True):
@@ -140,6 +144,12 @@ class Attach(Tagged, frozen=True, kw_only=True):
 
 class Mapped(Tagged, frozen=True, kw_only=True):
     """Answer to `MapIds`."""
+
+    error: Text = ""
+
+
+class Intercepted(Tagged, frozen=True, kw_only=True):
+    """Answer to `Intercept`."""
 
     error: Text = ""
 
@@ -160,7 +170,18 @@ class Arm(Tagged, frozen=True, kw_only=True):
 
 
 NodeToWorker = (
-    Launch | Join | Move | ComeHome | Dialed | Named | Welcome | Attach | Mapped | Leave | Arm
+    Launch
+    | Join
+    | Move
+    | ComeHome
+    | Dialed
+    | Named
+    | Welcome
+    | Attach
+    | Mapped
+    | Intercepted
+    | Leave
+    | Arm
 )
 
 
@@ -233,6 +254,8 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     ended: bool = False
     #: names the guest there, if it is away: for a mosd that has not made it
     token: Token | None = None
+    #: it has just moved from there ("home" or an IP); "": no news of a move
+    origin: Text = ""
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
@@ -240,6 +263,13 @@ class MapIds(Tagged, frozen=True, kw_only=True):
     guest's cgroup."""
 
     carrier: Pid
+
+
+class Intercept(Tagged, frozen=True, kw_only=True):
+    """Let the kernel module redirect the calls of process `pid`, which is in the guest's cgroup, to
+    the file that came with `Welcome`."""
+
+    pid: Pid
 
 
 class GuestState(Tagged, frozen=True, kw_only=True):
@@ -293,6 +323,7 @@ WorkerToNode = (
     | Dial
     | ProcessState
     | MapIds
+    | Intercept
     | GuestState
     | Halting
     | Forsaken
