@@ -26,6 +26,7 @@ HARMLESS = frozenset(
         "rseq",
         "epoch",
         "without_pages",
+        "large_xstate",
     }
 )
 
