@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 from mosix import failpoints
-from mosix.errors import KernelError, MosixError, MoveFailedError
+from mosix.errors import KernelError, MosixError, MoveFailedError, ProtocolError
 from mosix.image import capture, pending, plans, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
@@ -187,6 +187,8 @@ class Guest:
         agent = self._agent
         assert agent is not None
         image = stream.read_image(bulk.fileno(), room)
+        if len(image.threads) != 1:
+            raise ProtocolError(f"a body of {len(image.threads)} threads")
         if image.page_bytes * 11 // 10 > room:
             raise MoveFailedError(
                 f"not enough memory: {image.page_bytes / 1e6:.0f} MB and 10%, "

@@ -90,6 +90,8 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: By so much more than home said its clock may be that of a body, which has had some round trips.
+_MOST_BEHIND_NS = 30 * 10**9
 #: Orders that wait for the one before them; signals are most of them.
 _MAX_ORDERS = 65536
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
@@ -436,6 +438,8 @@ class Remote:
             await self.guest.confine(image, call)
             self._hit("remote.ready")
             behind = image.header.monotonic_ns - self.guest.clock_ns()
+            if behind > _MOST_BEHIND_NS:
+                raise ProtocolError(f"its clock is {behind // 10**9} s ahead of its home's")
             if behind > 0:  # the new clock is never behind the old one's last reading
                 await asyncio.sleep(behind / 1e9)
             self._steps["filled"].set()
