@@ -14,7 +14,7 @@ from typing import get_args
 import click
 from mosix import failpoints
 from mosix.cli import mosrun
-from mosix.cli.command import Command
+from mosix.cli.command import Command, version_option
 from mosix.config import DEFAULT_GRACE_S, DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.accounting import Choice
@@ -84,7 +84,7 @@ from mosix.node.tier import Choice as Tier
     show_default=True,
     help="Whether processes leave this node by themselves, and it asks others for theirs.",
 )
-@click.version_option(package_name="mosix", message="%(prog)s %(version)s")
+@version_option
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
 # for tests: see node.features, node.syslog, and Launch in wire.mosd_messages

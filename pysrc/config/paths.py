@@ -89,6 +89,10 @@ class Paths:
         return self.config_dir / "grid"
 
     @property
+    def tuning(self) -> Path:
+        return self.config_dir / "mostune"
+
+    @property
     def control(self) -> Path:
         """mosd's socket for commands."""
         return self.run_dir / "control"

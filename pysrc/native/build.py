@@ -23,6 +23,7 @@ UNITS = (
     "listener",
     "decide",
     "spin",
+    "proctimes",
 )
 SOURCES = sorted(path for unit in UNITS for path in HERE.glob(f"{unit}*.c"))
 

@@ -57,6 +57,7 @@
 #define MAX_SEGMENTS 128
 #define MAX_CONTROL (64u << 10)
 #define MAX_FD_SET (1 << 20)
+#define SIGSET 8
 #define HEAD (sizeof(struct mx_request) + MX_MAX_RELOCS * sizeof(struct mx_reloc))
 #define NS 1000000000LL
 /* TASK_SIZE_MAX with four levels of page tables; what a guest has is below it with five, too. */

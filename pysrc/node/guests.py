@@ -9,6 +9,7 @@ killed, and only then are its ids given to somebody else.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
@@ -41,7 +42,7 @@ from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
 from mosix.node.settings import Settings
-from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.spawning import SpawnerClient, Worker, until_ended
 from mosix.node.tier import KernelTier, TaskOwner
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
@@ -264,6 +265,7 @@ class Host:
         self._expected: dict[Identity, GuestRecord] = {}
         self._settings = settings
         self._coming = 0
+        self._coming_from: collections.Counter[str] = collections.Counter()
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
         #: the cgroup that this node was given
@@ -397,6 +399,16 @@ class Host:
             raise RefusedError(
                 f"it has {here} guests already and takes no more", "choose another node"
             )
+        empty = sum(
+            link.guest.home == hello.sender and not link.guest.begun
+            for link in self._remotes.values()
+        )
+        if empty + self._coming_from[hello.sender] >= MAX_EMPTY:
+            self._complaints.note("too many empty guests", hello.sender, f"{empty} at once")
+            raise RefusedError(
+                f"{empty} guests of {hello.sender} are there already that do not run yet",
+                "try again later",
+            )
         with contextlib.ExitStack() as stack:
             await self._make(hello, sock, stack)
 
@@ -409,6 +421,7 @@ class Host:
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
         self._coming += 1
+        self._coming_from[hello.sender] += 1
         served: TaskOwner | None = None
         try:
             failpoints.hit("mosd.guest", sock)
@@ -421,6 +434,9 @@ class Host:
             raise
         finally:
             self._coming -= 1
+            self._coming_from[hello.sender] -= 1
+            if not self._coming_from[hello.sender]:
+                del self._coming_from[hello.sender]
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
         module = Module(self._tier, served.number) if self._tier and served else None
         link = self._enter(worker, guest, hello.gid, room, mapped=False, module=module)
@@ -494,7 +510,7 @@ class Host:
         limit = free - free // 10
         if limit < MIN_MEMORY:
             raise RefusedError(
-                f"out of memory: {free >> 20} MiB are free there", "choose another node"
+                f"out of memory: {free / 1e6:.0f} MB are free there", "choose another node"
             )
         ids = self._ids.allocate()
         try:
@@ -568,12 +584,8 @@ async def _ended(process: Identity) -> None:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
     try:
         if process.alive():
-            await ended.wait()
+            await until_ended(pidfd)
     finally:
-        loop.remove_reader(pidfd)
         os.close(pidfd)

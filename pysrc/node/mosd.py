@@ -33,7 +33,7 @@ from mosix.node.evacuation import Evacuation
 from mosix.node.features import probe
 from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
-from mosix.node.jobgroup import mount_own
+from mosix.node.jobgroup import Members, mount_own
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
 from mosix.node.outlook import Outlook
@@ -48,6 +48,7 @@ from mosix.node.spawning import Programs, SpawnerClient
 from mosix.node.syslog import DEVICE, SystemLog
 from mosix.node.tier import Choice as TierChoice
 from mosix.node.tier import chosen as chosen_tier
+from mosix.node.tuned import Tuned
 from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
@@ -96,7 +97,7 @@ class Mosd:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
-            spawner = SpawnerClient(self._programs, _worker_died, paths)
+            spawner = SpawnerClient(self._programs, _worker_died, self._config)
             spawner.start()
             stack.callback(spawner.stop)
             forbid_dumps()
@@ -119,7 +120,7 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.jobs,
                 adoption=paths.workers,
-                grace_s=self._config.grace_s,
+                settings=settings,
                 names=names,
                 system_log=SystemLog(paths.log_mosrun, self._syslog),
                 owner=owner,
@@ -144,7 +145,8 @@ class Mosd:
                 host.own_group,
                 lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
             )
-            accounting = Accounting(registry.at_home, self._accounting)
+            census = Census(registry, Members(launcher.membership), self._config.ip)
+            accounting = Accounting(census.at_home, census.busy_at_home, self._accounting)
             gossip = GossipService(
                 settings.config,
                 secret,
@@ -155,10 +157,12 @@ class Mosd:
                     outlook.promises.standing(time.monotonic()),
                 ),
                 lambda: owner.said.flags,
+                complaints,
                 features=digest_of(features),
                 logs=lambda: owner.said.logmap,
             )
             stack.callback(gossip.close)
+            dialer.down = gossip.down
             administration = Administration(
                 settings,
                 owner,
@@ -173,6 +177,7 @@ class Mosd:
                 registry,
                 owner,
                 Book(features, dialer),
+                Tuned(paths, lambda: settings.config.nodes),
                 settings=settings,
             )
             decider = Decider(
@@ -181,7 +186,7 @@ class Mosd:
                 meter=meter,
                 accounting=accounting,
                 outlook=outlook,
-                census=Census(registry, self._config.ip),
+                census=census,
                 owner=owner,
                 active=self._balance,
             )
@@ -204,7 +209,10 @@ class Mosd:
                 placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
-                paths.control, Handlers(services.launch, services.request), complaints
+                paths.control,
+                Handlers(services.launch, services.request),
+                complaints,
+                f"node {self._config.ip}",
             )
             peers = PeerServer(
                 settings,

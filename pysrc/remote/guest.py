@@ -186,10 +186,11 @@ class Guest:
         `room`: bytes that the guest may have. MoveFailedError, ProtocolError."""
         agent = self._agent
         assert agent is not None
-        image = stream.read_image(bulk.fileno())
+        image = stream.read_image(bulk.fileno(), room)
         if image.page_bytes * 11 // 10 > room:
             raise MoveFailedError(
-                f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
+                f"not enough memory: {image.page_bytes / 1e6:.0f} MB and 10%, "
+                f"{room / 1e6:.0f} MB free"
             )
         number = agent.give_fd(bulk.fileno())
         clock = agent.give_fd(self.clock.fd)

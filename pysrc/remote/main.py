@@ -43,6 +43,7 @@ from mosix.wire.messages import (
     Cancelled,
     Date,
     Drop,
+    Dropped,
     Failed,
     Freeze,
     Frozen,
@@ -89,12 +90,16 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: Orders that wait for the one before them; signals are most of them.
+_MAX_ORDERS = 65536
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
 #: How often it is looked whether a guest has made many calls since (seconds), and how many calls
 #: or bytes that is.
 _COUNT_EVERY_S = 1.0
 _MANY_CALLS, _MANY_BYTES = 20, 1 << 17
+#: For the answer to a `Drop`: home may be gone (seconds).
+_LAST_WORD = 5
 #: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
 #: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
 _UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
@@ -284,8 +289,13 @@ class Remote:
                     self._attributes = message.attributes
                     self._tell_node()
                 case Drop():
+                    self._say(Dropped())
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._control.drained(), _LAST_WORD)
                     return
                 case _:
+                    if self._orders.qsize() >= _MAX_ORDERS:
+                        raise ProtocolError("more orders than anybody can carry out")
                     self._orders.put_nowait(message)
 
     async def _obey(self) -> None:

@@ -28,6 +28,7 @@ from mosix.wire.messages import (
     Text,
     Token,
     Uid,
+    Word,
 )
 
 #: mosd and workers that one of another build has started leave each other alone, naming both. To be
@@ -202,7 +203,7 @@ class Name(Tagged, frozen=True, kw_only=True):
     """Which node is `node`: a number of the user's view, or an IP? Answered by `Named`."""
 
     request: int
-    node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
+    node: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,10}(\.[0-9]{1,3}){0,3}\Z")]
 
 
 class Consider(Tagged, frozen=True, kw_only=True):
@@ -230,7 +231,7 @@ class Dial(Tagged, frozen=True, kw_only=True):
 
     request: int
     ip: Ip
-    purposes: tuple[Text, ...]
+    purposes: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)]
     pid: Pid
     epoch: Epoch
     token: Token | None = None
@@ -246,11 +247,15 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     nmigs: int
     why: Text  # "home: REASON", or how the last order ended
     epoch: Epoch
-    stats: dict[str, int] = msgspec.field(default_factory=dict)
+    stats: Annotated[dict[Word, int], msgspec.Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
     attributes: JobAttributes = JobAttributes()
     ended: bool = False
     #: names the guest there, if it is away: for a mosd that has not made it
     token: Token | None = None
+    #: it has just moved from there ("home" or an IP); "": no news of a move
+    origin: Text = ""
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
