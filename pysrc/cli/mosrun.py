@@ -12,6 +12,8 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
 
 import click
 from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND, NotRunningError
@@ -72,6 +74,17 @@ class Parsed:
     own_name: bool = False
 
 
+class _Option(click.Option):
+    """Shown in the help as the manual writes it: `shown`."""
+
+    def __init__(self, *names: Any, shown: str, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self._shown = shown
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        return self._shown, self.help or ""
+
+
 class _Command(click.Command):
     """Accepts -{node}, -{a.b.c.d} and -G[{class}], which click has no word for."""
 
@@ -120,7 +133,13 @@ class _Command(click.Command):
 @click.option("-h", "home", is_flag=True, help="Start on the home node (the default).")
 @click.option("-b", "best", is_flag=True, help="Start on the node that is best now.")
 @click.option("-r", "host", metavar="{host}", help="Start on this node, given by host name.")
-@click.option("--node", metavar="NODE", help="The same as -NODE: by number or IP.")
+@click.option(
+    "--node",
+    cls=_Option,
+    shown="-{node}, -{a.b.c.d}",
+    metavar="NODE",
+    help="Start on this node, given by number or IP.",
+)
 @click.option(
     "-j",
     "ranges",
@@ -135,9 +154,11 @@ class _Command(click.Command):
 @click.option(
     "--class",
     "job_class",
+    cls=_Option,
+    shown="-G[{class}]",
     metavar="CLASS",
     type=click.IntRange(0, HIGHEST["job_class"]),
-    help="The same as -G{class}; -G alone is class 1. Class 0, the default, stays in the cluster.",
+    help="Its class; -G alone is class 1. Class 0, the default, stays in the cluster.",
 )
 @click.option(
     "-m",
@@ -164,6 +185,7 @@ class _Command(click.Command):
     is_flag=True,
     help="Without the files /proc/self/{migrate,lock,...} for the program.",
 )
+@click.option("--version", is_flag=True, expose_value=False, help="Show the version and exit.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 def command(
     *,
@@ -249,8 +271,11 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
             help_option_names=["--help"],
         ) as ctx:
             # `--help` prints and exits in click; here it must come back as text.
-            if _wants_help(words):
+            asked = _asked(words)
+            if asked == "--help":
                 return Parsed(text=command.get_help(ctx) + "\n")
+            if asked == "--version":
+                return Parsed(text=f"mosrun {metadata.version('mosix')}\n")
             command.parse_args(ctx, words)
             parsed: Parsed = ctx.invoke(command, **ctx.params)
     except click.NoSuchOption as error:
@@ -268,13 +293,14 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
     )
 
 
-def _wants_help(words: list[str]) -> bool:
+def _asked(words: list[str]) -> str:
+    """--help or --version, whatever else is wanted."""
     for word in words:
-        if word == "--help":
-            return True
+        if word in ("--help", "--version"):
+            return word
         if word == "--" or not word.startswith("-"):
-            return False
-    return False
+            break
+    return ""
 
 
 def _unknown(error: click.NoSuchOption) -> str:

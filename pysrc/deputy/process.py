@@ -170,6 +170,8 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        #: where mosd was told that it is
+        self._told_at = "home"
         #: why the body must come home, until it has
         self._needs: NeedHome | None = None
         #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
@@ -181,22 +183,27 @@ class JobProcess:
     # ---- what others see ----
 
     def report(self) -> None:
-        where = {Place.HOME: "home", Place.MOVING: "moving", Place.ENDED: "home"}.get(self.place)
+        fixed = {Place.HOME: "home", Place.MOVING: "moving", Place.ENDED: "home"}.get(self.place)
+        where = fixed or (self.link.ip if self.link else "home")
+        origin = ""
+        if self.place in (Place.HOME, Place.AWAY) and where != self._told_at:
+            origin, self._told_at = self._told_at, where
         self.home.report(
             ProcessState(
                 pid=self.pid,
-                where=where or (self.link.ip if self.link else "home"),
+                where=where,
                 nmigs=self.nmigs,
                 why=self.why[:2000],
                 epoch=self.epoch,
                 stats={
                     "calls": self.calls,
                     "page_bytes": self.page_bytes,
-                    "freeze_us": self.freeze_ns // 1000,
+                    "freeze_ns": self.freeze_ns,
                     "cpu_away_ms": int(1000 * self.cpu_time.away_s),
                 },
                 attributes=self.attributes,
                 ended=self.place is Place.ENDED,
+                origin=origin,
                 token=self.link.token if self.link and self.place is Place.AWAY else None,
             )
         )
@@ -538,10 +545,9 @@ class JobProcess:
             self._returning = None
             if self.place is not Place.HOME or self.ordered != ip:
                 return
+            self.why = "went back to where it was ordered"
             try:
                 await self.home.leave(self, ip)
-                self.why = "went back to where it was ordered"
-                self.report()
             except MosixError as error:
                 self.why = f"home: {error.line()}"
                 self.report()

@@ -17,8 +17,9 @@ import numpy as np
 from mosix.balancer.account import Use
 from mosix.balancer.measure import Times
 from mosix.balancer.statistics import COLUMN, STATISTICS, Statistics
+from mosix.node.jobgroup import Members
 from mosix.node.meter import Reading
-from mosix.node.registry import Guest, Registry
+from mosix.node.registry import Guest, Process, Registry
 from mosix.wire.attributes import JobAttributes
 
 Key = tuple[str, int]
@@ -72,8 +73,9 @@ class Resident:
 class Census:
     """`residents` by key; `statistics` has a row for each of them."""
 
-    def __init__(self, registry: Registry, own_ip: str) -> None:
+    def __init__(self, registry: Registry, members: Members, own_ip: str) -> None:
         self._registry = registry
+        self._members = members
         self._own = own_ip
         self.residents: dict[Key, Resident] = {}
         self.statistics = Statistics()
@@ -84,6 +86,7 @@ class Census:
         processes at home, by PID."""
         seconds = reading.ended - (self._ended or reading.began)
         self._ended = reading.ended
+        self._members.look(reading.times.keys(), self._registry.jobs)
         found = self._here()
         for key in self.residents.keys() - found.keys():
             del self.residents[key]
@@ -111,12 +114,21 @@ class Census:
         )
         return came
 
+    def at_home(self) -> set[int]:
+        """PIDs of the processes of own jobs that are here."""
+        return {one.pid for one in self.residents.values() if one.guest is None}
+
+    def busy_at_home(self) -> set[int]:
+        """Those of them that have done anything in the last second."""
+        return {one.pid for one in self.residents.values() if one.guest is None and one.demand}
+
     def _here(self) -> dict[Key, Resident]:
         found: dict[Key, Resident] = {}
         for job in self._registry.jobs.values():
-            for process in self._registry.processes_of(job):
+            for pid in self._members.of(job.id, job.group):
+                process = job.processes.get(pid) or Process(pid, attributes=job.attributes)
                 if process.where == HOME:
-                    key = (self._own, process.pid)
+                    key = (self._own, pid)
                     found[key] = Resident(
                         key,
                         process.pid,

@@ -40,14 +40,30 @@ from mosix.wire.mosd_messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
+#: To a node that gossip calls down, which may be wrong where only UDP is filtered.
+DOWN_TIMEOUT_S = 1.0
 #: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
 #: has a minute itself.
 ANSWER_TIMEOUT_S = 20.0
 GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
+#: Connections at once of one peer that has proved the secret, until a worker has them or they end.
+MAX_PROVED = 1024
 
 PURPOSES = frozenset(
-    {"guest", "call", "bulk", "home", "control", "drop", "status", "move", "balance", "evacuate"}
+    {
+        "guest",
+        "call",
+        "bulk",
+        "home",
+        "control",
+        "drop",
+        "status",
+        "move",
+        "balance",
+        "evacuate",
+        "measure",
+    }
 )
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
@@ -82,6 +98,7 @@ class PeerServer(Server):
         self._settings = settings
         self._handler = handler
         self._half_open: collections.Counter[str] = collections.Counter()
+        self._proved: collections.Counter[str] = collections.Counter()
 
     def listen(self) -> None:
         """OSError when the address or port cannot be had."""
@@ -111,13 +128,29 @@ class PeerServer(Server):
         try:
             hello = await self._prove(sock, ip)
             if hello is not None:
-                await self._handler(hello, sock)
+                await self._handle(hello, sock, ip)
         except (OSError, EOFError, TimeoutError) as error:
             self._complaints.note("broken connection", ip, str(error) or "timeout")
         except ProtocolError as error:
             self._complaints.note("malformed", ip, error.line())
         finally:
             sock.close()
+
+    async def _handle(self, hello: PeerHello, sock: socket.socket, ip: str) -> None:
+        if self._proved[ip] >= MAX_PROVED:
+            self._complaints.note("too many connections", ip, hello.purpose)
+            await refuse(
+                Frames(sock, PeerAnswer),
+                RefusedError(f"{ip} has {MAX_PROVED} connections already", "try again later"),
+            )
+            return
+        self._proved[ip] += 1
+        try:
+            await self._handler(hello, sock)
+        finally:
+            self._proved[ip] -= 1
+            if not self._proved[ip]:
+                del self._proved[ip]
 
     async def _prove(self, sock: socket.socket, ip: str) -> PeerHello | None:
         refuse = None
@@ -154,6 +187,8 @@ class Dialer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        #: why a node is taken to be down; "": it is not
+        self.down: Callable[[str], str] = lambda ip: ""
 
     @property
     def _config(self) -> NodeConfig:
@@ -207,6 +242,8 @@ class Dialer:
         return sock, answer
 
     async def _connect(self, ip: str) -> socket.socket:
+        down = self.down(ip)
+        patience_s = DOWN_TIMEOUT_S if down else CONNECT_TIMEOUT_S
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -214,12 +251,14 @@ class Dialer:
             sock.bind((self._config.ip, 0))
             tune(sock)
             failpoints.hit("mosd.dial", sock)
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 await asyncio.get_running_loop().sock_connect(sock, (ip, self._config.peer_port))
         except TimeoutError as error:
             sock.close()
             raise NodeDownError(
-                f"node {ip} does not answer within {CONNECT_TIMEOUT_S:.0f} s", "is it up?"
+                f"node {ip} does not answer within {patience_s:.0f} s"
+                + (f", and {down}" if down else ""),
+                "is it up?",
             ) from error
         except OSError as error:
             sock.close()

@@ -989,4 +989,14 @@ REASONS: tuple[str, ...] = tuple(
     )
 )
 
-__all__ = ["BY_NAME", "BY_NR", "MASK32", "MASK64", "NO_ARG", "PROC_REASON", "REASONS", "TABLE"]
+__all__ = [
+    "BY_NAME",
+    "BY_NR",
+    "MASK32",
+    "MASK64",
+    "NO_ARG",
+    "PROC_REASON",
+    "REASONS",
+    "TABLE",
+    "UNKNOWN",
+]

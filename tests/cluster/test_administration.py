@@ -261,3 +261,26 @@ def test_config_check_needs_no_mosd_and_no_root(user: str, lab: Cluster) -> None
         assert done.stderr.startswith("mosctl: a mistake in /etc/mosix")
     finally:
         file.unlink()
+
+
+def test_mosconf_changes_a_running_node_only_as_a_whole(lab: Cluster) -> None:
+    mosconf = [sys.executable, "-m", "mosix.cli.mosconf", "--yes"]
+
+    def guests_allowed() -> str:
+        refused = lab[1].run(["migrate", "--wait", str(job.pid), "3"])
+        return refused.stderr.partition("refuses: ")[2]
+
+    with Job(lab[1], ["cat"]) as job:
+        try:
+            wrong = lab[3].run([*mosconf, "--max-guests", "0", "--node", "10.1.1.1", "--setpe"])
+            assert wrong.returncode == 11, wrong
+            assert not lab[3].path("/etc/mosix/maxguests").exists()
+            told = lab[3].check([*mosconf, "--max-guests", "0"])
+            assert "setpe has it take them" in told
+            assert "mosd has taken them" in lab[3].check([*mosconf, "--speed", "1234", "--setpe"])
+            assert guests_allowed().startswith("it has 0 guests already and takes no more")
+        finally:
+            for name in ("maxguests", "speed"):
+                lab[3].path(f"/etc/mosix/{name}").unlink(missing_ok=True)
+            setpe(lab[3])
+        job.move("3")

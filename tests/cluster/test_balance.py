@@ -185,8 +185,7 @@ def test_b_starts_where_it_is_best_and_bestnode_names_it(
     assert n1.check([*BESTNODE, "-n"]) == "2\n"
     assert n2.check([*BESTNODE, "-u", "-m100"]) == f"{n2.ip}\n"
     assert json.loads(n1.check([*BESTNODE, "--json"]))["ip"] == n2.ip
-    job = begin(["cat"], "-b")
-    assert job.where() == n2.ip
+    begin(["cat"], "-b").wait_until_at(n2.ip)
     none = n1.run([*BESTNODE, "-m100000"])
     assert (none.returncode, none.stdout) == (RefusedError.code, "")
     assert "no node that can be used has 100000 MB free" in none.stderr
