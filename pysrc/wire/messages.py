@@ -317,6 +317,13 @@ class AskDate(Tagged, frozen=True, kw_only=True):
     asked_ns: Ns
 
 
+class Used(Tagged, frozen=True, kw_only=True):
+    """User and system time of the body so far, on all nodes: said now and then, for the case that
+    it is killed."""
+
+    cpu_ns: tuple[Ns, Ns]
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -334,6 +341,7 @@ ToDeputy = (
     | CallsLost
     | Rejoined
     | AskDate
+    | Used
 )
 
 
