@@ -14,6 +14,7 @@ from pathlib import Path
 import accounting  # noqa: F401 - registers its benchmarks
 import balancing  # noqa: F401 - registers its benchmarks
 import click
+import failing  # noqa: F401 - registers its benchmarks
 import jobs  # noqa: F401 - registers its benchmarks
 import moving
 import owner  # noqa: F401 - registers its benchmarks

@@ -99,13 +99,13 @@ def _name(found: requests.NodeName) -> str:
 
 @main.command("status")
 @_node_argument
-@click.option("--wait", is_flag=True, help="Ask a node that is known to be down all the same.")
+@click.option("--wait", is_flag=True, help="Wait as long for a node that is known to be down.")
 @_json_option
 @run_dir_option
 def status(node: str, wait: bool, as_json: bool, run_dir: str | None) -> None:
     """What a node is and what it does; this one by default.
 
-    A node of which nothing was heard is down; it is not asked."""
+    A node of which nothing was heard is down: it is given a second."""
     found = ask(paths_for(run_dir), requests.Status(node=node, wait=wait), NodeStatus)
     if as_json:
         _print_json(found)

@@ -160,7 +160,7 @@ def no_ghost(process: JobProcess, tracee: Tracee, error: MosixError | OSError) -
     process.home.watch.add(tracee, process.on_stop)
     if not tracee.dying:
         log.error("process %d cannot be served any more", process.pid, exc_info=error)
-        process.lose(error.message if isinstance(error, MosixError) else str(error))
+        process.lose_at_home(error)
 
 
 def stop_again(process: JobProcess) -> None:

@@ -159,6 +159,9 @@ class Deputy:
     async def reconnect(self, process: JobProcess, link: RemoteLink) -> None:
         await reconnect(process, link)
 
+    def later(self, work: Coroutine[object, object, None]) -> None:
+        self._spawn(work)
+
     def forsake(self, process: JobProcess, link: RemoteLink) -> None:
         self._outbox.put_nowait(Forsaken(ip=link.ip, pid=process.pid, token=link.token))
 

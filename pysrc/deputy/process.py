@@ -32,7 +32,6 @@ from mosix.wire.messages import (
     CallsLost,
     Cancel,
     Cancelled,
-    Drop,
     GuestDied,
     Hold,
     NeedHome,
@@ -92,6 +91,10 @@ class Home(Protocol):
     async def reconnect(self, process: JobProcess, link: RemoteLink) -> None: ...
 
     def forsake(self, process: JobProcess, link: RemoteLink) -> None: ...
+
+    def later(self, work: Coroutine[object, object, None]) -> None:
+        """Done beside everything else; the deputy does not end before."""
+        ...
 
     @property
     def interface(self) -> bool:
@@ -234,7 +237,7 @@ class JobProcess:
         except (MosixError, OSError) as error:
             # Stopped it would hang for ever. It may also have been killed: the watch tells.
             if self.tracee is not None and not self.tracee.dying:
-                self.lose(f"home cannot go on with it: {error}")
+                self.lose_at_home(error)
 
     def _on_stop(self, stop: Stop) -> None:
         tracee = self.tracee
@@ -432,6 +435,11 @@ class JobProcess:
         except ProcessLookupError:
             self.end()
 
+    def lose_at_home(self, error: MosixError | OSError) -> None:
+        """This node could not do its part."""
+        why = error.message if isinstance(error, MosixError) else os.strerror(error.errno or 0)
+        self.lose(f"home, node {self.home.here}, cannot go on with it: {why.lower()}")
+
     def _guest_died(self, status: int) -> None:
         """The guest ended without an exit call: the ghost ends the same way."""
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(signal.SIGKILL)
@@ -445,10 +453,12 @@ class JobProcess:
             self.end()
 
     def drop(self, link: RemoteLink) -> None:
-        """The guest there is not wanted any more; `link` is to be closed."""
-        if link.down or link.lost:
+        """The guest there is not wanted any more; `link` ends, and nothing waits for that."""
+        self.home.later(self._dismiss(link))
+
+    async def _dismiss(self, link: RemoteLink) -> None:
+        if not await link.dismiss():
             self.home.forsake(self, link)
-        link.post(Drop())
 
     def end(self) -> None:
         """The process is dead, whoever killed it."""
@@ -461,7 +471,6 @@ class JobProcess:
         if self.link is not None:
             link, self.link = self.link, None
             self.drop(link)
-            self.spawn(link.close())
         if self.tracee is not None:
             self.home.watch.remove(self.tracee)
             self.tracee = None

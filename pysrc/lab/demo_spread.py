@@ -1,7 +1,7 @@
 """Second part of the demonstration: nobody orders anything, and jobs spread by themselves.
 
 Called by `mosix.lab.demo`. Two nodes of a lab, each with one CPU of this machine. Four equal jobs
-start on node 1, once locked there (mosrun -L) and once free; each works for the same time and then
+start on node 1, once locked there (mosrun -L) and once free; each works for some seconds and then
 says how much it did, how often it was moved and, by its own /proc/self/whereami, where it ends. So
 it takes as long on a busy machine. While node 1 is full `bestnode` is asked, and `mosrun -b` obeys.
 """
@@ -28,7 +28,8 @@ from rich.live import Live
 from rich.table import Table
 
 _JOBS = 4
-WORK_S = 20.0
+#: Seconds of work: without moves one is like the other; with moves the first few go by alone.
+_LOCKED_S, _FREE_S = 10, 20
 _LOOK_EVERY_S = 0.5
 #: Until nodes know each other, and one that is full.
 _KNOW_S = 60.0
@@ -45,14 +46,21 @@ while time.monotonic() < end:
     rounds += 1
 print(rounds, job.whereami(), job.read("nmigs"))
 """
-#: What bestnode's job runs.
-_WHERE = "from mosix import job; print(job.whereami())"
+#: What bestnode's job runs: Python comes home to load its libraries, and goes back.
+_WHERE = """
+import time
+from mosix import job
+end = time.monotonic() + 10
+while not job.whereami() and time.monotonic() < end:
+    time.sleep(0.1)
+print(job.whereami())
+"""
 
 
 class Said(msgspec.Struct, frozen=True):
-    """By a job at its end. `rounds`: of work; `where`: 0 is home."""
+    """By a job at its end. `rate`: of work, a second; `where`: 0 is home."""
 
-    rounds: int
+    rate: float
     where: str
     moves: int
 
@@ -117,27 +125,27 @@ def show(lab_name: str, console: Console) -> bool:
 
 
 def _spread(home: NodeHandle, cpu: int, console: Console) -> bool:
-    with _running(home, cpu, ["-L"]) as jobs:
-        console.print(f"{_JOBS} jobs on n1, locked there (mosrun -L), work for {WORK_S:.0f} s")
+    with _running(home, cpu, ["-L"], _LOCKED_S) as jobs:
+        console.print(f"{_JOBS} jobs on n1, locked there (mosrun -L), work for {_LOCKED_S} s")
         chose = _best(home, cpu, console)
-        locked = _finish(jobs)
-    with _running(home, cpu, []) as jobs:
-        console.print(f"the same {_JOBS} jobs on n1, free to be moved by the system")
+        locked = _finish(jobs, _LOCKED_S)
+    with _running(home, cpu, [], _FREE_S) as jobs:
+        console.print(f"the same {_JOBS} jobs on n1, free to be moved by the system, {_FREE_S} s")
         free = Free(home, jobs)
         _watch(free, console)
-        spread = _finish(jobs)
+        spread = _finish(jobs, _FREE_S)
     table = Table(title="what each job says of itself", title_justify="left")
-    for column in ("", "rounds of work", "at (its whereami)", "moves"):
+    for column in ("", "work a second", "at (its whereami)", "moves"):
         table.add_column(column, justify="left" if not column else "right")
     for name, said in (("locked", locked), ("free", spread)):
         for one in said:
             where = "home" if one.where == "0" else f"n{one.where}"
-            table.add_row(name, str(one.rounds), where, str(one.moves))
+            table.add_row(name, f"{one.rate:.1f}", where, str(one.moves))
     console.print(table)
-    speedup = sum(one.rounds for one in spread) / max(1, sum(one.rounds for one in locked))
+    speedup = sum(one.rate for one in spread) / max(0.1, sum(one.rate for one in locked))
     moved = sum(one.moves for one in spread)
     console.print(
-        f"{speedup:.2f} times the work in the same time, by {moved} moves that nobody ordered",
+        f"{speedup:.2f} times as much work a second, by {moved} moves that nobody ordered",
         highlight=False,
     )
     return chose and moved > 0 and not any(one.moves for one in locked)
@@ -150,7 +158,7 @@ def _best(home: NodeHandle, cpu: int, console: Console) -> bool:
         found = home.check(["bestnode", "-n"]).strip()
         return found if found != "1" else None
 
-    chosen = drive.wait_for("bestnode to see that n1 is full", elsewhere, WORK_S)
+    chosen = drive.wait_for("bestnode to see that n1 is full", elsewhere, _KNOW_S)
     console.print(f"meanwhile `bestnode` on n1 says n{chosen}", highlight=False)
     command = [*_on(cpu), "mosrun", "-b", sys.executable, "-c", _WHERE]
     said = home.check(command, timeout_s=_MORE_S).strip()
@@ -174,9 +182,9 @@ def _watch(free: Free, console: Console) -> None:
 
 @contextlib.contextmanager
 def _running(
-    home: NodeHandle, cpu: int, options: Sequence[str]
+    home: NodeHandle, cpu: int, options: Sequence[str], seconds: int
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    command = [*_on(cpu), "mosrun", *options, sys.executable, "-c", _WORK, str(WORK_S)]
+    command = [*_on(cpu), "mosrun", *options, sys.executable, "-c", _WORK, str(seconds)]
     pipe = subprocess.PIPE
     jobs = [home.popen(command, stdout=pipe, stdin=subprocess.DEVNULL) for _ in range(_JOBS)]
     try:
@@ -188,14 +196,14 @@ def _running(
             job.communicate()
 
 
-def _finish(jobs: list[subprocess.Popen[str]]) -> list[Said]:
+def _finish(jobs: list[subprocess.Popen[str]], seconds: int) -> list[Said]:
     found = []
     for job in jobs:
-        out, _ = job.communicate(timeout=WORK_S + _MORE_S)
+        out, _ = job.communicate(timeout=seconds + _MORE_S)
         if job.returncode or len(out.split()) != 3:
             raise MosixError(f"a job ended with {job.returncode} and said {out!r}")
         rounds, where, moves = out.split()
-        found.append(Said(int(rounds), where, int(moves)))
+        found.append(Said(int(rounds) / seconds, where, int(moves)))
     return found
 
 

@@ -29,6 +29,8 @@
 #define NR_OPENAT2 437
 #define PROC_MAGIC 0x9fa0
 #define ERESTARTNOINTR_ 513
+#define SOL_SOCKET_ 1
+#define SO_BINDTODEVICE_ 25
 
 /* One request with its relocations and up to a megabyte of area; only what was
  * touched takes memory.  Larger calls map what they need and give it back. */
@@ -394,6 +396,7 @@ static int receive_until(const struct mx_agent_state *state, char *to, uint64_t 
 	return 0;
 }
 
+#ifndef MX_NO_FAILPOINTS
 __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 {
 	if (--state->fault_hits)
@@ -403,6 +406,10 @@ __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 	case MX_FAULT_KILL:
 		mx_syscall(__NR_kill, mx_syscall(__NR_getpid, 0, 0, 0, 0, 0, 0), SIGKILL, 0, 0, 0, 0);
 		return 0;
+	case MX_FAULT_HALF_OPEN:
+		mx_syscall(__NR_setsockopt, state->call_fd, SOL_SOCKET_, SO_BINDTODEVICE_, (long)MX_NOWHERE,
+			   sizeof(MX_NOWHERE), 0);
+		/* fall through */
 	case MX_FAULT_CUT:
 		mx_syscall(__NR_shutdown, state->call_fd, 2, 0, 0, 0, 0);
 		return 0;
@@ -414,10 +421,28 @@ __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 	}
 }
 
+static inline int is_armed(const struct mx_agent_state *state, uint32_t point)
+{
+	return __builtin_expect(state->failpoint == point, 0);
+}
+
 static inline int failpoint(struct mx_agent_state *state, uint32_t point)
 {
-	return __builtin_expect(state->failpoint == point, 0) ? act(state) : 0;
+	return is_armed(state, point) ? act(state) : 0;
 }
+#else
+static inline int is_armed(const struct mx_agent_state *state, uint32_t point)
+{
+	(void)state, (void)point;
+	return 0;
+}
+
+static inline int failpoint(struct mx_agent_state *state, uint32_t point)
+{
+	(void)state, (void)point;
+	return 0;
+}
+#endif
 
 static int is_sound(const struct mx_request *request)
 {
@@ -548,7 +573,7 @@ static int send_reply(struct mx_agent_state *state)
 
 	if (failpoint(state, MX_FP_EXECUTED))
 		return -1;
-	if (__builtin_expect(state->failpoint == MX_FP_HALF_REPLY, 0)) {
+	if (is_armed(state, MX_FP_HALF_REPLY)) {
 		sent = sizeof(struct mx_reply) / 2;
 		send_all(state, reply, sent);
 		if (failpoint(state, MX_FP_HALF_REPLY))

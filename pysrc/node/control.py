@@ -91,7 +91,13 @@ class Client:
         order = frame(encode(LaunchAnswer(PREPARE, int(interface))), MAX_ANSWER)
         with_it = [directory] if directory >= 0 else []
         socket.send_fds(self._sock, [order], with_it, socket.MSG_NOSIGNAL)
-        return await prepared
+        try:
+            return await prepared
+        except asyncio.CancelledError:
+            # Its answer may be there all the same, and would be nobody's.
+            if prepared.done() and not prepared.cancelled() and prepared.result() >= 0:
+                os.close(prepared.result())
+            raise
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,10 @@ class Handlers:
 class ControlServer(Server):
     """The socket and its connections."""
 
-    def __init__(self, path: Path, handlers: Handlers, complaints: Complaints) -> None:
+    def __init__(self, path: Path, handlers: Handlers, complaints: Complaints, node: str) -> None:
+        """`node`: how users are told which one this is."""
         super().__init__(complaints)
+        self._node = node
         self._path = path
         self._handlers = handlers
         self._connections: collections.Counter[int] = collections.Counter()
@@ -183,7 +191,7 @@ class ControlServer(Server):
         try:
             return await self._handlers.request(caller, request)
         except OSError as error:
-            said = f"mosd cannot do that: {os.strerror(error.errno or 0).lower()}"
+            said = f"mosd of {self._node} cannot do that: {os.strerror(error.errno or 0).lower()}"
             return Failure(code=KernelError.code, message=said)
         except MosixError as error:
             return Failure(code=error.code, message=error.message, hint=error.hint)

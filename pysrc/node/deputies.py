@@ -43,7 +43,7 @@ from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
 from mosix.node.settings import Settings
-from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.spawning import SpawnerClient, Worker, is_dying, until_ended
 from mosix.node.syslog import SystemLog
 from mosix.node.tier import KernelTier
 from mosix.node.worker import WorkerLink
@@ -167,6 +167,7 @@ class DeputyLink(WorkerLink):
         names: NodeNames,
         last_words: LastWords,
         where_to: WhereTo,
+        home: str,
         forsake: Callable[[DeputyLink, int, str, Token], None],
         system_log: SystemLog,
         owner: Owner,
@@ -176,6 +177,8 @@ class DeputyLink(WorkerLink):
         self._system_log = system_log
         self._owner = owner
         self._where_to = where_to
+        #: how users are told where the deputy is
+        self.place = f"at home, node {home},"
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -193,7 +196,7 @@ class DeputyLink(WorkerLink):
         try:
             await super().run()
         finally:
-            lost = MoveFailedError("the job's deputy ended", "see mosd's log")
+            lost = MoveFailedError(f"the job's deputy {self.place} ended", "see mosd's log")
             for future in self._moves.values():
                 _lose(future, lost)
             for joining in self._joins.values():
@@ -478,7 +481,8 @@ class Launcher:
             else:
                 link.worker.kill()
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
-                raise KernelError("the job's deputy does not start", "see mosd's log") from error
+                said = f"the job's deputy does not start on node {self._own_ip}"
+                raise KernelError(said, "see mosd's log") from error
             raise
         finally:
             if preparing is not None:
@@ -555,6 +559,7 @@ class Launcher:
             names=self._names,
             last_words=last_words,
             where_to=self.where_to,
+            home=self._own_ip,
             forsake=self._forsake,
             system_log=self.system_log,
             owner=self._owner,
@@ -570,24 +575,29 @@ class Launcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _live(self, link: DeputyLink) -> None:
+        pidfd = os.dup(link.worker.pidfd)
         try:
             await link.run()
             link.forsake_guests()
-            left = link.job.group.pids()
-            lost = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            # Only then its kernel has killed the ghosts.
+            await until_ended(pidfd)
+            left = [pid for pid in link.job.group.pids() if not is_dying(pid)]
+            # A body may have come home that it had not told of.
+            away = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            lost = [pid for pid in away if pid not in left]
             if left or lost:
                 _log.error(
                     "the deputy of job %s (process %d) died: %d processes at home go on, "
                     "what was away is lost",
                     link.job.id,
                     link.job.pid,
-                    len(set(left).difference(lost)),
+                    len(left),
                 )
             if lost:
                 whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
-                why = f"the job's deputy at home, node {self._own_ip}, died"
-                await link.last_words.say(f"{whose} ended: {why}")
+                await link.last_words.say(f"{whose} ended: the job's deputy {link.place} died")
         finally:
+            os.close(pidfd)
             link.last_words.close()
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)

@@ -42,7 +42,7 @@ from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
 from mosix.node.settings import Settings
-from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.spawning import SpawnerClient, Worker, until_ended
 from mosix.node.tier import KernelTier, TaskOwner
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
@@ -584,12 +584,8 @@ async def _ended(process: Identity) -> None:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
     try:
         if process.alive():
-            await ended.wait()
+            await until_ended(pidfd)
     finally:
-        loop.remove_reader(pidfd)
         os.close(pidfd)

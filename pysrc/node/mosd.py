@@ -97,7 +97,7 @@ class Mosd:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
-            spawner = SpawnerClient(self._programs, _worker_died, paths)
+            spawner = SpawnerClient(self._programs, _worker_died, self._config)
             spawner.start()
             stack.callback(spawner.stop)
             forbid_dumps()
@@ -209,7 +209,10 @@ class Mosd:
                 placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
-                paths.control, Handlers(services.launch, services.request), complaints
+                paths.control,
+                Handlers(services.launch, services.request),
+                complaints,
+                f"node {self._config.ip}",
             )
             peers = PeerServer(
                 settings,

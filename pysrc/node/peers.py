@@ -40,7 +40,8 @@ from mosix.wire.mosd_messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
-#: To a node that gossip calls down, which may be wrong where only UDP is filtered.
+#: For a node that gossip calls down to accept and prove itself: it may have come back just now, or
+#: UDP alone may be filtered.
 DOWN_TIMEOUT_S = 1.0
 #: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
 #: has a minute itself.
@@ -194,18 +195,19 @@ class Dialer:
     def _config(self) -> NodeConfig:
         return self._settings.config
 
-    async def status(self, ip: str) -> PeerStatus:
+    async def status(self, ip: str, *, patient: bool = False) -> PeerStatus:
         """Of that node. As `dial`."""
-        sock, status = await self.dial(ip, "status")
+        sock, status = await self.dial(ip, "status", patient=patient)
         sock.close()
         if not isinstance(status, PeerStatus):
             raise ProtocolError(f"node {ip} answers a status request with something else")
         return status
 
     async def dial(
-        self, ip: str, purpose: str, **identity: Any
+        self, ip: str, purpose: str, *, patient: bool = False, **identity: Any
     ) -> tuple[socket.socket, PeerAccept | PeerStatus]:
-        """A connection whose purpose the other node accepted. `identity`: fields of PeerHello.
+        """A connection whose purpose the other node accepted. `identity`: fields of PeerHello;
+        `patient`: also with a node that is known to be down.
 
         UnknownNodeError, NodeDownError, RefusedError or whatever class the node answers."""
         self._settings.check_peer(ip, purpose)
@@ -216,11 +218,13 @@ class Dialer:
             purpose=purpose,
             **identity,
         )
-        sock = await self._connect(ip)
+        down = "" if patient else self.down(ip)
+        sock = await self._connect(ip, down)
         try:
             side = Initiator(self._settings.secret, hello)
             try:
-                await drive(sock, side, side.start())
+                async with asyncio.timeout(DOWN_TIMEOUT_S if down else None):
+                    await drive(sock, side, side.start())
                 async with asyncio.timeout(
                     GUEST_TIMEOUT_S if purpose == "guest" else ANSWER_TIMEOUT_S
                 ):
@@ -228,7 +232,8 @@ class Dialer:
                         sock, PeerAnswer
                     ).receive()
             except TimeoutError as error:
-                raise NodeDownError(f"node {ip} connects but does not answer") from error
+                so = f", and {down}" if down else ""
+                raise NodeDownError(f"node {ip} connects but does not answer{so}") from error
             except (OSError, EOFError) as error:
                 raise NodeDownError(
                     f"node {ip} closed the connection", "see the log of mosd there"
@@ -241,8 +246,7 @@ class Dialer:
             raise
         return sock, answer
 
-    async def _connect(self, ip: str) -> socket.socket:
-        down = self.down(ip)
+    async def _connect(self, ip: str, down: str) -> socket.socket:
         patience_s = DOWN_TIMEOUT_S if down else CONNECT_TIMEOUT_S
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:

@@ -53,7 +53,7 @@ class Whois(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class Status(_Tagged, frozen=True, kw_only=True, tag="status"):
-    """`node` "": this one. `wait`: ask it even if it is known to be down."""
+    """`node` "": this one. `wait`: for longer, if it is known to be down."""
 
     node: Name = ""
     wait: bool = False

@@ -393,10 +393,7 @@ class Services:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
             return self._own_status()
-        down = self._gossip.down(ip)
-        if down and not request.wait:
-            raise NodeDownError(f"node {ip} is down: {down}", "--wait asks it all the same")
-        return self._shown(ip, await self._dialer.status(ip))
+        return self._shown(ip, await self._dialer.status(ip, patient=request.wait))
 
     async def _measure(self, caller: Caller, node: str) -> LinkMeasured:
         if caller.uid:

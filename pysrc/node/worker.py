@@ -133,7 +133,8 @@ class WorkerLink:
                 )
                 _close_all(sockets)
             except OSError as error:
-                short = KernelError(f"no connection: {os.strerror(error.errno or 0).lower()}")
+                why = os.strerror(error.errno or 0).lower()
+                short = KernelError(f"no connection to node {order.ip}: {why}")
                 answer = Dialed(request=order.request, error=short.message, code=short.code)
                 _close_all(sockets)
             except asyncio.CancelledError:

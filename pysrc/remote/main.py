@@ -43,6 +43,7 @@ from mosix.wire.messages import (
     Cancelled,
     Date,
     Drop,
+    Dropped,
     Failed,
     Freeze,
     Frozen,
@@ -98,6 +99,8 @@ _LEASE = 10
 #: or bytes that is.
 _COUNT_EVERY_S = 1.0
 _MANY_CALLS, _MANY_BYTES = 20, 1 << 17
+#: For the answer to a `Drop`: home may be gone (seconds).
+_LAST_WORD = 5
 #: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
 #: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
 _UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
@@ -287,6 +290,9 @@ class Remote:
                     self._attributes = message.attributes
                     self._tell_node()
                 case Drop():
+                    self._say(Dropped())
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._control.drained(), _LAST_WORD)
                     return
                 case _:
                     if self._orders.qsize() >= _MAX_ORDERS:
@@ -379,8 +385,7 @@ class Remote:
         """As long as there is a guest."""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            used_ns = self.guest.cpu_ns()
-            if used_ns is not None:
+            if (used_ns := self.guest.cpu_ns()) is not None:
                 self._say(Used(cpu_ns=used_ns))
             if ask_date:
                 self._say(AskDate(asked_ns=time.monotonic_ns()))

@@ -18,6 +18,7 @@ from enum import Enum
 from mosix.failpoints import Fault
 from mosix.image.model import PendingCall
 from mosix.native._native import ffi, lib
+from mosix.native.orders import FAULTS
 from mosix.remote.clock import ClockPage
 from mosix.remote.redirector import (
     Args,
@@ -39,12 +40,6 @@ from mosix.syscalls.table import REASONS
 
 _NR_OPENAT = 257
 _M32 = (1 << 32) - 1
-_FAULTS = {
-    "kill": lib.MX_FAULT_KILL,
-    "cut": lib.MX_FAULT_CUT,
-    "stall": lib.MX_FAULT_STALL,
-    "error": lib.MX_FAULT_ERROR,
-}
 _POINTS = {
     "redirect.request": lib.MX_FP_REQUEST,
     "redirect.half_sent": lib.MX_FP_HALF_SENT,
@@ -58,7 +53,7 @@ def arm_redirectors(faults: dict[str, Fault]) -> None:
     """Tests only: one point of the C loop at the most."""
     lib.mx_redirect_arm(0, 0, 0, 0)
     for name, fault in faults.items():
-        lib.mx_redirect_arm(_POINTS[name], _FAULTS[fault.kind], fault.value, fault.hits)
+        lib.mx_redirect_arm(_POINTS[name], FAULTS[fault.kind], fault.value, fault.hits)
 
 
 class _Order(Enum):

@@ -156,7 +156,8 @@ class Resume(Tagged, frozen=True, kw_only=True):
 
 
 class Drop(Tagged, frozen=True, kw_only=True):
-    """The body is elsewhere, or its process ended: kill the guest and exit."""
+    """The body is elsewhere, or its process ended: kill the guest and exit. The answer is
+    `Dropped`."""
 
 
 class Cancelled(Tagged, frozen=True, kw_only=True):
@@ -324,6 +325,10 @@ class Used(Tagged, frozen=True, kw_only=True):
     cpu_ns: tuple[Ns, Ns]
 
 
+class Dropped(Tagged, frozen=True, kw_only=True):
+    """The guest is about to be killed, and the connection to end."""
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -342,6 +347,7 @@ ToDeputy = (
     | Rejoined
     | AskDate
     | Used
+    | Dropped
 )
 
 

@@ -14,6 +14,7 @@ from jobs import PROGRAMS, Job
 from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
+from mosix.node.evacuation import AGAIN_S
 
 
 def echo(job: Job) -> None:
@@ -86,6 +87,24 @@ def test_one_guest_is_sent_out_by_root_alone(lab: Cluster, start: Callable[..., 
     assert lab[1].run(["migrate", str(job.pid), "out"]).returncode == 5  # no guest of its home
     assert lab[2].check(["migrate", "--wait", guest, "out"]) == "it has left\n"
     assert (job.where(), stays.where()) == ("home", lab[2].ip)
+    echo(job)
+
+
+@pytest.mark.parametrize("fault", ["deputy.freeze=ENOMEM", "deputy.frozen=ENOMEM"])
+def test_a_guest_that_cannot_go_at_once_runs_on_and_is_asked_again(
+    fault: str, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start(["cat"])
+    job.move("2")
+    lab[1].arm(fault)
+    try:
+        done = json.loads(lab[2].check(["mosctl", "expel", "--json"]))
+    finally:
+        lab[1].arm("")
+    assert (done["guests"], done["left"]) == (1, [])
+    # The first attempt failed and harmed nobody.
+    assert done["seconds"] >= AGAIN_S
+    assert job.where() == "home"
     echo(job)
 
 

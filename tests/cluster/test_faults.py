@@ -73,7 +73,7 @@ def test_job_at_home_goes_on_without_its_deputy(lab: Cluster, ledger: Ledger) ->
 def test_job_away_ends_with_its_deputy(lab: Cluster, ledger: Ledger) -> None:
     ledger.job.move("2")
     faults.kill(faults.workers(lab[1]))
-    assert ledger.finish() == ledger.deputy_died
+    assert ledger.end() == ledger.deputy_died
     drive.wait_for("a line in mosd's log", lambda: "killed by signal 9" in lab[1].log())
 
 
@@ -83,7 +83,7 @@ def test_job_away_ends_with_its_guest(who: str, lab: Cluster, ledger: Ledger) ->
     ledger.goes_on()
     faults.kill(faults.VICTIMS[who](lab[2]))
     said = LOST if who == "worker" else GUEST_DIED
-    assert ledger.finish() == said.format(pid=ledger.job.pid, ip=lab[2].ip)
+    assert ledger.end() == said.format(pid=ledger.job.pid, ip=lab[2].ip)
 
 
 @pytest.mark.parametrize("number", [1, 2])

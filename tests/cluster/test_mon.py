@@ -62,8 +62,7 @@ def test_a_node_that_was_stopped_is_shown_as_such_and_nobody_waits_for_it(lab: C
     try:
         drive.wait_for("n3 stopped", lambda: states(lab)[3] == "left", 60)
         assert line_of(lab, 3)[1] == "stopped"
-        done = lab[1].run(["mosctl", "status", "3"])
-        assert (done.returncode, "its mosd was stopped" in done.stderr) == (7, True)
+        assert lab[1].run(["mosctl", "status", "3"]).returncode == 7
         assert lab[1].run(["mosctl", "status", "--wait", "3"]).returncode == 7
         assert lab[1].check(["mosctl", "rstatus", "3"]) == "1\n"
     finally:
@@ -82,8 +81,7 @@ def test_a_node_that_died_is_shown_as_such_by_every_command(
         drive.wait_for("n2 down", lambda: states(lab)[2] == "dead", 60)
         assert line_of(lab, 2)[1] == "down"
         assert "mosd there does not answer" in lab[1].check(["mosps", "--why", str(away.pid)])
-        done = lab[1].run(["mosctl", "status", "2"])
-        assert (done.returncode, "is down: nothing was heard" in done.stderr) == (7, True)
+        assert lab[1].run(["mosctl", "status", "2"]).returncode == 7
     finally:
         lab[2].mosd("start")
     drive.wait_for("n2 up again", lambda: states(lab)[2] == "alive", 60)
