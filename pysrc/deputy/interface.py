@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
     MosixError,
@@ -24,7 +25,7 @@ from mosix.errors import (
     PermissionDeniedError,
     UnknownNodeError,
 )
-from mosix.wire.attributes import HIGHEST, attribute_of, changed
+from mosix.wire.attributes import HIGHEST, JobAttributes, attribute_of, changed
 from mosix.wire.messages import Attributes
 
 READ = os.O_RDONLY
@@ -60,12 +61,16 @@ class Orders(Protocol):
         ...
 
 
-async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, value: int) -> int:
+async def value_of(  # noqa: PLR0911 - a line for each kind of file
+    orders: Orders, process: JobProcess, name: str, flags: int, value: int
+) -> int:
     """What the open of any file but migrate returns."""
     if name == "whereami":
         return await _where(orders, process) if flags == READ else -errno.EACCES
     if name == "nmigs":
         return process.nmigs if flags == READ else -errno.EACCES
+    if name == "clear":
+        return _clear(orders, process) if flags == WRITE else -errno.EACCES
     attribute = attribute_of(name)
     if attribute is None:
         return -errno.ENOENT
@@ -76,12 +81,23 @@ async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, v
         attributes = changed(process.attributes, {attribute: value})
     except ValueError:
         return -errno.EINVAL
+    _set(orders, process, attributes)
+    return old if flags == EXCHANGE else 0
+
+
+def _clear(orders: Orders, process: JobProcess) -> int:
+    cleared = process.attributes.cleared + 1
+    _set(orders, process, msgspec.structs.replace(process.attributes, cleared=cleared))
+    return 0
+
+
+def _set(orders: Orders, process: JobProcess, attributes: JobAttributes) -> None:
+    """From now on; whoever decides where the process should be is told."""
     orders.settle()
     process.attributes = attributes
     process.report()
     if process.link is not None:
         process.link.post(Attributes(attributes=attributes))
-    return old if flags == EXCHANGE else 0
 
 
 async def _where(orders: Orders, process: JobProcess) -> int:

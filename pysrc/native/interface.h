@@ -29,8 +29,8 @@ static inline int mx_interface_flags(unsigned int flags)
  * are not served yet: they are opened like any other path, and do not exist. */
 static inline const char *mx_interface_name(const char *path)
 {
-	static const char *const names[] = { "migrate", "lock",	   "whereami", "nmigs",	    "sigmig",	"unsupportok",
-					     "glob",	"needmem", "cpujob",   "decayrate", "localtime" };
+	static const char *const names[] = { "migrate", "lock",	   "whereami", "nmigs",	    "sigmig",	 "unsupportok",
+					     "glob",	"needmem", "cpujob",   "decayrate", "localtime", "clear" };
 	size_t prefix = sizeof(MX_INTERFACE_DIRECTORY) - 1, i;
 
 	if (strncmp(path, MX_INTERFACE_DIRECTORY, prefix))

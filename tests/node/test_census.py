@@ -72,12 +72,22 @@ def test_what_processes_at_home_and_guests_do_is_known_by_their_home(registry: R
     assert set(census.residents) == {(OWN, 7), (OWN, 8), (OTHER, 70)}
     assert rates(census, (OWN, 7))["cpu"] == pytest.approx(0.5)
     assert rates(census, (OWN, 7))["calls"] == pytest.approx(200)
+    assert census.busy_at_home() == {7}
     assert rates(census, (OTHER, 70))["calls"] == pytest.approx(300)
     assert rates(census, (OTHER, 70))["written_bytes"] == pytest.approx(5000)
+    registry.update_guest(guest, GuestState(outer_pid=9, pid=70, runs=True, calls=310))
+    census.take(reading(3, p7=5.5, p8=1, p9=3), {})
+    assert 100 < rates(census, (OTHER, 70))["calls"] < 200
+    cleared = JobAttributes(cleared=1)
+    registry.update_guest(
+        guest, GuestState(outer_pid=9, pid=70, runs=True, calls=310, attributes=cleared)
+    )
+    census.take(reading(4, p7=5.5, p8=1, p9=3), {})
+    assert rates(census, (OTHER, 70))["calls"] == 0
     ages = census.statistics.ages(census.statistics.rows([(OWN, 7), (OTHER, 70)]))
     assert ages.tolist() == pytest.approx([5.5, 103])
     assert census.at_home() == {7, 8}
-    assert census.busy_at_home() == {7}
+    assert census.busy_at_home() == set()
 
 
 def test_who_is_away_on_its_way_or_not_running_yet_is_not_here(registry: Registry) -> None:
