@@ -28,7 +28,7 @@ from mosix.node.peers import Dialer
 from mosix.node.registry import Guest, Process
 from mosix.node.requests import Configured, Evacuate, Evacuated, Said, Say, Setpe
 from mosix.node.rights import Caller, check_root
-from mosix.node.settings import Reread, Settings
+from mosix.node.settings import Settings
 from mosix.wire.channel import Frames
 from mosix.wire.mosd_messages import PeerAccept, PeerEvacuate, PeerEvacuated, PeerHello
 
@@ -44,6 +44,7 @@ _ORDER_TIMEOUT_S = 5.0
 _LAST_WORDS_S = 0.2
 
 DRAIN, NODRAIN = "drain", "nodrain"
+_NO_NODE = ("home", "moving")
 
 
 class Administration:
@@ -70,15 +71,20 @@ class Administration:
         self._empties = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled: as long as the node is drained or off nobody stays who could not leave
-        at first."""
+        """Until cancelled: whoever could not leave at first a node that is drained or off, or that
+        his home or his node belongs to no more, is asked on. The files may have been changed while
+        there was no mosd."""
+        await self._part(_KEEP_S)
         while True:
             said = self._owner.said
-            if not (said.drain or said.off):
+            if said.drain or said.off:
+                await self._evacuation.run(guests=_any, own=_any, deadline_s=_KEEP_S, settle=False)
+            elif self._settings.parting:
+                await self._part(_KEEP_S)
+            else:
                 self._empties.clear()
                 await self._empties.wait()
                 continue
-            await self._evacuation.run(guests=_any, own=_any, deadline_s=_KEEP_S, settle=False)
             await asyncio.sleep(_KEEP_S)
 
     def words(self) -> list[str]:
@@ -138,7 +144,11 @@ class Administration:
         """MoveFailedError: somebody could not be sent where he belongs, so mosd goes on."""
         drained = self._owner.said.drain
         self._say_drain()
-        outcome = await self._everybody(deadline_s)
+        try:
+            outcome = await self._everybody(deadline_s)
+        except asyncio.CancelledError:  # who wanted it has thought better of it
+            self._owner.say(drain=drained)
+            raise
         if outcome.left:
             raise MoveFailedError(
                 f"mosd goes on, drained, for who could not go: {'; '.join(outcome.left)}",
@@ -206,22 +216,28 @@ class Administration:
         added, removed = found.counts()
         if self._owner.said.logmap and (added or removed):
             _log.info("the map has changed: %d nodes added, %d removed", added, removed)
-        self._empties.set()
-        outcome = await self._part(found)
+        try:
+            outcome = await self._part(PARTING_S)
+        finally:
+            self._empties.set()
         return Configured(
             nodes=len(config.nodes), added=added, removed=removed, off=off, moved=_shown(outcome)
         )
 
-    async def _part(self, found: Reread) -> Outcome:
+    async def _part(self, deadline_s: float) -> Outcome:
+        """Whoever may not be where he is by the map that is in force goes home."""
+        nodes = self._settings.config.nodes
+
         def is_strange(guest: Guest) -> bool:
-            return self._settings.off or found.removed(guest.home)
+            return guest.home not in nodes
 
         def is_lost(process: Process) -> bool:
-            where = process.where
-            outside = not process.attributes.job_class and found.after.outsider(where)
-            return self._settings.off or found.removed(where) or outside
+            outside = not process.attributes.job_class and nodes.outsider(process.where)
+            if process.where in _NO_NODE:
+                return self._settings.off
+            return process.where not in nodes or outside
 
-        outcome = await self._evacuation.run(guests=is_strange, own=is_lost, deadline_s=PARTING_S)
+        outcome = await self._evacuation.run(guests=is_strange, own=is_lost, deadline_s=deadline_s)
         if not outcome.left:
             self._settings.parted()
         return outcome

@@ -105,6 +105,8 @@ class NodeNames(Protocol):
 
     def number_of(self, ip: str) -> int | None: ...
 
+    def knows(self, ip: str) -> bool: ...
+
     def outsider(self, ip: str) -> bool: ...
 
 
@@ -245,7 +247,10 @@ class DeputyLink(WorkerLink):
 
     def is_misplaced(self, where: str, attributes: JobAttributes) -> bool:
         """Whether a process may not be where it is: its class, or the map, has changed."""
-        return where not in _NOT_AWAY and not attributes.job_class and self._names.outsider(where)
+        if where in _NOT_AWAY:
+            return False
+        outside = not attributes.job_class and self._names.outsider(where)
+        return outside or not self._names.knows(where)
 
     async def _send_home(self, pid: int) -> None:
         try:

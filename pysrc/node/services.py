@@ -140,6 +140,10 @@ class Names:
     def config(self) -> NodeConfig:
         return self._settings.config
 
+    def knows(self, ip: str) -> bool:
+        """Whether `ip` is a node of this cluster."""
+        return ip in self.config.nodes
+
     def outsider(self, ip: str) -> bool:
         """Whether processes of class 0 may not go to node `ip`."""
         return self.config.nodes.outsider(ip)

@@ -25,10 +25,6 @@ class Reread:
     before: NodeMap
     after: NodeMap
 
-    def removed(self, ip: str) -> bool:
-        """Whether node `ip` belongs to the cluster no more."""
-        return ip in self.before and ip not in self.after
-
     def counts(self) -> tuple[int, int]:
         """Nodes that were added and removed."""
         old, new = _spans(self.before), _spans(self.after)
@@ -43,7 +39,8 @@ class Settings:
         self.secret = secret
         self.off = off
         self.problem = ""
-        self._parting: NodeMap | None = None
+        #: former maps, with nodes of which somebody may still be here, or ours there
+        self.parting: list[NodeMap] = []
         self._lock = asyncio.Lock()
 
     @property
@@ -52,7 +49,7 @@ class Settings:
 
     def is_peer(self, ip: str) -> bool:
         """Whether something may be said to node `ip`, and listened to."""
-        return ip in self.config.nodes or (self._parting is not None and ip in self._parting)
+        return ip in self.config.nodes or any(ip in nodes for nodes in self.parting)
 
     def check_peer(self, ip: str, purpose: str) -> None:
         """UnknownNodeError unless node `ip` may be asked for `purpose`; RefusedError: it is us."""
@@ -75,14 +72,14 @@ class Settings:
                 raise
             self.problem = ""
             self._files, self.secret, self.off = files, secret, off
-            self._parting = before
+            self.parting.append(before)
             found = Reread(before, self.config.nodes)
             _log.info("read again: %d nodes%s", len(self.config.nodes), ", off" if off else "")
             return found
 
     def parted(self) -> None:
         """Whoever had to go home from or to a removed node is there."""
-        self._parting = None
+        self.parting.clear()
 
     def _read(self) -> tuple[NodeConfig, bytes]:
         old = self._files

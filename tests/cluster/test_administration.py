@@ -178,6 +178,49 @@ def test_a_node_that_leaves_the_map_keeps_nobody_and_loses_nobody(
         lab[3].migrate(guest.pid, "1")
 
 
+def test_a_map_that_was_changed_while_there_was_no_mosd_counts_for_who_is_away(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    gone = start(["cat"])
+    gone.move("3")
+    file = lab[1].path("/etc/mosix/mosix.map")
+    before = file.read_text()
+    with Job(lab[3], ["cat"]) as guest:
+        lab[3].migrate(guest.pid, "1")
+        lab[1].mosd("kill")
+        file.write_text("".join(f"{lab[number].ip} 1\n" for number in (1, 2)))
+        try:
+            lab[1].mosd("start")
+            # Its deputy comes back to this mosd first.
+            drive.wait_for("it is at home", lambda: lab[1].where(gone.pid) == "home")
+            guest.wait_until_at("home")
+        finally:
+            file.write_text(before)
+            setpe(lab[1])
+        echo(gone)
+        echo(guest)
+
+
+def test_who_gives_up_a_shutdown_leaves_the_node_as_it_was(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start(["cat"])
+    job.move("2")
+
+    def says(number: int) -> bool:
+        return lab[2].check(["mosctl", "rstatus"]) == f"{number}\n"
+
+    lab[1].link(up=False)
+    try:
+        with lab[2].popen(["mosctl", "shutdown"]) as shutdown:
+            drive.wait_for("drained", lambda: says(27))
+            drive.kill_command(shutdown)
+        drive.wait_for("as it was", lambda: says(3))
+    finally:
+        lab[1].link(up=True)
+    echo(job)
+
+
 def test_a_node_that_is_off_is_alone_and_comes_back(
     lab: Cluster, start: Callable[..., Job]
 ) -> None:
