@@ -14,8 +14,10 @@ from pathlib import Path
 import accounting  # noqa: F401 - registers its benchmarks
 import balancing  # noqa: F401 - registers its benchmarks
 import click
+import failing  # noqa: F401 - registers its benchmarks
 import jobs  # noqa: F401 - registers its benchmarks
 import moving
+import owner  # noqa: F401 - registers its benchmarks
 import spreading
 import tier  # noqa: F401 - registers its benchmarks
 from harness import REGISTRY, Result, evaluate, pair_of_nodes

@@ -5,9 +5,10 @@ tests, a point costs a call of an empty function. A process may be armed only if
 with MOSIX_FAILPOINTS in its environment: its value, or what root says on the control socket
 (`mosix.node.requests.Failpoints`), is what the points do, in mosd and in every worker of it.
 
-    NAME=FAULT[@HITS][,…]   FAULT: kill, cut, stall:MILLISECONDS or the name of an error (ENOSPC)
+    NAME=FAULT[@HITS][,…]   FAULT: kill, cut, half-open, stall:MILLISECONDS or an error (ENOSPC)
 
 `kill`: SIGKILL for the process itself. `cut`: the connections that are in use there end.
+`half-open`: they do, and the other side does not hear of it, as when a router between the two died.
 `stall`: the process stands still for so long. An error: as if the next system call said so.
 With HITS the first HITS - 1 are let pass. A point acts once for each arming of a process.
 This module must never act in a process that was not armed.
@@ -121,12 +122,14 @@ def parse(spec: str) -> dict[str, Fault]:
             raise UsageError(f"there is no failpoint {name!r}")
         if kind in _ERRORS and not value:
             fault = Fault("error", getattr(errno, kind))
-        elif kind in ("kill", "cut") and not value:
+        elif kind in ("kill", "cut", "half-open") and not value:
             fault = Fault(kind)
         elif kind == "stall" and value.isdecimal():
             fault = Fault(kind, int(value))
         else:
-            raise UsageError(f"{action!r} is no fault", "kill, cut, stall:MS or an error's name")
+            raise UsageError(
+                f"{action!r} is no fault", "kill, cut, half-open, stall:MS or an error's name"
+            )
         if hits and not hits.isdecimal():
             raise UsageError(f"{hits!r} is no number of hits")
         fault.hits = int(hits or 1)
@@ -185,9 +188,13 @@ def _act(name: str, connections: tuple[socket.socket, ...]) -> None:
     match fault.kind:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "cut":
+        case "cut" | "half-open":
             for connection in connections:
                 with contextlib.suppress(OSError):
+                    if fault.kind == "half-open":
+                        # What goes out through the loopback device gets nowhere, and what comes
+                        # in through another finds no socket.
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
                     connection.shutdown(socket.SHUT_RDWR)
         case "stall":
             time.sleep(fault.value / 1000)

@@ -18,7 +18,20 @@ from importlib import metadata
 from pathlib import Path
 
 import click
-from mosix.cli import bestnode, calls, lab, migrate, mosconf, mosctl, mosd, mosps, mosrun, setpe
+from mosix.cli import (
+    bestnode,
+    calls,
+    lab,
+    migrate,
+    mon,
+    mosconf,
+    mosctl,
+    mosd,
+    mosps,
+    mosrun,
+    setpe,
+    tune,
+)
 from mosix.errors import EXIT_CODES, LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
 from mosix.syscalls.shapes import Class
 
@@ -65,6 +78,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("bestnode -n", "The number of the node where `mosrun -b` would start a program now."),
         ("bestnode -w -m4000", "Waits until some node has 4000 MB free, and prints its name."),
     ],
+    "mon": [
+        ("mon -m", "Watches the cluster; bars show the memory that is used."),
+        ("mon --once --json", "The same for a program, once."),
+    ],
     "mosctl": [
         ("mosctl status 2", "What node 2 is and does."),
         ("mosctl block; mosctl expel", "Gives this machine back to its owner: no guest stays."),
@@ -93,6 +110,7 @@ SEE_ALSO = (
     "migrate(1)",
     "mosps(1)",
     "bestnode(1)",
+    "mon(1)",
     "mosctl(1)",
     "mosconf(8)",
     "setpe(8)",
@@ -119,10 +137,12 @@ PAGES = (
     Page("mosrun", 1, "run a program that can move to other nodes", mosrun.command),
     Page("migrate", 1, "move a running process to another node, or home", migrate.main),
     Page("mosps", 1, "list processes of jobs and guests, and where they are", mosps.main),
+    Page("mon", 1, "watch the nodes, processes and moves of a cluster", mon.main),
     Page("bestnode", 1, "the node where one more process had better start", bestnode.main),
     Page("mosctl", 1, "ask about nodes and system calls, and order this node", mosctl.main),
     Page("mosconf", 8, "configure a MOSIX node", mosconf.main),
     Page("setpe", 8, "have mosd read its files again, or leave the cluster", setpe.main),
+    Page("tune", 1, "measure what networked operations cost", tune.main),
     Page("mosd", 8, "the daemon of a MOSIX node", mosd.main),
     Page("mosix-lab", 1, "a MOSIX cluster on one machine", lab.lab),
 )

@@ -98,7 +98,9 @@ def expel(deadline_s: float | None, as_json: bool, run_dir: str | None) -> None:
 @run_dir_option
 def bring(deadline_s: float | None, as_json: bool, run_dir: str | None) -> None:
     """All processes whose home is this node come home, and this waits until they are here. Root
-    only."""
+    only.
+
+    They may be sent away again unless the node says stay or lstay."""
     _evacuate(run_dir, requests.Evacuate(what="bring", deadline_s=deadline_s), as_json)
 
 

@@ -6,7 +6,7 @@ import time
 
 import click
 import msgspec
-from mosix.cli.command import Command, paths_for, run_dir_option
+from mosix.cli.command import Command, paths_for, run_dir_option, version_option
 from mosix.errors import RefusedError, UsageError
 from mosix.node.client import ask
 from mosix.node.requests import BestNode, NodeName
@@ -31,6 +31,7 @@ _MOST_MB = 262143
 @click.option("-n", "number", is_flag=True, help="Print its number, or its IP if it has none.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @run_dir_option
+@version_option
 def main(
     *,
     need_mb: int,

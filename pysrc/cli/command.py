@@ -43,9 +43,16 @@ class _Behaviour(click.Command):
             sys.exit(0)
         sys.exit(0)
 
+    #: whether its help tells all about the exit status, or where that is to be found
+    tells_statuses = False
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit status"):
-            formatter.write_dl([("0", "done"), *((str(c), s) for c, s in EXIT_CODES.items())])
+            if self.tells_statuses:
+                codes = ((str(code), text) for code, text in EXIT_CODES.items())
+                formatter.write_dl([("0", "done"), *codes])
+            else:
+                formatter.write_text("0: done. mosctl --help lists the others.")
 
 
 class Command(_Behaviour):
@@ -57,7 +64,8 @@ class Group(_Behaviour, click.Group):
 
     command_class = Command
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
+    def __init__(self, *args: Any, tells_statuses: bool = False, **attributes: Any) -> None:
+        self.tells_statuses = tells_statuses
         # Else click complains with all of the help.
         super().__init__(*args, **{"no_args_is_help": False, **attributes})
 
@@ -73,6 +81,8 @@ def pid(text: str) -> int:
         raise click.BadParameter(f"'{text}' is not a process id")
     return int(text)
 
+
+version_option = click.version_option(package_name="mosix", message="%(prog)s %(version)s")
 
 run_dir_option = click.option(
     "--run-dir",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 from mosix.cli import command
-from mosix.cli.command import Command, paths_for, run_dir_option
+from mosix.cli.command import Command, paths_for, run_dir_option, version_option
 from mosix.errors import MosixError, UsageError, from_code
 from mosix.node import requests
 from mosix.node.client import ask
@@ -19,6 +19,7 @@ _LATER = ("freeze", "continue", "checkpoint", "chkstop", "chkexit")
 @click.option("--wait", is_flag=True, help="Wait until it is there; say why if it is not.")
 @click.option("--json", "as_json", is_flag=True, help="With --wait: the result for programs.")
 @run_dir_option
+@version_option
 def main(
     *, words: tuple[str, ...], job: str | None, wait: bool, as_json: bool, run_dir: str | None
 ) -> None:
@@ -50,8 +51,8 @@ def main(
     elif wait and not moved.freeze_ns:
         click.echo("it is there already")
     elif wait:
-        mib = moved.page_bytes / (1 << 20)
-        click.echo(f"moved: frozen for {moved.freeze_ns / 1e6:.1f} ms, {mib:.1f} MiB sent")
+        size_mb, freeze_ms = moved.page_bytes / 1e6, moved.freeze_ns / 1e6
+        click.echo(f"moved: frozen for {freeze_ms:.1f} ms, {size_mb:.1f} MB sent")
 
 
 def _what(words: tuple[str, ...], job: str | None) -> tuple[int, str]:

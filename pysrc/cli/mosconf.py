@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import IO
 
 import click
-from mosix.cli.command import Command, config_option, paths_for, run_dir_option
+from mosix.cli.command import Command, config_option, paths_for, run_dir_option, version_option
 from mosix.config import Paths, load_secret, parse_map
 from mosix.config.install import Content, install
 from mosix.config.node import (
@@ -65,6 +65,7 @@ from mosix.node.client import ask
 @click.option("--setpe/--no-setpe", default=None, help="Have a running mosd take them at once.")
 @config_option
 @run_dir_option
+@version_option
 def main(
     *,
     nodes: tuple[str, ...],

@@ -12,6 +12,8 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
 
 import click
 from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND, NotRunningError
@@ -45,7 +47,6 @@ LATER = {
     "X": "private temporary files",
     "i": "batch jobs",
     "q": "the queue",
-    "z": "argument lists with a name of their own",
 }
 _MAX_NUMBER = 65535
 _CLASS = re.compile(r"-G(\d{0,10})")
@@ -69,6 +70,19 @@ class Parsed:
     #: attributes that were given; a mosrun inside a job leaves the others as they are
     changes: Changes = field(default_factory=dict)
     interface: bool = True
+    #: the arguments behind the program begin with argv[0]
+    own_name: bool = False
+
+
+class _Option(click.Option):
+    """Shown in the help as the manual writes it: `shown`."""
+
+    def __init__(self, *names: Any, shown: str, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self._shown = shown
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        return self._shown, self.help or ""
 
 
 class _Command(click.Command):
@@ -91,7 +105,7 @@ class _Command(click.Command):
         formatter.write_usage(
             "mosrun",
             "[-h | -r{host} | -{node} | -{a.b.c.d} | -j{n1-n2[,n3-n4]...}] [-F] [-L | -l] "
-            "[-t | -T] [-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-e | -u | -w] "
+            "[-t | -T] [-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-z] [-e | -u | -w] "
             "program [args]...",
         )
 
@@ -119,7 +133,13 @@ class _Command(click.Command):
 @click.option("-h", "home", is_flag=True, help="Start on the home node (the default).")
 @click.option("-b", "best", is_flag=True, help="Start on the node that is best now.")
 @click.option("-r", "host", metavar="{host}", help="Start on this node, given by host name.")
-@click.option("--node", metavar="NODE", help="The same as -NODE: by number or IP.")
+@click.option(
+    "--node",
+    cls=_Option,
+    shown="-{node}, -{a.b.c.d}",
+    metavar="NODE",
+    help="Start on this node, given by number or IP.",
+)
 @click.option(
     "-j",
     "ranges",
@@ -134,9 +154,11 @@ class _Command(click.Command):
 @click.option(
     "--class",
     "job_class",
+    cls=_Option,
+    shown="-G[{class}]",
     metavar="CLASS",
     type=click.IntRange(0, HIGHEST["job_class"]),
-    help="The same as -G{class}; -G alone is class 1. Class 0, the default, stays in the cluster.",
+    help="Its class; -G alone is class 1. Class 0, the default, stays in the cluster.",
 )
 @click.option(
     "-m",
@@ -157,11 +179,13 @@ class _Command(click.Command):
 @click.option("-e", "unsupported", flag_value="e", help="ENOSYS where the way home is missing.")
 @click.option("-w", "unsupported", flag_value="w", help="The same, with a message on stderr.")
 @click.option("-u", "unsupported", flag_value="u", help="The process is killed (the default).")
+@click.option("-z", "own_name", is_flag=True, help="Its arguments begin with argv[0], its name.")
 @click.option(
     "--no-interface",
     is_flag=True,
     help="Without the files /proc/self/{migrate,lock,...} for the program.",
 )
+@click.option("--version", is_flag=True, expose_value=False, help="Show the version and exit.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 def command(
     *,
@@ -181,6 +205,7 @@ def command(
     cpujob: bool,
     no_cpujob: bool,
     unsupported: str | None,
+    own_name: bool,
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
@@ -205,6 +230,8 @@ def command(
     }
     if not program:
         raise click.UsageError("which program? Nothing to run was given")
+    if own_name and len(program) == 1:
+        raise click.UsageError("-z: behind the program its argv[0] is missing")
     return Parsed(
         program=len(program),
         node=host if host is not None else node,
@@ -212,6 +239,7 @@ def command(
         fallback=fallback,
         changes={name: value for name, value in changes.items() if value is not None},
         interface=not no_interface,
+        own_name=own_name,
     )
 
 
@@ -243,8 +271,11 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
             help_option_names=["--help"],
         ) as ctx:
             # `--help` prints and exits in click; here it must come back as text.
-            if _wants_help(words):
+            asked = _asked(words)
+            if asked == "--help":
                 return Parsed(text=command.get_help(ctx) + "\n")
+            if asked == "--version":
+                return Parsed(text=f"mosrun {metadata.version('mosix')}\n")
             command.parse_args(ctx, words)
             parsed: Parsed = ctx.invoke(command, **ctx.params)
     except click.NoSuchOption as error:
@@ -258,16 +289,18 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
         fallback=parsed.fallback,
         changes=parsed.changes,
         interface=parsed.interface,
+        own_name=parsed.own_name,
     )
 
 
-def _wants_help(words: list[str]) -> bool:
+def _asked(words: list[str]) -> str:
+    """--help or --version, whatever else is wanted."""
     for word in words:
-        if word == "--help":
-            return True
+        if word in ("--help", "--version"):
+            return word
         if word == "--" or not word.startswith("-"):
-            return False
-    return False
+            break
+    return ""
 
 
 def _unknown(error: click.NoSuchOption) -> str:

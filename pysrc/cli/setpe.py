@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 from mosix.cli.administration import json_option, show
-from mosix.cli.command import Command, paths_for, run_dir_option
+from mosix.cli.command import Command, paths_for, run_dir_option, version_option
 from mosix.node import requests
 from mosix.node.client import ask
 
@@ -14,9 +14,10 @@ from mosix.node.client import ask
 @click.option("-off", "--off", "off", is_flag=True, help="Leave the cluster: see below.")
 @json_option
 @run_dir_option
+@version_option
 def main(off: bool, as_json: bool, run_dir: str | None) -> None:
     """Have mosd take what the files under /etc/mosix say now: mosix.map and userview.map, secret,
-    maxguests, speed, features. Root only; kill -HUP of mosd does the same.
+    maxguests, grace, speed, features. Root only; kill -HUP of mosd does the same.
 
     Guests of nodes that are not in the map any more go home, own processes come home from there,
     and this waits for them. Files with a mistake change nothing: mosd goes on with the last ones

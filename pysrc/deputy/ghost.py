@@ -142,7 +142,6 @@ def become_ghost(process: JobProcess, image: Image, call_number: int, mask: int)
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
     agent.serve(call_number, mask, image.process.ignored)
     process.place = Place.AWAY
-    process.why = ""
     process.home.watch.add(tracee, process.on_stop)
     if stopped_meanwhile and not process.held:
         process.held = True
@@ -161,7 +160,7 @@ def no_ghost(process: JobProcess, tracee: Tracee, error: MosixError | OSError) -
     process.home.watch.add(tracee, process.on_stop)
     if not tracee.dying:
         log.error("process %d cannot be served any more", process.pid, exc_info=error)
-        process.lose(error.message if isinstance(error, MosixError) else str(error))
+        process.lose_at_home(error)
 
 
 def stop_again(process: JobProcess) -> None:

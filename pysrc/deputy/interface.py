@@ -34,6 +34,8 @@ EXCHANGE = os.O_RDWR | os.O_CREAT
 
 MIGRATE = "migrate"
 LOCALTIME = "localtime"
+CLEAR = "clear"
+_READ_ONLY = ("whereami", "nmigs")
 _CONSIDER = 2**32 - 1
 #: Numbers of userview.map end here; above are IP addresses.
 _HIGHEST_NUMBER = 65535
@@ -61,16 +63,22 @@ class Orders(Protocol):
         ...
 
 
-async def value_of(  # noqa: PLR0911 - a line for each kind of file
-    orders: Orders, process: JobProcess, name: str, flags: int, value: int
-) -> int:
+async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, value: int) -> int:
     """What the open of any file but migrate returns."""
-    if name == "whereami":
-        return await _where(orders, process) if flags == READ else -errno.EACCES
-    if name == "nmigs":
-        return process.nmigs if flags == READ else -errno.EACCES
-    if name == "clear":
-        return _clear(orders, process) if flags == WRITE else -errno.EACCES
+    if name in _READ_ONLY:
+        if flags != READ:
+            return -errno.EACCES
+        return process.nmigs if name == "nmigs" else await _where(orders, process)
+    if name == CLEAR:
+        if flags != WRITE:
+            return -errno.EACCES
+        cleared = process.attributes.cleared + 1
+        _set(orders, process, msgspec.structs.replace(process.attributes, cleared=cleared))
+        return 0
+    return _attribute(orders, process, name, flags, value)
+
+
+def _attribute(orders: Orders, process: JobProcess, name: str, flags: int, value: int) -> int:
     attribute = attribute_of(name)
     if attribute is None:
         return -errno.ENOENT
@@ -85,14 +93,7 @@ async def value_of(  # noqa: PLR0911 - a line for each kind of file
     return old if flags == EXCHANGE else 0
 
 
-def _clear(orders: Orders, process: JobProcess) -> int:
-    cleared = process.attributes.cleared + 1
-    _set(orders, process, msgspec.structs.replace(process.attributes, cleared=cleared))
-    return 0
-
-
 def _set(orders: Orders, process: JobProcess, attributes: JobAttributes) -> None:
-    """From now on; whoever decides where the process should be is told."""
     orders.settle()
     process.attributes = attributes
     process.report()

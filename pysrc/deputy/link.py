@@ -28,6 +28,8 @@ from mosix.wire.messages import (
     CallsLost,
     Cancel,
     Date,
+    Drop,
+    Dropped,
     Failed,
     GuestDied,
     NeedHome,
@@ -41,6 +43,8 @@ from mosix.wire.messages import (
 
 #: How often a remote that is waited for is asked whether it lives, in seconds.
 _ASK = 5.0
+#: How long a remote may take to hear that it is not wanted any more, in seconds.
+_DISMISS = 5.0
 #: Messages that wait for somebody to want them.
 _MAX_KEPT = 16
 
@@ -149,19 +153,25 @@ class RemoteLink:
         with contextlib.suppress(NodeDownError):
             await self.expect(Failed, epoch, timeout=2)
 
+    async def dismiss(self) -> bool:
+        """Tells the remote that its guest is not wanted any more, and ends the connection. False:
+        perhaps it has not heard of it."""
+        heard = False
+        try:
+            async with asyncio.timeout(_DISMISS):
+                self.post(Drop())
+                while not heard:
+                    # What it said before about a move that was given up does not matter.
+                    with contextlib.suppress(RefusedError, MoveFailedError):
+                        heard = bool(await self.expect(Dropped))
+        except (NodeDownError, TimeoutError):
+            heard = False
+        finally:
+            await self.close()
+        return heard
+
     async def close(self) -> None:
-        """Says what is still to be said (a `Drop`), then ends the connection."""
-        if not self.lost:
-            self.lost = True
-            if not self.down:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(5):
-                        drained = asyncio.create_task(self._lasting.drained())
-                        # A connection that ends meanwhile ends the tasks.
-                        await asyncio.wait(
-                            (drained, *self._tasks), return_when=asyncio.FIRST_COMPLETED
-                        )
-                drained.cancel()
+        self.lost = True
         self._fail(f"the connection to node {self.ip} was closed")
         self._up.set()
         await self._end()

@@ -99,7 +99,7 @@ def run(sock: socket.socket) -> None:
     node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
     select.select([sock], [], [])
     launch, fds = node.receive_now()
-    if not isinstance(launch, Launch) or len(fds) not in (2, 4):
+    if not isinstance(launch, Launch) or len(fds) not in (2, 3, 4):
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
     listener = Listener(*listening) if listening else None
@@ -158,6 +158,9 @@ class Deputy:
 
     async def reconnect(self, process: JobProcess, link: RemoteLink) -> None:
         await reconnect(process, link)
+
+    def later(self, work: Coroutine[object, object, None]) -> None:
+        self._spawn(work)
 
     def forsake(self, process: JobProcess, link: RemoteLink) -> None:
         self._outbox.put_nowait(Forsaken(ip=link.ip, pid=process.pid, token=link.token))
@@ -335,6 +338,16 @@ class Deputy:
         """With its lock held; remembered, so that it goes back there. None: home."""
         if process.place is Place.ENDED:
             raise NoSuchProcessError(f"process {process.pid} has ended")
+        before, process.why = process.why, why
+        try:
+            await self._send_to(process, target)
+        except MosixError:
+            if process.why == why:
+                process.why = before
+            raise
+        process.report()
+
+    async def _send_to(self, process: JobProcess, target: str | None) -> None:
         if target is None or target == self.here:
             process.order(None)
             if process.place is Place.AWAY:
@@ -345,8 +358,6 @@ class Deputy:
                 await moves.leave(process, target)
             elif process.link is not None and process.link.ip != target:
                 await moves.move_on(process, target)
-        process.why = why
-        process.report()
 
     async def _all_home(self, order: ComeHome) -> None:
         errors = []
@@ -505,6 +516,7 @@ class Deputy:
     ) -> None:
         try:
             failpoints.hit("deputy.exec")
+            root.why = "launched there"
             await moves.leave(root, node, seized=tracee)
         except (MosixError, OSError) as failure:
             error = failure if isinstance(failure, MosixError) else moves.ran_short(root, failure)

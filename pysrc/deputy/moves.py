@@ -111,7 +111,6 @@ async def leave(process: JobProcess, ip: str, *, seized: Tracee | None = None) -
             await _leave_prepared(process, link, (call, bulk), epoch=epoch, seized=seized)
         except BaseException:
             process.drop(link)
-            await link.close()
             raise
 
 
@@ -139,7 +138,7 @@ async def _leave_prepared(
         ghost_mask = handlers.mask_outside(tracee, image)
         failpoints.hit("deputy.described", *link.sockets, call, bulk)
         # The image is on its way while the agent goes in beside the body.
-        sending = _begin(_send, process.pid, bulk.fileno(), image)
+        sending = _begin(link.ip, _send, process.pid, bulk.fileno(), image)
         try:
             agent = Agent.inject(tracee, plans.body_ranges(image))
             failpoints.hit("deputy.injected", *link.sockets, call, bulk)
@@ -204,15 +203,16 @@ async def come_home(process: JobProcess) -> None:
         process.page_bytes = body.page_bytes
         try:
             await ghost.become_body(process, tracee, agent, body)
-            failpoints.hit("deputy.home", *link.sockets)
-            process.freeze_ns = time.monotonic_ns() - begin
-            process.report()
         except (MosixError, OSError) as error:
+            process.drop(link)
             ghost.no_ghost(process, tracee, error)
             raise MoveFailedError(f"process {process.pid} ended") from error
+        process.freeze_ns = time.monotonic_ns() - begin
+        try:
+            failpoints.hit("deputy.home", *link.sockets)
         finally:
+            process.report()
             process.drop(link)
-            await link.close()
 
 
 async def _fill(
@@ -235,8 +235,12 @@ async def _fill(
         if not restore.is_data_limited(process.pid):
             with contextlib.suppress(NoDescriptorError):
                 done.given = agent.give_fd(bulk.fileno())
-        done.filled = body = await _comes(link, bulk, _begin(stream.read_image, bulk.fileno()))
-        await _comes(link, bulk, _begin(_fill_ghost, agent, body, done.given, bulk.fileno()))
+        done.filled = body = await _comes(
+            link, bulk, _begin(link.ip, stream.read_image, bulk.fileno())
+        )
+        await _comes(
+            link, bulk, _begin(link.ip, _fill_ghost, agent, body, done.given, bulk.fileno())
+        )
     except TransferCutError:
         await link.why_it_ended(epoch)
         raise
@@ -297,7 +301,6 @@ async def move_on(process: JobProcess, ip: str) -> None:
             _check_alive(process)
         except BaseException:
             process.drop(new)
-            await new.close()
             ghost.back_to_guest(process, epoch + 1, done)
             raise
         # Committed.
@@ -332,7 +335,6 @@ async def _serve_another(
         raise MoveFailedError(f"process {process.pid} ended") from error
     finally:
         process.drop(old)
-        await old.close()
 
 
 async def _transferred(old: RemoteLink, new: RemoteLink, epoch: int) -> None:
@@ -425,8 +427,9 @@ def _fill_ghost(agent: Agent, image: Image, number: int | None, fd: int) -> None
     stream.read_end(fd, image)
 
 
-def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
-    """Starts `function` in a thread, now: it only reads and writes descriptors, never traces.
+def _begin(ip: str, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+    """Starts `function` in a thread, now: it only reads and writes descriptors, never traces; what
+    it speaks with is at node `ip`.
 
     TransferCutError, MoveFailedError instead of OSError and EOFError."""
 
@@ -434,11 +437,13 @@ def _begin(function: Callable[..., T], *args: object) -> asyncio.Future[T]:
         try:
             return function(*args)
         except BlockingIOError as error:
-            raise TransferCutError(f"no byte of the image moved for {STALL} s") from error
-        except (EOFError, ConnectionError, TimeoutError) as error:
-            raise TransferCutError("the connection was cut in the middle of the image") from error
+            raise TransferCutError(f"no byte moved from or to node {ip} for {STALL} s") from error
+        except (EOFError, ConnectionError, TimeoutError, TransferCutError) as error:
+            said = f"the connection to node {ip} was cut in the middle of the image"
+            raise TransferCutError(said) from error
         except OSError as error:
-            raise MoveFailedError(f"the transfer failed: {error.strerror or error}") from error
+            why = error.strerror or error
+            raise MoveFailedError(f"the transfer from or to node {ip} failed: {why}") from error
 
     return asyncio.get_running_loop().run_in_executor(None, run)
 

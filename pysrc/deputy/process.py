@@ -32,7 +32,6 @@ from mosix.wire.messages import (
     CallsLost,
     Cancel,
     Cancelled,
-    Drop,
     GuestDied,
     Hold,
     NeedHome,
@@ -91,6 +90,10 @@ class Home(Protocol):
     async def reconnect(self, process: JobProcess, link: RemoteLink) -> None: ...
 
     def forsake(self, process: JobProcess, link: RemoteLink) -> None: ...
+
+    def later(self, work: Coroutine[object, object, None]) -> None:
+        """Done beside everything else; the deputy does not end before."""
+        ...
 
     @property
     def interface(self) -> bool:
@@ -170,6 +173,8 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        #: where mosd was told that it is
+        self._told_at = "home"
         #: why the body must come home, until it has
         self._needs: NeedHome | None = None
         #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
@@ -181,22 +186,27 @@ class JobProcess:
     # ---- what others see ----
 
     def report(self) -> None:
-        where = {Place.HOME: "home", Place.MOVING: "moving", Place.ENDED: "home"}.get(self.place)
+        fixed = {Place.HOME: "home", Place.MOVING: "moving", Place.ENDED: "home"}.get(self.place)
+        where = fixed or (self.link.ip if self.link else "home")
+        origin = ""
+        if self.place in (Place.HOME, Place.AWAY) and where != self._told_at:
+            origin, self._told_at = self._told_at, where
         self.home.report(
             ProcessState(
                 pid=self.pid,
-                where=where or (self.link.ip if self.link else "home"),
+                where=where,
                 nmigs=self.nmigs,
                 why=self.why[:2000],
                 epoch=self.epoch,
                 stats={
                     "calls": self.calls,
                     "page_bytes": self.page_bytes,
-                    "freeze_us": self.freeze_ns // 1000,
+                    "freeze_ns": self.freeze_ns,
                     "cpu_away_ms": int(1000 * self.cpu_time.away_s),
                 },
                 attributes=self.attributes,
                 ended=self.place is Place.ENDED,
+                origin=origin,
                 token=self.link.token if self.link and self.place is Place.AWAY else None,
             )
         )
@@ -226,7 +236,7 @@ class JobProcess:
         except (MosixError, OSError) as error:
             # Stopped it would hang for ever. It may also have been killed: the watch tells.
             if self.tracee is not None and not self.tracee.dying:
-                self.lose(f"home cannot go on with it: {error}")
+                self.lose_at_home(error)
 
     def _on_stop(self, stop: Stop) -> None:
         tracee = self.tracee
@@ -277,7 +287,14 @@ class JobProcess:
         )
         if fate is Fate.TAKE or link is None or agent is None:
             return stop.signal
-        if fate is Fate.FORWARD:
+        if fate is Fate.FORWARD and self._met_temporary_mask(tracee, agent):
+            # Only at home is there a kernel that has both masks: the call is made there again,
+            # the signal waits for it, and the handler runs as natively.
+            self.at_home.append(tracee.siginfo)
+            self.why = "home: a signal came while it waited with a temporary signal mask"
+            self._interrupted(tracee, agent, by_signal=False)
+            self.spawn(self._come_home())
+        elif fate is Fate.FORWARD:
             # Behind a freeze order the guest's queue has been read already: the signal goes to
             # whoever runs the body next.
             self.postponed.append(tracee.siginfo)
@@ -291,6 +308,14 @@ class JobProcess:
             self.why = f"home: dies by {signals.name(stop.signal)}"
             self.spawn(self._come_home())
         return 0
+
+    def _met_temporary_mask(self, tracee: Tracee, agent: Agent) -> bool:
+        """The signal has interrupted a call like sigsuspend, or came with one that has."""
+        if not agent.state().masked:
+            return False
+        registers = tracee.get_registers()
+        interrupted = registers.in_syscall and registers.result in _RESTART_CODES
+        return registers.rip == agent.call_return and (interrupted or bool(self.at_home))
 
     def count_move(self) -> None:
         """A move has succeeded; the process is told by the signal that it has asked for."""
@@ -407,6 +432,11 @@ class JobProcess:
         except ProcessLookupError:
             self.end()
 
+    def lose_at_home(self, error: MosixError | OSError) -> None:
+        """This node could not do its part."""
+        why = error.message if isinstance(error, MosixError) else os.strerror(error.errno or 0)
+        self.lose(f"home, node {self.home.here}, cannot go on with it: {why.lower()}")
+
     def _guest_died(self, status: int) -> None:
         """The guest ended without an exit call: the ghost ends the same way."""
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(signal.SIGKILL)
@@ -420,10 +450,12 @@ class JobProcess:
             self.end()
 
     def drop(self, link: RemoteLink) -> None:
-        """The guest there is not wanted any more; `link` is to be closed."""
-        if link.down or link.lost:
+        """The guest there is not wanted any more; `link` ends, and nothing waits for that."""
+        self.home.later(self._dismiss(link))
+
+    async def _dismiss(self, link: RemoteLink) -> None:
+        if not await link.dismiss():
             self.home.forsake(self, link)
-        link.post(Drop())
 
     def end(self) -> None:
         """The process is dead, whoever killed it."""
@@ -436,7 +468,6 @@ class JobProcess:
         if self.link is not None:
             link, self.link = self.link, None
             self.drop(link)
-            self.spawn(link.close())
         if self.tracee is not None:
             self.home.watch.remove(self.tracee)
             self.tracee = None
@@ -523,10 +554,9 @@ class JobProcess:
             self._returning = None
             if self.place is not Place.HOME or self.ordered != ip:
                 return
+            self.why = "went back to where it was ordered"
             try:
                 await self.home.leave(self, ip)
-                self.why = "went back to where it was ordered"
-                self.report()
             except MosixError as error:
                 self.why = f"home: {error.line()}"
                 self.report()

@@ -78,7 +78,7 @@ def _serve_on(process: JobProcess, call: socket.socket) -> None:
         process.agent.renew(call.fileno())
     except (MosixError, OSError) as error:
         if process.tracee is not None and not process.tracee.dying:
-            process.lose(f"home cannot go on with it: {error}")
+            process.lose_at_home(error)
 
 
 async def _give_up(process: JobProcess, link: RemoteLink, reason: str) -> None:

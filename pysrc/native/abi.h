@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define MX_ABI_VERSION 3
+#define MX_ABI_VERSION 4
 
 /* ---- call socket: one request, one reply, never two in flight per thread ----
  * When the connection ends another one takes its place.  The redirector then sends
@@ -76,6 +76,11 @@ struct mx_reply {
  * body (own_proc.h), by a path that did not show it.  Nothing was opened. */
 #define MX_REP_GO_HOME 2
 
+/* Before it executes an exit the agent calls times(NULL, MX_LAST_TIMES, user, system), in ns: what
+ * its body has used on all nodes, for the listener of the job (cputime.h).  Where nobody listens
+ * that is a times(NULL). */
+#define MX_LAST_TIMES 0x7473616c2e786d00ULL
+
 /* ---- the agent's blob: position independent, mapped rwx in one piece ---- */
 
 #define MX_AGENT_MAGIC 0x746e6761786f6dULL
@@ -114,9 +119,9 @@ struct mx_agent_state {
 	uint32_t broken;   /* the call socket ended: obeys until MX_OP_RENEW */
 	uint32_t renewals; /* how many of those there were */
 	uint32_t first;	   /* the next request is the first of its connection */
-	uint32_t pad;
-	uint64_t last_id; /* of the request executed last, and its reply, until the next request comes */
-	uint64_t reply;	  /* its address; 0: forgotten */
+	uint32_t masked;   /* the call being executed waits with a temporary signal mask */
+	uint64_t last_id;  /* of the request executed last, and its reply, until the next request comes */
+	uint64_t reply;	   /* its address; 0: forgotten */
 	uint64_t reply_size;
 	uint64_t kept; /* memory outside the area that it lies in */
 	uint64_t kept_size;

@@ -29,6 +29,8 @@
 #define NR_OPENAT2 437
 #define PROC_MAGIC 0x9fa0
 #define ERESTARTNOINTR_ 513
+#define SOL_SOCKET_ 1
+#define SO_BINDTODEVICE_ 25
 
 /* One request with its relocations and up to a megabyte of area; only what was
  * touched takes memory.  Larger calls map what they need and give it back. */
@@ -178,8 +180,10 @@ static long do_sigpending(struct mx_agent_state *state, const uint64_t *args)
 	return result;
 }
 
-/* A temporary mask must block what the guest ignores: the tracer would be told. */
-static void block_ignored(const struct mx_agent_state *state, long nr, const uint64_t *args)
+/* A temporary mask must block what the guest ignores: the tracer would be told.  A signal that it
+ * lets through cannot be taken by the guest, whose kernel has no such mask: see
+ * mosix.deputy.process. */
+static void prepare_mask(struct mx_agent_state *state, long nr, const uint64_t *args)
 {
 	uint64_t *mask = 0;
 
@@ -199,8 +203,10 @@ static void block_ignored(const struct mx_agent_state *state, long nr, const uin
 			mask = *(uint64_t **)args[5];
 		break;
 	}
-	if (mask)
-		*mask |= state->ignored;
+	if (!mask)
+		return;
+	*mask |= state->ignored;
+	state->masked = 1;
 }
 
 /* The program wants our number: another one, as high as is free. */
@@ -340,14 +346,20 @@ static long execute(struct mx_agent_state *state, struct mx_request *request)
 				return result;
 		}
 		break;
+	case __NR_exit:
+	case __NR_exit_group:
+		mx_syscall(__NR_times, 0, MX_LAST_TIMES, args[1], args[2], 0, 0);
+		break;
 	case __NR_open:
 	case __NR_openat:
 	case NR_OPENAT2:
 		return opened(state, mx_redirected(request->nr, args));
 	default:
-		block_ignored(state, request->nr, args);
+		prepare_mask(state, request->nr, args);
 	}
-	return mx_redirected(request->nr, args);
+	result = mx_redirected(request->nr, args);
+	state->masked = 0;
+	return result;
 }
 
 static long map(uint64_t size)
@@ -384,6 +396,7 @@ static int receive_until(const struct mx_agent_state *state, char *to, uint64_t 
 	return 0;
 }
 
+#ifndef MX_NO_FAILPOINTS
 __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 {
 	if (--state->fault_hits)
@@ -393,6 +406,10 @@ __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 	case MX_FAULT_KILL:
 		mx_syscall(__NR_kill, mx_syscall(__NR_getpid, 0, 0, 0, 0, 0, 0), SIGKILL, 0, 0, 0, 0);
 		return 0;
+	case MX_FAULT_HALF_OPEN:
+		mx_syscall(__NR_setsockopt, state->call_fd, SOL_SOCKET_, SO_BINDTODEVICE_, (long)MX_NOWHERE,
+			   sizeof(MX_NOWHERE), 0);
+		/* fall through */
 	case MX_FAULT_CUT:
 		mx_syscall(__NR_shutdown, state->call_fd, 2, 0, 0, 0, 0);
 		return 0;
@@ -404,10 +421,28 @@ __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 	}
 }
 
+static inline int is_armed(const struct mx_agent_state *state, uint32_t point)
+{
+	return __builtin_expect(state->failpoint == point, 0);
+}
+
 static inline int failpoint(struct mx_agent_state *state, uint32_t point)
 {
-	return __builtin_expect(state->failpoint == point, 0) ? act(state) : 0;
+	return is_armed(state, point) ? act(state) : 0;
 }
+#else
+static inline int is_armed(const struct mx_agent_state *state, uint32_t point)
+{
+	(void)state, (void)point;
+	return 0;
+}
+
+static inline int failpoint(struct mx_agent_state *state, uint32_t point)
+{
+	(void)state, (void)point;
+	return 0;
+}
+#endif
 
 static int is_sound(const struct mx_request *request)
 {
@@ -538,7 +573,7 @@ static int send_reply(struct mx_agent_state *state)
 
 	if (failpoint(state, MX_FP_EXECUTED))
 		return -1;
-	if (__builtin_expect(state->failpoint == MX_FP_HALF_REPLY, 0)) {
+	if (is_armed(state, MX_FP_HALF_REPLY)) {
 		sent = sizeof(struct mx_reply) / 2;
 		send_all(state, reply, sent);
 		if (failpoint(state, MX_FP_HALF_REPLY))

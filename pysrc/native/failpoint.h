@@ -19,6 +19,10 @@
 #define MX_FAULT_CUT 2
 #define MX_FAULT_STALL 3
 #define MX_FAULT_ERROR 4
+#define MX_FAULT_HALF_OPEN 5
 /* cffi: end */
+
+/* A connection whose socket goes out through this one, and ends then, ends without a word. */
+#define MX_NOWHERE "lo"
 
 #endif

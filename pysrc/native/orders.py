@@ -34,9 +34,11 @@ _POUR_BYTES = 1 << 20
 
 _CALLS, _FILL, _FD, _RENEW = lib.MX_OP_CALLS, lib.MX_OP_FILL, lib.MX_OP_FD, lib.MX_OP_RENEW
 
-_FAULTS = {
+#: Numbers of what failpoints in C do, by `mosix.failpoints.Fault.kind`.
+FAULTS = {
     "kill": lib.MX_FAULT_KILL,
     "cut": lib.MX_FAULT_CUT,
+    "half-open": lib.MX_FAULT_HALF_OPEN,
     "stall": lib.MX_FAULT_STALL,
     "error": lib.MX_FAULT_ERROR,
 }
@@ -67,6 +69,7 @@ class State(NamedTuple):
     calls: int
     area: int
     area_size: int
+    masked: bool
 
 
 class Orders:
@@ -220,14 +223,14 @@ class Orders:
         """Tests only: one point of the serving half at the most."""
         self._set_state(failpoint=0)
         for name, fault in faults.items():
-            kind, value = _FAULTS[fault.kind], fault.value
+            kind, value = FAULTS[fault.kind], fault.value
             self._set_state(fault=kind, fault_value=value, fault_hits=fault.hits)
             self._set_state(failpoint=_POINTS[name])
 
     def state(self) -> State:
         """What the agent does; also while the process runs. OSError if it is gone."""
         state = self._read_state()
-        return State(state.current_id, state.calls, state.area, state.area_size)
+        return State(state.current_id, state.calls, state.area, state.area_size, bool(state.masked))
 
     def calls_served(self) -> int:
         return self.state().calls

@@ -414,6 +414,7 @@ static int build_select(struct mx_redirect *r, int pselect)
 	uint64_t mask[2];
 	int32_t n = r->args[0];
 	uint64_t size;
+	int64_t at, mask_at;
 	int i, error;
 
 	memcpy(args, r->args, sizeof(args));
@@ -424,9 +425,19 @@ static int build_select(struct mx_redirect *r, int pselect)
 	if (pselect && args[5]) {
 		if (peek(r, mask, args[5], sizeof(mask)))
 			return -EFAULT;
-		if (mask[0])
-			return MX_EV_HOME;
 		args[5] = 0;
+		at = mask[0] ? place_data(in, sizeof(mask)) : 0;
+		mask_at = mask[0] ? add_in(in, mask[0], SIGSET) : 0;
+		if (at < 0 || mask_at < 0)
+			return -ENOMEM;
+		if (mask[0]) {
+			memcpy(area(in, at), mask, sizeof(mask));
+			error = relocate(in, at, mask_at);
+			if (!error)
+				error = relocate_arg(in, 5, at);
+			if (error)
+				return error;
+		}
 	}
 	size = (n + 63) / 64 * 8;
 	begin_out(in);
@@ -471,7 +482,7 @@ static int build_transfer(struct mx_redirect *r)
 int build(struct mx_redirect *r)
 {
 	struct internal *in = r->internal;
-	uint64_t args[6];
+	uint64_t args[6], faults[2];
 
 	begin_request(r);
 	switch (in->call->special) {
@@ -489,6 +500,11 @@ int build(struct mx_redirect *r)
 	case MX_SPECIAL_SELECT:
 	case MX_SPECIAL_PSELECT:
 		return build_select(r, in->call->special == MX_SPECIAL_PSELECT);
+	case MX_SPECIAL_EXIT: /* of which the kernel takes one argument: abi.h, MX_LAST_TIMES */
+		memcpy(args, r->args, sizeof(args));
+		if (cpu_used(r, &args[1], &args[2], faults))
+			args[1] = args[2] = 0;
+		return build_shapes(r, r->nr, args, in->call);
 	default:
 		memcpy(args, r->args, sizeof(args));
 		return build_shapes(r, r->nr, args, in->call);

@@ -70,6 +70,9 @@ __attribute__((noinline, cold)) static int act(int call_fd)
 	case MX_FAULT_KILL:
 		kill(getpid(), SIGKILL);
 		return 0;
+	case MX_FAULT_HALF_OPEN:
+		setsockopt(call_fd, SOL_SOCKET, SO_BINDTODEVICE, MX_NOWHERE, sizeof(MX_NOWHERE));
+		/* fall through */
 	case MX_FAULT_CUT:
 		shutdown(call_fd, SHUT_RDWR);
 		return 0;

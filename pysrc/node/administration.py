@@ -40,6 +40,8 @@ PARTING_S = 120.0
 _KEEP_S = 2.0
 #: From a peer that has proved itself to what it wants, seconds.
 _ORDER_TIMEOUT_S = 5.0
+#: From the answer to a shutdown to the end, seconds.
+_LAST_WORDS_S = 0.2
 
 DRAIN, NODRAIN = "drain", "nodrain"
 
@@ -76,7 +78,7 @@ class Administration:
                 self._empties.clear()
                 await self._empties.wait()
                 continue
-            await self._evacuation.run(guests=_any, own=_any, deadline_s=_KEEP_S)
+            await self._evacuation.run(guests=_any, own=_any, deadline_s=_KEEP_S, settle=False)
             await asyncio.sleep(_KEEP_S)
 
     def words(self) -> list[str]:
@@ -144,7 +146,8 @@ class Administration:
             )
         # The next mosd begins as this one did.
         self._owner.say(drain=drained)
-        self._end()
+        # Behind the answer, for which mosd would not wait.
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._end)
         return outcome
 
     # ---- other nodes ----

@@ -118,7 +118,8 @@ class Decider:
         self._patience = Patience()
         #: nodes that did not answer
         self._silent = Patience()
-        self._link = Link()
+        costs = outlook.tuned.others
+        self._link = Link(costs.pages_mb_s, costs.move_ms / 1e3)
         #: those that are on their way from here, and what they count for
         self._leaving: dict[Key, float] = {}
         self._orders: Orders | None = None
@@ -186,11 +187,13 @@ class Decider:
             wanted,
             homes,
             link_mb_s=self._link.mb_s,
+            bytes_mb_s=self.outlook.tuned.others.bytes_mb_s,
             move_fixed_s=self._link.fixed_s,
         )
         records["need_mb"] = np.maximum(held, wanted)
         cpu = np.maximum(rates[:, 0], 1e-3)
-        abroad = (records["calls"] * self._rules.call_s + records["transfer_s"]) * cpu
+        call_s = self.outlook.tuned.others.call_us / 1e6
+        abroad = (records["calls"] * call_s + records["transfer_s"]) * cpu
         return records, abroad
 
     def _movable(self, now: float) -> list[Resident]:

@@ -30,6 +30,8 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
+from mosix.kernel.device import ORPHAN_NATIVE
+from mosix.kernel.policies import HOME, HOME_HOOKS
 from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
@@ -40,8 +42,10 @@ from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
-from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.settings import Settings
+from mosix.node.spawning import SpawnerClient, Worker, is_dying, until_ended
 from mosix.node.syslog import SystemLog
+from mosix.node.tier import KernelTier
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import NodeFeatures, Token
@@ -76,6 +80,8 @@ _SWEEP_PAUSE_S = 1.0
 #: A guest of which nobody has heard ends so much later than home's grace (mosix.remote.main).
 _LEASE_S = 10.0
 _DROP_PAUSE_S = 1.0
+#: Guests that one deputy may want ended at once; the lease ends the others.
+_MAX_FORSAKEN = 4096
 #: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
 _NOT_AWAY = ("home", "moving")
 #: For a stderr that is full.
@@ -161,6 +167,7 @@ class DeputyLink(WorkerLink):
         names: NodeNames,
         last_words: LastWords,
         where_to: WhereTo,
+        home: str,
         forsake: Callable[[DeputyLink, int, str, Token], None],
         system_log: SystemLog,
         owner: Owner,
@@ -170,6 +177,8 @@ class DeputyLink(WorkerLink):
         self._system_log = system_log
         self._owner = owner
         self._where_to = where_to
+        #: how users are told where the deputy is
+        self.place = f"at home, node {home},"
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -178,6 +187,8 @@ class DeputyLink(WorkerLink):
         self._moves: dict[int, asyncio.Future[Moved]] = {}
         self._joins: dict[int, asyncio.Future[Joined]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: guests that a node is being told of, that they are not wanted
+        self.forsaking = 0
         #: by PID of those that have not ended: where their last two guests were made
         self._guests: dict[int, list[tuple[str, Token]]] = {}
 
@@ -185,7 +196,7 @@ class DeputyLink(WorkerLink):
         try:
             await super().run()
         finally:
-            lost = MoveFailedError("the job's deputy ended", "see mosd's log")
+            lost = MoveFailedError(f"the job's deputy {self.place} ended", "see mosd's log")
             for future in self._moves.values():
                 _lose(future, lost)
             for joining in self._joins.values():
@@ -361,11 +372,13 @@ class Launcher:
         directory: Path,
         names: NodeNames,
         adoption: Path,
-        grace_s: int,
+        settings: Settings,
         system_log: SystemLog,
         owner: Owner,
         date_ahead_ns: int = 0,
+        tier: KernelTier | None = None,
     ) -> None:
+        self._tier = tier
         self._spawner = spawner
         self.system_log = system_log
         self._owner = owner
@@ -376,7 +389,7 @@ class Launcher:
         self._own_ip = own_ip
         self._records = directory
         self._adoption = str(adoption)
-        self._grace_s = grace_s
+        self._settings = settings
         #: of a mosd that died: jobs by their deputies, which have not come back yet
         self._expected: dict[Identity, JobRecord] = {}
         self._names = names
@@ -428,7 +441,10 @@ class Launcher:
         held: list[int] = []
         try:
             self._record(job)
-            preparing = asyncio.create_task(self._prepare(job, client, options))
+            if options.interface:
+                held = await self._intercept(job)
+            filtered = options.interface and not held
+            preparing = asyncio.create_task(self._prepare(job, client, filtered=filtered))
             failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
@@ -437,7 +453,7 @@ class Launcher:
             self._record(job, Identity.of(worker.pid))
             joined, listener = await preparing
             preparing = None
-            held = await self._hold(job, worker, listener)
+            held += await self._hold(job, worker, listener)
             if not joined:
                 await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
@@ -452,7 +468,7 @@ class Launcher:
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
-                grace_s=self._grace_s,
+                grace_s=self._settings.config.grace_s,
                 adoption=self._adoption,
             )
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -465,7 +481,8 @@ class Launcher:
             else:
                 link.worker.kill()
             if isinstance(error, TimeoutError | OSError | MoveFailedError):
-                raise KernelError("the job's deputy does not start", "see mosd's log") from error
+                said = f"the job's deputy does not start on node {self._own_ip}"
+                raise KernelError(said, "see mosd's log") from error
             raise
         finally:
             if preparing is not None:
@@ -474,16 +491,34 @@ class Launcher:
                 os.close(fd)
         return link
 
-    async def _prepare(self, job: Job, client: Client, options: LaunchOptions) -> tuple[bool, int]:
+    async def _intercept(self, job: Job) -> list[int]:
+        """The file through which the module hands over what the job says to mosix; empty: it needs
+        a filter for that."""
+        if self._tier is None:
+            return []
+        try:
+            owner = self._tier.owner(HOME_HOOKS)
+        except KernelError as error:
+            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
+            return []
+        try:
+            await self._tier.add(job.pid, HOME, owner.number, ORPHAN_NATIVE)
+        except KernelError as error:
+            owner.close()
+            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
+            return []
+        return [owner.fd]
+
+    async def _prepare(self, job: Job, client: Client, *, filtered: bool) -> tuple[bool, int]:
         """Whether the launching process has made itself a member, where it can, and the listener
         of its filter (-1: it has none)."""
         directory = -1
         if job.group.membership.own:
             directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        elif not options.interface:
+        elif not filtered:
             return False, -1
         try:
-            if options.interface:  # it cannot begin without: if it is stopped we wait
+            if filtered:  # it cannot begin without: if it is stopped we wait
                 listener = await client.prepare(directory, interface=True)
             else:
                 listener = -1
@@ -524,6 +559,7 @@ class Launcher:
             names=self._names,
             last_words=last_words,
             where_to=self.where_to,
+            home=self._own_ip,
             forsake=self._forsake,
             system_log=self.system_log,
             owner=self._owner,
@@ -539,35 +575,48 @@ class Launcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _live(self, link: DeputyLink) -> None:
+        pidfd = os.dup(link.worker.pidfd)
         try:
             await link.run()
             link.forsake_guests()
-            left = link.job.group.pids()
-            lost = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            # Only then its kernel has killed the ghosts.
+            await until_ended(pidfd)
+            left = [pid for pid in link.job.group.pids() if not is_dying(pid)]
+            # A body may have come home that it had not told of.
+            away = [p.pid for p in link.job.processes.values() if p.where not in _NOT_AWAY]
+            lost = [pid for pid in away if pid not in left]
             if left or lost:
                 _log.error(
                     "the deputy of job %s (process %d) died: %d processes at home go on, "
                     "what was away is lost",
                     link.job.id,
                     link.job.pid,
-                    len(set(left).difference(lost)),
+                    len(left),
                 )
             if lost:
                 whose = f"process {lost[0]}" if len(lost) == 1 else f"{len(lost)} processes"
-                why = f"the job's deputy at home, node {self._own_ip}, died"
-                await link.last_words.say(f"{whose} ended: {why}")
+                await link.last_words.say(f"{whose} ended: the job's deputy {link.place} died")
         finally:
+            os.close(pidfd)
             link.last_words.close()
             self.deputies.pop(link.job.id, None)
             self._registry.jobs.pop(link.job.id, None)
             self._discard(link.job)
 
     def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
-        self._later(self._drop(link.job, pid, ip, token))
+        if link.forsaking < _MAX_FORSAKEN:
+            link.forsaking += 1
+            self._later(self._drop(link, pid, ip, token))
 
-    async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
+    async def _drop(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
+        try:
+            await self._tell_to_drop(link.job, pid, ip, token)
+        finally:
+            link.forsaking -= 1
+
+    async def _tell_to_drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
         """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
-        end = time.monotonic() + self._grace_s + _LEASE_S
+        end = time.monotonic() + self._settings.config.grace_s + _LEASE_S
         while time.monotonic() < end:
             try:
                 sock, _ = await self._dialer.dial(

@@ -49,8 +49,10 @@ class Evacuation:
         guests: Callable[[Guest], bool] | None = None,
         own: Callable[[Process], bool] | None = None,
         deadline_s: float | None = None,
+        settle: bool = True,
     ) -> Outcome:
-        """`guests`, `own`: which of those of this moment; None: none. Both go at once."""
+        """`guests`, `own`: which of those of this moment; None: none. Both go at once. `settle`:
+        also those at home stay there that would go back to where they were once ordered."""
         begin = time.monotonic()
         end = None if deadline_s is None else begin + deadline_s
         outcome = Outcome()
@@ -58,7 +60,7 @@ class Evacuation:
         if guests is not None:
             parts.append(self._guests_leave(guests, end, outcome))
         if own is not None:
-            parts.append(self._own_come_home(own, end, outcome))
+            parts.append(self._own_come_home(own, end, outcome, settle=settle))
         await asyncio.gather(*parts)
         outcome.seconds = time.monotonic() - begin
         if len(outcome.left) > MAX_NAMED:
@@ -86,16 +88,20 @@ class Evacuation:
     # ---- own processes ----
 
     async def _own_come_home(
-        self, which: Callable[[Process], bool], end: float | None, outcome: Outcome
+        self,
+        which: Callable[[Process], bool],
+        end: float | None,
+        outcome: Outcome,
+        *,
+        settle: bool,
     ) -> None:
         why: dict[int, str] = {}
         away = left = self._away(which)
-        # Also those at home, some of which would go back to where they were ordered.
         orders = [
             self._one_home(link, process.pid, why)
             for link in self._launcher.deputies.values()
             for process in link.job.processes.values()
-            if which(process)
+            if which(process) and (process.where != "home" or (settle and process.nmigs))
         ]
         while orders:
             await _first_of(orders, end, all_of_them=True)

@@ -18,6 +18,7 @@ from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
 from mosix.balancer.vectors import Flags, Floats, Status, VectorTable, pack_loads
 from mosix.config import NodeConfig
+from mosix.node.listening import Complaints
 from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
 from mosix.wire.messages import NodeLoad
@@ -28,6 +29,28 @@ PERIOD_S = 1.0
 #: Vectors of more nodes would be too old: a larger map gossips in groups of neighbours.
 GROUP = 1024
 _AT_ONCE = 64
+#: Of a node in the map that has said nothing yet.
+UNHEARD = "unheard"
+#: What an owner has said, in the words of mosctl.
+_OWNERS = {
+    Flags.BLOCK: "block",
+    Flags.STAY: "stay",
+    Flags.LOCAL_STAY: "lstay",
+    Flags.NO_BRING: "nobring",
+    Flags.DRAIN: "drain",
+}
+_SHOWN = (
+    "running",
+    "cores",
+    "speed",
+    "memory_mb",
+    "free_mb",
+    "guests",
+    "frozen",
+    "dilation",
+    "psi_memory",
+    "psi_io",
+)
 _UNPROVED = "unproved"  # what first contacts are; says nothing
 
 
@@ -71,6 +94,7 @@ def own_row(
         dilation=load.dilation,
         guest_limit=config.max_guests,
         priority=0,
+        frozen=sum(guest.frozen for guest in registry.guests.values()),
     )
 
 
@@ -83,12 +107,14 @@ class GossipService:
         secret: bytes,
         own: Callable[[], Floats | None],
         flags: Callable[[], Flags],
+        complaints: Complaints,
         *,
         features: int,
         logs: Callable[[], bool] = lambda: True,
     ) -> None:
         """`own`: what this node says of itself; `features`: digest of this node's
         (`mosix.node.compatible.digest_of`); `logs`: whether changes of the map are logged."""
+        self._complaints = complaints
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
@@ -191,26 +217,40 @@ class GossipService:
 
     def known(self) -> list[KnownNode]:
         """The other nodes of which anything was heard."""
+        return [node for node in self.nodes() if node.ip != self._ip and node.state != UNHEARD]
+
+    def nodes(self) -> list[KnownNode]:
+        """All nodes that gossip with this one, itself included, by address."""
         table, now = self._gossip.table, time.monotonic()
-        found = []
-        for index in range(len(table)):
-            ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
-            if ip == self._ip or not table.version[index]:
-                continue
-            value = {
-                name: float(table.column(name)[index])
-                for name in ("running", "cores", "speed", "memory_mb", "free_mb", "guests")
-            }
-            found.append(
-                KnownNode(
-                    ip=ip,
-                    number=self._number_of(ip),
-                    state=Status(int(table.status[index])).name.lower(),
-                    age_s=round(now - float(table.born[index]), 3),
-                    **{name: round(number, 2) for name, number in value.items()},
-                )
-            )
-        return found
+        return [self._node(index, now) for index in range(len(table))]
+
+    def down(self, ip: str) -> str:
+        """Why node `ip` need not be asked: it is known to be down; "" as long as it may answer."""
+        table = self._gossip.table
+        try:
+            index = table.index(_number(ip))
+        except KeyError:
+            return ""
+        status = Status(int(table.status[index]))
+        if not table.version[index] or status not in (Status.DEAD, Status.LEFT):
+            return ""
+        if status == Status.LEFT:
+            return "its mosd was stopped"
+        return f"nothing was heard of it for {time.monotonic() - float(table.born[index]):.0f} s"
+
+    def _node(self, index: int, now: float) -> KnownNode:
+        table = self._gossip.table
+        ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
+        heard = bool(table.version[index])
+        flags = Flags(int(table.flags[index]))
+        return KnownNode(
+            ip=ip,
+            number=self._number_of(ip),
+            state=Status(int(table.status[index])).name.lower() if heard else UNHEARD,
+            age_s=round(now - float(table.born[index]), 3) if heard else 0.0,
+            owner=[word for flag, word in _OWNERS.items() if flag in flags],
+            **{name: round(float(table.column(name)[index]), 2) if heard else 0 for name in _SHOWN},
+        )
 
     def refused(self) -> dict[str, int]:
         """Datagrams that were turned away, by reason."""
@@ -229,8 +269,14 @@ class GossipService:
                 # What an earlier datagram met with (ICMP); nothing is to be done about it.
                 _log.debug("receiving: %s", error)
                 continue
-            if port == self._port:
-                self._send(self._gossip.receive(time.monotonic(), _number(host), data))
+            if port != self._port:
+                self._complaints.note("gossip port", host, f"a datagram from port {port}")
+                continue
+            before = sum(self.refused().values())
+            answers = self._gossip.receive(time.monotonic(), _number(host), data)
+            if sum(self.refused().values()) > before:
+                self._complaints.say("gossip", host, "a datagram that is no peer's was turned away")
+            self._send(answers)
 
     def _send(self, datagrams: Iterable[Datagram]) -> None:
         for datagram in datagrams:

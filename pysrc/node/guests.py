@@ -9,6 +9,7 @@ killed, and only then are its ids given to somebody else.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
@@ -30,6 +31,8 @@ from mosix.errors import (
     ProtocolError,
     RefusedError,
 )
+from mosix.kernel.device import ORPHAN_KILL
+from mosix.kernel.policies import GUEST, GUEST_HOOKS, HOME_HOOKS
 from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
 from mosix.node.lender import Loan, Shortage
@@ -39,7 +42,8 @@ from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
 from mosix.node.settings import Settings
-from mosix.node.spawning import SpawnerClient, Worker
+from mosix.node.spawning import SpawnerClient, Worker, until_ended
+from mosix.node.tier import KernelTier, TaskOwner
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
 from mosix.wire.channel import Frames
@@ -50,6 +54,8 @@ from mosix.wire.mosd_messages import (
     Dial,
     GuestState,
     Halting,
+    Intercept,
+    Intercepted,
     Leave,
     MapIds,
     Mapped,
@@ -79,6 +85,14 @@ _GROUP_PREFIX = "guest-"
 
 
 @dataclass(frozen=True)
+class Module:
+    """What a guest has at the kernel module: who serves it."""
+
+    tier: KernelTier
+    owner: int
+
+
+@dataclass(frozen=True)
 class Room:
     """What was reserved for one guest."""
 
@@ -104,10 +118,12 @@ class RemoteLink(WorkerLink):
         room: Room,
         registry: Registry,
         mapped: bool,
+        module: Module | None,
     ) -> None:
         super().__init__(worker, dialer, features)
         self._here = here
         self.guest = guest
+        self._module = module
         self.room = room
         self._gid = gid
         self._registry = registry
@@ -164,6 +180,8 @@ class RemoteLink(WorkerLink):
         match message:
             case MapIds():
                 await self.send(Mapped(error=self._map(message.carrier)))
+            case Intercept():
+                self.later(self._intercept(message.pid))
             case GuestState():
                 # The cgroup decides which processes are this guest's; one may be gone already.
                 if message.outer_pid in self.room.group.processes():
@@ -179,6 +197,19 @@ class RemoteLink(WorkerLink):
                 )
             case _:
                 raise ProtocolError(f"a remote sent {type(message).__name__}")
+
+    async def _intercept(self, pid: int) -> None:
+        error = ""
+        try:
+            if self._module is None:  # a mosd that has died made it
+                raise KernelError("mosd there was started again meanwhile")
+            if pid not in self.room.group.processes():
+                raise ProtocolError(f"process {pid} is not of this guest")
+            await self._module.tier.add(pid, GUEST, self._module.owner, ORPHAN_KILL)
+        except MosixError as why:
+            error = why.line()[:2000]
+        with contextlib.suppress(OSError):  # the remote died meanwhile
+            await self.send(Intercepted(error=error))
 
     def _map(self, carrier: int) -> str:
         """Root's share: two writes and the cgroup. Returns why not."""
@@ -217,8 +248,10 @@ class Host:
         adoption: Path,
         settings: Settings,
         complaints: Complaints,
+        tier: KernelTier | None,
         owner: Owner,
     ) -> None:
+        self._tier = tier
         self._spawner = spawner
         self._owner = owner
         self._dialer = dialer
@@ -232,6 +265,7 @@ class Host:
         self._expected: dict[Identity, GuestRecord] = {}
         self._settings = settings
         self._coming = 0
+        self._coming_from: collections.Counter[str] = collections.Counter()
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
         #: the cgroup that this node was given
@@ -285,7 +319,14 @@ class Host:
         return True
 
     def _enter(
-        self, worker: Worker, guest: Guest, gid: int, room: Room, *, mapped: bool
+        self,
+        worker: Worker,
+        guest: Guest,
+        gid: int,
+        room: Room,
+        *,
+        mapped: bool,
+        module: Module | None = None,
     ) -> RemoteLink:
         link = RemoteLink(
             worker,
@@ -297,6 +338,7 @@ class Host:
             room=room,
             registry=self._registry,
             mapped=mapped,
+            module=module,
         )
         self._registry.guests[guest.token] = guest
         self._remotes[guest.token] = link
@@ -357,19 +399,47 @@ class Host:
             raise RefusedError(
                 f"it has {here} guests already and takes no more", "choose another node"
             )
+        empty = sum(
+            link.guest.home == hello.sender and not link.guest.begun
+            for link in self._remotes.values()
+        )
+        if empty + self._coming_from[hello.sender] >= MAX_EMPTY:
+            self._complaints.note("too many empty guests", hello.sender, f"{empty} at once")
+            raise RefusedError(
+                f"{empty} guests of {hello.sender} are there already that do not run yet",
+                "try again later",
+            )
+        with contextlib.ExitStack() as stack:
+            await self._make(hello, sock, stack)
+
+    async def _make(
+        self, hello: PeerHello, sock: socket.socket, stack: contextlib.ExitStack
+    ) -> None:
+        """`stack`: closes what is only ours until the remote has it."""
+        assert hello.job is not None
+        assert hello.pid is not None
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
         self._coming += 1
+        self._coming_from[hello.sender] += 1
+        served: TaskOwner | None = None
         try:
             failpoints.hit("mosd.guest", sock)
+            if self._tier is not None:
+                served = self._tier.owner(HOME_HOOKS, GUEST_HOOKS)
+                stack.callback(served.close)
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
         except BaseException:
             self._later(self._vacate(room))
             raise
         finally:
             self._coming -= 1
+            self._coming_from[hello.sender] -= 1
+            if not self._coming_from[hello.sender]:
+                del self._coming_from[hello.sender]
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
-        link = self._enter(worker, guest, hello.gid, room, mapped=False)
+        module = Module(self._tier, served.number) if self._tier and served else None
+        link = self._enter(worker, guest, hello.gid, room, mapped=False, module=module)
         if not self._owner.said.takes_guests:  # said meanwhile
             link.worker.kill()
             raise RefusedError("its owner takes no guests now", "choose another node")
@@ -379,7 +449,8 @@ class Host:
             await Frames[PeerAnswer](sock, PeerAnswer).send(
                 PeerAccept(token=token, features=self._features)
             )
-            await link.send(self._welcome(hello, room), [sock.fileno()])
+            fds = [sock.fileno(), *((served.fd,) if served else ())]
+            await link.send(self._welcome(hello, room), fds)
         except BaseException:
             link.worker.kill()
             raise
@@ -400,6 +471,7 @@ class Host:
             features=self._features,
             memory_limit=room.memory_limit,
             adoption=self._adoption,
+            unhooked=self._tier.unhooked if self._tier else None,
         )
 
     async def attach(self, hello: PeerHello, sock: socket.socket) -> None:
@@ -438,7 +510,7 @@ class Host:
         limit = free - free // 10
         if limit < MIN_MEMORY:
             raise RefusedError(
-                f"out of memory: {free >> 20} MiB are free there", "choose another node"
+                f"out of memory: {free / 1e6:.0f} MB are free there", "choose another node"
             )
         ids = self._ids.allocate()
         try:
@@ -512,12 +584,8 @@ async def _ended(process: Identity) -> None:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
     try:
         if process.alive():
-            await ended.wait()
+            await until_ended(pidfd)
     finally:
-        loop.remove_reader(pidfd)
         os.close(pidfd)

@@ -46,6 +46,9 @@ from mosix.node.services import Names, PeerService, Services
 from mosix.node.settings import Settings
 from mosix.node.spawning import Programs, SpawnerClient
 from mosix.node.syslog import DEVICE, SystemLog
+from mosix.node.tier import Choice as TierChoice
+from mosix.node.tier import chosen as chosen_tier
+from mosix.node.tuned import Tuned
 from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
@@ -68,6 +71,7 @@ class Mosd:
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
+        tier: TierChoice = "auto",
         syslog: str = DEVICE,
         balance: bool = True,
     ) -> None:
@@ -79,6 +83,7 @@ class Mosd:
         self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
         self._accounting = accounting
+        self._tier = tier
         self._syslog = syslog
         self._balance = balance
         self._tasks: list[asyncio.Task[None]] = []
@@ -89,15 +94,17 @@ class Mosd:
         paths = self._config.paths
         stop = _event_of(signal.SIGTERM, signal.SIGINT)
         again = _event_of(signal.SIGHUP)
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
-            spawner = SpawnerClient(self._programs, _worker_died, paths)
+            spawner = SpawnerClient(self._programs, _worker_died, self._config)
             spawner.start()
             stack.callback(spawner.stop)
             forbid_dumps()
             secret = load_secret(paths)
-            features = probe(foreign_vdso=self._foreign_vdso)
+            module = await stack.enter_async_context(chosen_tier(self._tier, paths.keeper))
+            tier = "kernel" if module else "portable"
+            features = probe(tier=tier, foreign_vdso=self._foreign_vdso)
             _mount_own()
             registry = Registry()
             owner = Owner(paths.owner)
@@ -113,11 +120,12 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.jobs,
                 adoption=paths.workers,
-                grace_s=self._config.grace_s,
+                settings=settings,
                 names=names,
                 system_log=SystemLog(paths.log_mosrun, self._syslog),
                 owner=owner,
                 date_ahead_ns=self._date_ahead_ns,
+                tier=module,
             )
             host = Host(
                 spawner,
@@ -129,6 +137,7 @@ class Mosd:
                 adoption=paths.workers,
                 settings=settings,
                 complaints=complaints,
+                tier=module,
                 owner=owner,
             )
             meter = NodeMeter(
@@ -148,10 +157,12 @@ class Mosd:
                     outlook.promises.standing(time.monotonic()),
                 ),
                 lambda: owner.said.flags,
+                complaints,
                 features=digest_of(features),
                 logs=lambda: owner.said.logmap,
             )
             stack.callback(gossip.close)
+            dialer.down = gossip.down
             administration = Administration(
                 settings,
                 owner,
@@ -166,6 +177,7 @@ class Mosd:
                 registry,
                 owner,
                 Book(features, dialer),
+                Tuned(paths, lambda: settings.config.nodes),
                 settings=settings,
             )
             decider = Decider(
@@ -197,7 +209,10 @@ class Mosd:
                 placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
-                paths.control, Handlers(services.launch, services.request), complaints
+                paths.control,
+                Handlers(services.launch, services.request),
+                complaints,
+                f"node {self._config.ip}",
             )
             peers = PeerServer(
                 settings,

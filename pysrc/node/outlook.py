@@ -21,6 +21,7 @@ from mosix.node.meter import Reading
 from mosix.node.owner import Owner
 from mosix.node.registry import Registry
 from mosix.node.settings import Settings
+from mosix.node.tuned import Tuned
 from mosix.wire.bargain import NodeTruth
 from numpy.typing import NDArray
 
@@ -39,6 +40,7 @@ class Outlook:
         registry: Registry,
         owner: Owner,
         book: Book,
+        tuned: Tuned,
         *,
         settings: Settings,
         rules: Rules = DEFAULT,
@@ -48,6 +50,7 @@ class Outlook:
         self._owner = owner
         self._settings = settings
         self.book = book
+        self.tuned = tuned
         self.rules = rules
         self.population = Population()
         self.promises = Promises()
@@ -164,7 +167,7 @@ class Outlook:
     def view(self, usable: NDArray[np.bool_], *, leaver: bool = False) -> View:
         """To decide on: of its own arrays."""
         table = self.table
-        view = view_of(table, usable, self.rules)
+        view = view_of(table, usable, self.rules, self.tuned.call_s(table.nodes))
         for ip, (at, truth) in list(self._learned.items()):
             k = self.index(ip)
             if k < 0 or at < table.born[k]:

@@ -1,8 +1,8 @@
 """What mosd knows: jobs of this node, where their processes are, guests of other nodes.
 
-Filled from what deputies and remotes report, asked by the control socket. Only memory: no
-sockets, no system calls. What a deputy reports about its job is bounded here, since the deputy
-belongs to the job's user.
+Filled from what deputies and remotes report, asked by the control socket. Only memory, but for a
+look at a cgroup when a process is new. What a deputy reports about its job is bounded here, since
+the deputy belongs to the job's user.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mosix.node.history import History
 from mosix.node.jobgroup import JobGroup
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.mosd_messages import GuestState, ProcessState
@@ -81,14 +82,20 @@ class Registry:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.guests: dict[bytes, Guest] = {}
+        self.history = History()
 
     def update(self, job: Job, state: ProcessState) -> None:
         """What the deputy of `job` says about one process."""
         if state.ended:
             job.processes.pop(state.pid, None)
             return
-        if state.pid not in job.processes and len(job.processes) >= MAX_REPORTED:
+        # A deputy cannot put somebody else's process, or one that is none, into its job.
+        if state.pid not in job.processes and (
+            len(job.processes) >= MAX_REPORTED or not job.group.holds(state.pid)
+        ):
             return
+        if state.origin:
+            self.history.add(job.uid, job.id, state)
         before = job.processes.get(state.pid)
         since = -math.inf if before is None else before.since
         if state.where != (before.where if before else "home"):

@@ -53,13 +53,24 @@ class Whois(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class Status(_Tagged, frozen=True, kw_only=True, tag="status"):
-    """`node` "": this one."""
+    """`node` "": this one. `wait`: for longer, if it is known to be down."""
 
     node: Name = ""
+    wait: bool = False
 
 
 class LocalStatus(_Tagged, frozen=True, kw_only=True, tag="localstatus"):
     """This node, in detail."""
+
+
+class Nodes(_Tagged, frozen=True, kw_only=True, tag="nodes"):
+    """What this node knows of all, itself included; nobody is asked for it."""
+
+
+class Measure(_Tagged, frozen=True, kw_only=True, tag="measure"):
+    """The link to that node; root only."""
+
+    node: Name
 
 
 class BestNode(_Tagged, frozen=True, kw_only=True, tag="bestnode"):
@@ -73,6 +84,13 @@ class Processes(_Tagged, frozen=True, kw_only=True, tag="processes"):
 
     pid: int = 0
     why: bool = False
+
+
+class Moves(_Tagged, frozen=True, kw_only=True, tag="moves"):
+    """The last moves of this node's jobs; with both numbers of the last `MoveList` those since."""
+
+    since: Annotated[int, msgspec.Meta(ge=0)] = 0
+    began_ns: int = 0
 
 
 class Failpoints(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
@@ -116,6 +134,9 @@ Request = (
     | Evacuate
     | Setpe
     | BestNode
+    | Nodes
+    | Measure
+    | Moves
     | Failpoints
 )
 
@@ -123,10 +144,12 @@ EXECUTE = 0
 TO_STDOUT = 1
 TO_STDERR = 2
 PREPARE = 3
+EXECUTE_AS = 4
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """`what` EXECUTE: execute argv[number], `deputy` may trace it. TO_STDOUT, TO_STDERR: print
+    """`what` EXECUTE: execute argv[number], `deputy` may trace it. EXECUTE_AS: the same, but its
+    arguments begin behind that with its own name (-z). TO_STDOUT, TO_STDERR: print
     `text` there and exit with `number`. PREPARE: try to join the cgroup whose directory rides
     along, if one does; install the filter of the interface, if `number` is 1; say so with one
     byte, with which rides the filter's listener, and wait for the next answer."""
@@ -200,8 +223,10 @@ class NodeName(_Tagged, frozen=True, kw_only=True, tag="whois"):
 
 
 class KnownNode(msgspec.Struct, frozen=True, kw_only=True):
-    """What gossip brought of another node. `state`: "alive", "suspect", "dead", "left" (it said
-    goodbye). `age_s`: how old the rest is. `speed`: 10,000 is a 3 GHz Pentium 4."""
+    """What gossip brought of a node. `state`: "alive", "suspect", "dead", "left" (it said
+    goodbye), "unheard" (of which the rest is 0, too). `age_s`: how old the rest is. `speed`:
+    10,000 is a 3 GHz Pentium 4. `dilation`: wall time that a second of CPU time takes there;
+    `frozen`: processes that stand still; `owner`: what its owner has said: "block" and so on."""
 
     ip: str
     number: int | None
@@ -213,6 +238,18 @@ class KnownNode(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float
     free_mb: float
     guests: float
+    frozen: float = 0.0
+    dilation: float = 1.0
+    psi_memory: float = 0.0
+    psi_io: float = 0.0
+    owner: list[str] = []
+
+
+class NodeList(_Tagged, frozen=True, kw_only=True, tag="nodes"):
+    """By address; `own`: this node's."""
+
+    own: str
+    nodes: list[KnownNode]
 
 
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
@@ -284,6 +321,39 @@ class ProcessList(_Tagged, frozen=True, kw_only=True, tag="processes"):
     rows: list[ProcessRow]
 
 
+class LinkMeasured(_Tagged, frozen=True, kw_only=True, tag="measure"):
+    """`turn_ns`: there and back; `mb_s`: MB (10**6 bytes) a second of bare TCP."""
+
+    turn_ns: int
+    mb_s: float
+
+
+class PastMove(msgspec.Struct, frozen=True, kw_only=True):
+    """A move that is over. `at_s`: when it was, seconds since 1970. `origin`, `target`: "home" or
+    the IP of a node. `freeze_ns`: how long it stood still; `page_bytes`: what of it travelled."""
+
+    number: int
+    at_s: float
+    pid: int
+    uid: int
+    job: str
+    origin: str
+    target: str
+    why: str
+    nmigs: int
+    freeze_ns: int
+    page_bytes: int
+
+
+class MoveList(_Tagged, frozen=True, kw_only=True, tag="moves"):
+    """Oldest first. `last`: the newest number there is; `began_ns`: names this mosd, whose numbers
+    these are."""
+
+    moves: list[PastMove]
+    last: int
+    began_ns: int
+
+
 class Armed(_Tagged, frozen=True, kw_only=True, tag="failpoints"):
     """This mosd and all of its workers are."""
 
@@ -296,8 +366,11 @@ Answer = (
     | Evacuated
     | Configured
     | NodeName
+    | NodeList
     | NodeStatus
     | NodeDetails
     | ProcessList
+    | LinkMeasured
+    | MoveList
     | Armed
 )

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +32,7 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
-from mosix.node import bargain
+from mosix.node import bargain, measuring
 from mosix.node.accounting import Accounting
 from mosix.node.administration import Administration
 from mosix.node.census import Resident
@@ -47,6 +48,7 @@ from mosix.node.placing import Placer
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
     EXECUTE,
+    EXECUTE_AS,
     TO_STDERR,
     TO_STDOUT,
     Answer,
@@ -56,12 +58,17 @@ from mosix.node.requests import (
     Failpoints,
     Launch,
     LaunchAnswer,
+    LinkMeasured,
     LocalStatus,
+    Measure,
     Migrate,
     Migrated,
     MigrateJob,
+    Moves,
     NodeDetails,
+    NodeList,
     NodeName,
+    Nodes,
     NodeStatus,
     Processes,
     ProcessList,
@@ -91,6 +98,7 @@ OUT = "out"
 _MOVING = "moving"
 _AWAY = "away"
 _NAME_TIMEOUT_S = 5.0
+_LOOKUPS = 4
 _FORWARD_TIMEOUT_S = 600.0
 
 
@@ -113,6 +121,8 @@ class ParsedLaunch(Protocol):
     def changes(self) -> Changes: ...
     @property
     def interface(self) -> bool: ...
+    @property
+    def own_name(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -123,6 +133,8 @@ class Names:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # A user may ask for names whose servers never answer: nothing else waits for those.
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, "names")
 
     @property
     def config(self) -> NodeConfig:
@@ -147,8 +159,13 @@ class Names:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_NAME_TIMEOUT_S):
-                found = await loop.getaddrinfo(
-                    text, None, family=socket.AF_INET, type=socket.SOCK_STREAM
+                found = await loop.run_in_executor(
+                    self._lookups,
+                    socket.getaddrinfo,
+                    text,
+                    None,
+                    socket.AF_INET,
+                    socket.SOCK_STREAM,
                 )
         except (OSError, UnicodeError, TimeoutError) as error:
             raise UnknownNodeError(
@@ -161,7 +178,9 @@ class Names:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_NAME_TIMEOUT_S):
-                host, _ = await loop.getnameinfo((ip, 0), socket.NI_NAMEREQD)
+                host, _ = await loop.run_in_executor(
+                    self._lookups, socket.getnameinfo, (ip, 0), socket.NI_NAMEREQD
+                )
         except (OSError, TimeoutError):
             return ""
         return host
@@ -223,7 +242,8 @@ class Services:
         options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
         self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
-        return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
+        what = EXECUTE_AS if parsed.own_name else EXECUTE
+        return LaunchAnswer(what, parsed.program, link.worker.pid)
 
     async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
         if parsed.best:
@@ -249,8 +269,8 @@ class Services:
                 return await self._whois(request)
             case Status():
                 return await self._status(request)
-            case LocalStatus():
-                return self._details()
+            case Measure():
+                return await self._measure(caller, request.node)
             case Processes():
                 found = self._processes(request)
                 return await self._explained(found) if request.why else found
@@ -260,6 +280,18 @@ class Services:
                 return await self._arm(caller, request.spec)
             case Launch():
                 raise ProtocolError("a launch is no ordinary request")
+            case _:
+                return self._known(request)
+
+    def _known(self, request: LocalStatus | Nodes | Moves) -> Answer:
+        """What need not be asked or awaited."""
+        match request:
+            case LocalStatus():
+                return self._details()
+            case Nodes():
+                return NodeList(own=self._names.own, nodes=self._gossip.nodes())
+            case Moves():
+                return self._registry.history.since(request.since, request.began_ns)
 
     async def _arm(self, caller: Caller, spec: str) -> Armed:
         if caller.uid or not failpoints.allowed():
@@ -361,7 +393,15 @@ class Services:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
             return self._own_status()
-        return self._shown(ip, await self._dialer.status(ip))
+        return self._shown(ip, await self._dialer.status(ip, patient=request.wait))
+
+    async def _measure(self, caller: Caller, node: str) -> LinkMeasured:
+        if caller.uid:
+            raise PermissionDeniedError("only root may load the link", "sudo tune")
+        sock, _ = await self._dialer.dial(await self._names.resolve(node), "measure")
+        with sock:
+            turn_ns, mb_s = await measuring.measure(sock)
+        return LinkMeasured(turn_ns=turn_ns, mb_s=mb_s)
 
     def _details(self) -> NodeDetails:
         config = self._names.config
@@ -478,6 +518,9 @@ class Services:
 
     def _process_row(self, job: Job, process: Process) -> ProcessRow:
         away = process.where not in (HOME, _MOVING)
+        why = process.why
+        if away and (down := self._gossip.down(process.where)):
+            why = f"mosd there does not answer: {down}" + (f" ({why})" if why else "")
         return ProcessRow(
             pid=process.pid,
             uid=job.uid,
@@ -486,7 +529,7 @@ class Services:
             home=self._names.own,
             home_number=self._names.number_of(self._names.own),
             nmigs=process.nmigs,
-            why=process.why,
+            why=why,
             job=job.id,
             job_class=process.attributes.job_class,
             command=_command(process.pid),
@@ -506,6 +549,9 @@ class Services:
         }
 
     def _guest_row(self, guest: Guest) -> ProcessRow:
+        why = "guest, frozen" if guest.frozen else "guest"
+        if down := self._gossip.down(guest.home):
+            why += f"; mosd of its home does not answer: {down}"
         return ProcessRow(
             pid=guest.outer_pid,
             uid=guest.uid,
@@ -513,7 +559,7 @@ class Services:
             home=guest.home,
             home_number=self._names.number_of(guest.home),
             nmigs=guest.epoch,
-            why="guest, frozen" if guest.frozen else "guest",
+            why=why,
             job=guest.job,
             origin_pid=guest.pid,
             command=_command(guest.outer_pid),
@@ -551,6 +597,9 @@ class PeerService:
                     await frames.send(PeerAccept())
                 case "status":
                     await frames.send(self._services.peer_status())
+                case "measure":
+                    await frames.send(PeerAccept())
+                    await measuring.serve(sock)
                 case "move":
                     await self._move(hello, frames)
                 case "evacuate":

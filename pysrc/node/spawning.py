@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mosix import failpoints
-from mosix.config import Paths
+from mosix.config import NodeConfig
 from mosix.errors import KernelError, ProtocolError
 from mosix.node import records
 from mosix.node.listeners import Held, Holder
@@ -39,6 +39,8 @@ _log = logging.getLogger("mosd.spawner")
 #: A fork takes milliseconds; a machine that has very much to do only needs time.
 SPAWN_TIMEOUT_S = 60.0
 _RESTART_PAUSE_S = 0.5
+#: of the kernel's flags of a process
+_PF_EXITING = 4
 _NO_PROCESS = "pids.max of mosd's cgroup, or its RLIMIT_NPROC, is used up"
 _PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "MOSIX_CONFIG_DIR", "MOSIX_RUN_DIR")
 
@@ -75,6 +77,28 @@ class Worker:
             self.pidfd = -1
 
 
+async def until_ended(pidfd: int) -> None:
+    """Returns when that process has ended, whether or not somebody has reaped it."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+
+
+def is_dying(pid: int) -> bool:
+    """Whether it has been killed, or ends; a process that is gone has."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return True
+    flags, pending = int(fields[6]), int(fields[28])
+    return bool(flags & _PF_EXITING or pending >> (signal.SIGKILL - 1) & 1)
+
+
 class _SpawnerDiedError(KernelError):
     """Before it answered."""
 
@@ -82,10 +106,13 @@ class _SpawnerDiedError(KernelError):
 class SpawnerClient:
     """`start` before the secret is read; `keep_running` as a task; `spawn` at any time."""
 
-    def __init__(self, programs: Programs, died: Callable[[int, int], None], paths: Paths) -> None:
+    def __init__(
+        self, programs: Programs, died: Callable[[int, int], None], config: NodeConfig
+    ) -> None:
         self._programs = programs
         self._died = died
-        self._paths = paths
+        self._paths = config.paths
+        self._node = f"node {config.ip}"
         #: of mosds that died: they hold listeners until this one does
         self._predecessors = self._recorded()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,7 +183,8 @@ class SpawnerClient:
         future = self._pending.pop(report.request, None)
         if report.error or len(fds) != 2:
             if future and not future.done():
-                future.set_exception(KernelError(f"no process for it: {report.error}", _NO_PROCESS))
+                said = f"no process for it on {self._node}: {report.error}"
+                future.set_exception(KernelError(said, _NO_PROCESS))
             return
         worker = Worker(report.pid, fds[1], socket.socket(fileno=fds[0]))
         if future is None or future.done():
@@ -187,7 +215,9 @@ class SpawnerClient:
                     except _SpawnerDiedError:
                         await self._until_restarted(restarts)
         except TimeoutError as error:
-            raise KernelError("the spawner does not answer", "see mosd's log") from error
+            raise KernelError(
+                f"the spawner of {self._node} does not answer", "see mosd's log"
+            ) from error
 
     async def hold(self, held: Held) -> None:
         """Takes over a job's listener. When it returns the spawner has a copy, or its successor

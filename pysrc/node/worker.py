@@ -33,6 +33,8 @@ _log = logging.getLogger("mosd.worker")
 
 #: One worker's dials at once; a job with more moves at once waits.
 _MAX_DIALS = 16
+#: What one worker has asked for and that is not answered; who asks for more is not heard meanwhile.
+_MAX_PENDING = 512
 _WORKER_PURPOSES = ("guest", "call", "bulk", "home", "control")
 
 
@@ -76,8 +78,10 @@ class WorkerLink:
                     os.close(fd)  # no worker's message carries any
                 if isinstance(message, Armed):
                     self._armed.set()
-                else:
-                    await self.handle(message)
+                    continue
+                await self.handle(message)
+                while len(self._tasks) >= _MAX_PENDING:
+                    await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         except (EOFError, OSError):
             pass
         except ProtocolError as error:
@@ -129,7 +133,8 @@ class WorkerLink:
                 )
                 _close_all(sockets)
             except OSError as error:
-                short = KernelError(f"no connection: {os.strerror(error.errno or 0).lower()}")
+                why = os.strerror(error.errno or 0).lower()
+                short = KernelError(f"no connection to node {order.ip}: {why}")
                 answer = Dialed(request=order.request, error=short.message, code=short.code)
                 _close_all(sockets)
             except asyncio.CancelledError:

@@ -29,11 +29,18 @@ from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
-from mosix.native.stops import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop
+from mosix.native.stops import (
+    ERESTARTNOINTR,
+    PTRACE_EVENT_SECCOMP,
+    PTRACE_O_EXITKILL,
+    PTRACE_O_TRACESECCOMP,
+    Stop,
+)
 from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
+from mosix.remote.module import Module, ModuleRedirector
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
     ERESTARTSYS,
@@ -47,6 +54,7 @@ from mosix.remote.redirector import (
     Stopped,
 )
 from mosix.syscalls import filter as syscall_filter
+from mosix.syscalls.table import UNKNOWN
 from mosix.wire.messages import Ask, CallsLost, Cancel, GuestDied, NeedHome, ToDeputy
 
 _NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
@@ -59,6 +67,8 @@ _RLIM_NONE = 2**64  # RLIM_INFINITY is -1 in 64 bits
 #: futex, futex_waitv, futex_wait: executed here, by the kernel
 _WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
+#: of the instruction that makes a call: syscall, int 0x80, sysenter
+_CALL_BYTES = 2
 #: the files whose open may last, and in which the guest is stopped for what it asks
 _LASTING = frozenset(("migrate", "localtime"))
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
@@ -68,7 +78,8 @@ class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
     `say` sends a message to the deputy. `on_broken`: a system call can never be finished.
-    `foreign_vdso`: home's vdso is not this kernel's; `localtime`: its dates are this node's."""
+    `foreign_vdso`: home's vdso is not this kernel's; `localtime`: its dates are this node's.
+    `module`: mosix.ko takes its calls."""
 
     def __init__(
         self,
@@ -80,8 +91,10 @@ class Guest:
         foreign_vdso: bool,
         localtime: bool,
         interface: bool = False,
+        module: Module | None = None,
     ) -> None:
         self.shell = shell
+        self._module = module
         self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
@@ -91,7 +104,8 @@ class Guest:
         self.held = False
         self._watch = watch
         self._say = say
-        self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL)
+        walled = PTRACE_O_TRACESECCOMP if module else 0
+        self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL | walled)
         self._agent: Agent | None = None
         #: opened when nobody waits yet: it takes milliseconds
         self._files = ProcFiles()
@@ -172,10 +186,11 @@ class Guest:
         `room`: bytes that the guest may have. MoveFailedError, ProtocolError."""
         agent = self._agent
         assert agent is not None
-        image = stream.read_image(bulk.fileno())
+        image = stream.read_image(bulk.fileno(), room)
         if image.page_bytes * 11 // 10 > room:
             raise MoveFailedError(
-                f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
+                f"not enough memory: {image.page_bytes / 1e6:.0f} MB and 10%, "
+                f"{room / 1e6:.0f} MB free"
             )
         number = agent.give_fd(bulk.fileno())
         clock = agent.give_fd(self.clock.fd)
@@ -183,16 +198,24 @@ class Guest:
         stream.read_end(bulk.fileno(), image)
         return image
 
-    def confine(self, image: Image, call: socket.socket) -> None:
-        """Installs the filter, starts the redirector, sets the final state: ready to run."""
+    async def confine(self, image: Image, call: socket.socket) -> None:
+        """Installs the filter, starts the redirector, sets the final state: ready to run.
+        MoveFailedError: its calls cannot be redirected."""
         agent, tracee = self._agent, self.tracee
         assert agent is not None
         agent.finish()
         self._watch.remove(tracee)
         self._vdso = self._find_vdso(image)
-        self._descriptors = (_install_filter(agent), call.detach())
+        redirector: type[NotifyRedirector] = NotifyRedirector
+        if self._module is None:
+            calls = _install_filter(agent)
+        else:
+            redirector, calls = ModuleRedirector, self._module.fd
+            agent.install_filter(syscall_filter.wall(self._module.unhooked), 0)
+            await self._module.intercept(tracee.pid)
+        self._descriptors = (calls, call.detach())
         self.clock.begin(image.header.date_ns)
-        self._redirector = NotifyRedirector(
+        self._redirector = redirector(
             *self._descriptors,
             tracee.pid,
             self.home_pid,
@@ -433,6 +456,8 @@ class Guest:
             self._say(GuestDied(status=stop.wait_status))
         elif stop.kind == "signal":
             self._on_signal(stop)
+        elif stop.kind == "event" and stop.event == PTRACE_EVENT_SECCOMP:
+            self._on_wall()
         elif stop.quiet:
             self._stopped.set()
             if not self._halting and not self.held:
@@ -460,6 +485,25 @@ class Guest:
                 self._spawn_need_home(f"fault (signal {stop.signal})", -1)
                 return
         tracee.cont(stop.signal)
+
+    def _on_wall(self) -> None:
+        """It is about to make a call that the module does not take: only home can do it."""
+        tracee = self.tracee
+        registers = tracee.get_registers()
+        nr = registers.orig_rax
+        registers.orig_rax = -1  # not made here
+        if self._unsupported:
+            self._unsupported = False
+            registers.rax = -errno.ENOSYS
+            tracee.set_registers(registers)
+            tracee.cont()
+            return
+        registers.rip -= _CALL_BYTES
+        registers.rax = nr
+        tracee.set_registers(registers)
+        if not tracee.stop().ended:
+            self._stopped.set()
+            self._spawn_need_home(UNKNOWN, nr)
 
     def leave(self, reason: str) -> None:
         """This node has no memory for it, or no more: it stops and goes home. While it is filled

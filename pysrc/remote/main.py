@@ -28,6 +28,7 @@ from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
 from mosix.remote.homedate import INTERVAL_S, HomeDate
+from mosix.remote.module import Module
 from mosix.remote.notify import arm_redirectors
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
@@ -42,6 +43,7 @@ from mosix.wire.messages import (
     Cancelled,
     Date,
     Drop,
+    Dropped,
     Failed,
     Freeze,
     Frozen,
@@ -69,6 +71,8 @@ from mosix.wire.mosd_messages import (
     Dialed,
     GuestState,
     Halting,
+    Intercept,
+    Intercepted,
     Leave,
     MapIds,
     Mapped,
@@ -86,12 +90,16 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: Orders that wait for the one before them; signals are most of them.
+_MAX_ORDERS = 65536
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
 #: How often it is looked whether a guest has made many calls since (seconds), and how many calls
 #: or bytes that is.
 _COUNT_EVERY_S = 1.0
 _MANY_CALLS, _MANY_BYTES = 20, 1 << 17
+#: For the answer to a `Drop`: home may be gone (seconds).
+_LAST_WORD = 5
 #: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
 #: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
 _UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
@@ -129,6 +137,9 @@ class Remote:
         self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._to_node.put_nowait)
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
+        #: the module's file, if that takes the guest's calls
+        self._device = -1
+        self._intercepted: asyncio.Queue[Intercepted] = asyncio.Queue()
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -156,8 +167,9 @@ class Remote:
 
     async def main(self) -> None:
         message, fds = await self._node.receive()
-        if not isinstance(message, Welcome) or len(fds) != 1:
+        if not isinstance(message, Welcome) or len(fds) != (1 if message.unhooked is None else 2):
             raise ProtocolError("the first message to a remote must be Welcome")
+        self._device = fds[1] if fds[1:] else -1
         self._welcome = message
         self._control = Lasting(socket.socket(fileno=fds[0]), ToRemote)
         self._watch.start()
@@ -277,8 +289,13 @@ class Remote:
                     self._attributes = message.attributes
                     self._tell_node()
                 case Drop():
+                    self._say(Dropped())
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._control.drained(), _LAST_WORD)
                     return
                 case _:
+                    if self._orders.qsize() >= _MAX_ORDERS:
+                        raise ProtocolError("more orders than anybody can carry out")
                     self._orders.put_nowait(message)
 
     async def _obey(self) -> None:
@@ -343,6 +360,7 @@ class Remote:
                 interface=order.interface,
                 foreign_vdso=order.features.vdso != welcome.features.vdso,
                 localtime=order.localtime,
+                module=self._module(),
             )
             self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
@@ -415,7 +433,7 @@ class Remote:
                 self._hit("remote.image", call, bulk)
                 image = await asyncio.to_thread(self.guest.restore, bulk, self._memory())
             self._hit("remote.restored", call)
-            self.guest.confine(image, call)
+            await self.guest.confine(image, call)
             self._hit("remote.ready")
             behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
@@ -476,6 +494,7 @@ class Remote:
             # mosd is gone: the guest stays, and can still go home.
             self._dialer.fail_all()
             self._mapped.put_nowait(Mapped(error="mosd does not run there any more"))
+            self._intercepted.put_nowait(Intercepted(error="mosd does not run there any more"))
             self._node.close()
             self._node = Packets(await returned(self.welcome.adoption), NodeToWorker)
             self._dialer.back()
@@ -489,6 +508,8 @@ class Remote:
                 self._attach(message.purpose, socket.socket(fileno=fds[0]))
             elif isinstance(message, Mapped):
                 self._mapped.put_nowait(message)
+            elif isinstance(message, Intercepted):
+                self._intercepted.put_nowait(message)
             elif isinstance(message, Dialed):
                 self._dialer.answered(message, fds)
             elif isinstance(message, Arm):
@@ -525,6 +546,21 @@ class Remote:
             # The old connection is dead for home, whatever our kernel knows of it.
             with contextlib.suppress(OSError):
                 self._control.sock.shutdown(socket.SHUT_RDWR)
+
+    def _module(self) -> Module | None:
+        unhooked = self.welcome.unhooked
+        if unhooked is None:
+            return None
+        return Module(self._device, frozenset(unhooked), self._intercept)
+
+    async def _intercept(self, pid: int) -> None:
+        while not self._intercepted.empty():  # of a mosd that has died
+            self._intercepted.get_nowait()
+        self._to_node.put_nowait(Intercept(pid=pid))
+        async with asyncio.timeout(_MOSD):
+            answer = await self._intercepted.get()
+        if answer.error:
+            raise MoveFailedError(f"redirecting its calls: {answer.error}")
 
     async def _map_ids(self, carrier: int) -> None:
         self._to_node.put_nowait(MapIds(carrier=carrier))

@@ -18,6 +18,7 @@ from enum import Enum
 from mosix.failpoints import Fault
 from mosix.image.model import PendingCall
 from mosix.native._native import ffi, lib
+from mosix.native.orders import FAULTS
 from mosix.remote.clock import ClockPage
 from mosix.remote.redirector import (
     Args,
@@ -39,12 +40,6 @@ from mosix.syscalls.table import REASONS
 
 _NR_OPENAT = 257
 _M32 = (1 << 32) - 1
-_FAULTS = {
-    "kill": lib.MX_FAULT_KILL,
-    "cut": lib.MX_FAULT_CUT,
-    "stall": lib.MX_FAULT_STALL,
-    "error": lib.MX_FAULT_ERROR,
-}
 _POINTS = {
     "redirect.request": lib.MX_FP_REQUEST,
     "redirect.half_sent": lib.MX_FP_HALF_SENT,
@@ -58,7 +53,7 @@ def arm_redirectors(faults: dict[str, Fault]) -> None:
     """Tests only: one point of the C loop at the most."""
     lib.mx_redirect_arm(0, 0, 0, 0)
     for name, fault in faults.items():
-        lib.mx_redirect_arm(_POINTS[name], _FAULTS[fault.kind], fault.value, fault.hits)
+        lib.mx_redirect_arm(_POINTS[name], FAULTS[fault.kind], fault.value, fault.hits)
 
 
 class _Order(Enum):
@@ -71,7 +66,7 @@ class NotifyRedirector(Redirector):
     """`pid`: the guest as seen from here; `home_pid`: its number at home. The offsets are the
     guest's clocks minus ours, the carried times what its body used on other nodes (ns).
     `interface`: it has the files /proc/self/{special}. `clock`: makes its dates; None: they are
-    this node's."""
+    this node's. `device`: `listener` is a file of /dev/mosix (`mosix.remote.module`)."""
 
     def __init__(
         self,
@@ -85,6 +80,7 @@ class NotifyRedirector(Redirector):
         carried_ns: tuple[int, int] = (0, 0),
         interface: bool = False,
         clock: ClockPage | None = None,
+        device: bool = False,
     ) -> None:
         table = packed()
         self._c = lib.mx_redirect_new(listener, call_fd, pid, home_pid, table, len(table))
@@ -93,6 +89,7 @@ class NotifyRedirector(Redirector):
         self._c.monotonic_offset_ns = monotonic_offset_ns
         self._c.boottime_offset_ns = boottime_offset_ns
         self._c.interface = interface
+        self._c.device = device
         self._clock = clock  # kept as long as we read it
         self._c.clock = clock.c if clock is not None else ffi.NULL
         self._c.carried_user_ns, self._c.carried_system_ns = carried_ns

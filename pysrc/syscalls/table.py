@@ -153,7 +153,6 @@ _CPU_CLOCK = (
     _go_home(has(0, 0x80000000), reason="a timer on another clock"),
 )
 _OWN = "another process's"
-_NO_MASK = "waits with a temporary signal mask"
 #: the length is told although it fails
 _NO_ADDRESS = _go_home(null(1), reason=ARGUMENTS)
 _ZEROCOPY = _go_home(has(3, 0x4000000), reason="zero-copy send")  # MSG_ZEROCOPY
@@ -412,7 +411,7 @@ TABLE: tuple[Row, ...] = (
     _at_home(57, "fork", "fork"),
     _at_home(58, "vfork", "vfork"),
     _at_home(59, "execve", "execve"),
-    _home(60, "exit", value),
+    _home(60, "exit", value, special=Special.EXIT),
     _home(61, "wait4", value, updates(4), value, updates(_RUSAGE), cancel=_RESTART),
     _home(62, "kill", value, value),
     _home(63, "uname", writes(390)),
@@ -512,7 +511,7 @@ TABLE: tuple[Row, ...] = (
         timeout=(Timeout.TIMESPEC, 2),
     ),
     _home(129, "rt_sigqueueinfo", value, value, reads(_SIGINFO)),
-    _at_home(130, "rt_sigsuspend", _NO_MASK),
+    _home(130, "rt_sigsuspend", reads(_SIGSET), value, cancel=_RESTART),
     _local(131, "sigaltstack"),
     _home(132, "utime", path, reads(16)),
     _home(133, "mknod", path, value, value),
@@ -681,7 +680,7 @@ TABLE: tuple[Row, ...] = (
         special=Special.CLOCK_NANOSLEEP,
         reason="sleeps on an unusual clock",
     ),
-    _home(231, "exit_group", value),
+    _home(231, "exit_group", value, special=Special.EXIT),
     _home(
         232,
         "epoll_wait",
@@ -767,11 +766,10 @@ TABLE: tuple[Row, ...] = (
         updates_n(1, 8),
         value,
         updates(_TIMESPEC),
-        value,
+        reads(_SIGSET),
         value,
         cancel=_REMAINING,
         timeout=(Timeout.TIMESPEC, 2),
-        rules=(_go_home(given(3), reason=_NO_MASK),),
     ),
     _at_home(272, "unshare"),
     _local(273, "set_robust_list"),
@@ -790,11 +788,10 @@ TABLE: tuple[Row, ...] = (
         writes_result(2, 12),
         value,
         value,
-        value,
+        reads(_SIGSET),
         value,
         cancel=_REMAINING,
         timeout=(Timeout.MILLISECONDS, 3),
-        rules=(_go_home(given(4), reason=_NO_MASK),),
     ),
     _home(282, "signalfd", fd, reads_n(2), value),
     _home(283, "timerfd_create", value, value),
@@ -932,11 +929,10 @@ TABLE: tuple[Row, ...] = (
         writes_result(2, 12),
         value,
         reads(_TIMESPEC),
-        value,
+        reads(_SIGSET),
         value,
         cancel=_REMAINING,
         timeout=(Timeout.TIMESPEC, 3),
-        rules=(_go_home(given(4), reason=_NO_MASK),),
     ),
     _home(442, "mount_setattr", fd, path, value, reads_n(4), value),
     _at_home(443, "quotactl_fd"),
@@ -993,4 +989,14 @@ REASONS: tuple[str, ...] = tuple(
     )
 )
 
-__all__ = ["BY_NAME", "BY_NR", "MASK32", "MASK64", "NO_ARG", "PROC_REASON", "REASONS", "TABLE"]
+__all__ = [
+    "BY_NAME",
+    "BY_NR",
+    "MASK32",
+    "MASK64",
+    "NO_ARG",
+    "PROC_REASON",
+    "REASONS",
+    "TABLE",
+    "UNKNOWN",
+]

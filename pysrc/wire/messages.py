@@ -22,12 +22,14 @@ Uid = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)]
 Ns = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+Ip = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]{1,3}){3}\Z")]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Word = Annotated[str, msgspec.Meta(max_length=64)]
+CallNumber = Annotated[int, msgspec.Meta(ge=0, le=511)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+JobId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 SigInfo = Annotated[bytes, msgspec.Meta(min_length=128, max_length=128)]
 
 
@@ -44,7 +46,7 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Text
     vdso: Text  # hex digest of the vdso's code: equal digests need no patching
     page_size: int
-    cpu_features: tuple[Text, ...]
+    cpu_features: Annotated[tuple[Text, ...], msgspec.Meta(max_length=1000)]
     xsave_size: int
     cpus: int  # the highest number of a CPU in use, plus 1
     tier: Text = "portable"
@@ -81,7 +83,9 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     mappings: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     promised: Size = 0
     largest: Size = 0
-    rlimits: dict[int, Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]] = {}
+    rlimits: Annotated[
+        dict[int, Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]], msgspec.Meta(max_length=64)
+    ] = {}
 
 
 # ---- deputy → remote ----
@@ -98,7 +102,7 @@ class Prepare(Tagged, frozen=True, kw_only=True):
     comm: Text
     epoch: Epoch
     needs: Needs
-    prefault: list[tuple[int, int]] = []
+    prefault: Annotated[list[tuple[Size, Size]], msgspec.Meta(max_length=1 << 16)] = []
     pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
@@ -152,7 +156,8 @@ class Resume(Tagged, frozen=True, kw_only=True):
 
 
 class Drop(Tagged, frozen=True, kw_only=True):
-    """The body is elsewhere, or its process ended: kill the guest and exit."""
+    """The body is elsewhere, or its process ended: kill the guest and exit. The answer is
+    `Dropped`."""
 
 
 class Cancelled(Tagged, frozen=True, kw_only=True):
@@ -313,6 +318,10 @@ class AskDate(Tagged, frozen=True, kw_only=True):
     asked_ns: Ns
 
 
+class Dropped(Tagged, frozen=True, kw_only=True):
+    """The guest is about to be killed, and the connection to end."""
+
+
 ToDeputy = (
     Prepared
     | Refused
@@ -330,6 +339,7 @@ ToDeputy = (
     | CallsLost
     | Rejoined
     | AskDate
+    | Dropped
 )
 
 

@@ -14,6 +14,7 @@ import msgspec
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import (
     Amount,
+    CallNumber,
     Epoch,
     Ip,
     JobId,
@@ -27,18 +28,20 @@ from mosix.wire.messages import (
     Text,
     Token,
     Uid,
+    Word,
 )
 
 #: mosd and workers that one of another build has started leave each other alone, naming both. To be
 #: counted up when `NodeToWorker` or `WorkerToNode` change.
-WORKER_VERSION = 1
+WORKER_VERSION = 2
 
 # ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
 
 
 class Launch(Tagged, frozen=True, kw_only=True):
     """First message to a deputy; rides with the launching process's pidfd and its stderr, and
-    with the listener of its filter and the memory for that, if it has one.
+    with the listener of its filter and the memory for that, if it has one, or with the file of the
+    kernel module that intercepts it.
     `node`: where to send the program at its first instruction."""
 
     job: JobId
@@ -129,6 +132,8 @@ class Welcome(Tagged, frozen=True, kw_only=True):
     adoption: Text
     features: NodeFeatures
     memory_limit: Size
+    #: the module takes the guest's calls, but those of these numbers; its file rides along
+    unhooked: tuple[CallNumber, ...] | None = None
 
 
 class Attach(Tagged, frozen=True, kw_only=True):
@@ -139,6 +144,12 @@ class Attach(Tagged, frozen=True, kw_only=True):
 
 class Mapped(Tagged, frozen=True, kw_only=True):
     """Answer to `MapIds`."""
+
+    error: Text = ""
+
+
+class Intercepted(Tagged, frozen=True, kw_only=True):
+    """Answer to `Intercept`."""
 
     error: Text = ""
 
@@ -159,7 +170,18 @@ class Arm(Tagged, frozen=True, kw_only=True):
 
 
 NodeToWorker = (
-    Launch | Join | Move | ComeHome | Dialed | Named | Welcome | Attach | Mapped | Leave | Arm
+    Launch
+    | Join
+    | Move
+    | ComeHome
+    | Dialed
+    | Named
+    | Welcome
+    | Attach
+    | Mapped
+    | Intercepted
+    | Leave
+    | Arm
 )
 
 
@@ -181,7 +203,7 @@ class Name(Tagged, frozen=True, kw_only=True):
     """Which node is `node`: a number of the user's view, or an IP? Answered by `Named`."""
 
     request: int
-    node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
+    node: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,10}(\.[0-9]{1,3}){0,3}\Z")]
 
 
 class Consider(Tagged, frozen=True, kw_only=True):
@@ -209,7 +231,7 @@ class Dial(Tagged, frozen=True, kw_only=True):
 
     request: int
     ip: Ip
-    purposes: tuple[Text, ...]
+    purposes: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)]
     pid: Pid
     epoch: Epoch
     token: Token | None = None
@@ -225,11 +247,15 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     nmigs: int
     why: Text  # "home: REASON", or how the last order ended
     epoch: Epoch
-    stats: dict[str, int] = msgspec.field(default_factory=dict)
+    stats: Annotated[dict[Word, int], msgspec.Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
     attributes: JobAttributes = JobAttributes()
     ended: bool = False
     #: names the guest there, if it is away: for a mosd that has not made it
     token: Token | None = None
+    #: it has just moved from there ("home" or an IP); "": no news of a move
+    origin: Text = ""
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
@@ -237,6 +263,13 @@ class MapIds(Tagged, frozen=True, kw_only=True):
     guest's cgroup."""
 
     carrier: Pid
+
+
+class Intercept(Tagged, frozen=True, kw_only=True):
+    """Let the kernel module redirect the calls of process `pid`, which is in the guest's cgroup, to
+    the file that came with `Welcome`."""
+
+    pid: Pid
 
 
 class GuestState(Tagged, frozen=True, kw_only=True):
@@ -290,6 +323,7 @@ WorkerToNode = (
     | Dial
     | ProcessState
     | MapIds
+    | Intercept
     | GuestState
     | Halting
     | Forsaken

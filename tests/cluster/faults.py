@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mosix.lab.cluster import CONTROL
 from mosix.lab.drive import NodeHandle
 from mosix.lab.programs import built
 from mosix.node import requests
+from mosix.node.spawning import is_dying
 from mosix.wire.frames import FrameDecoder, frame
 from mosix.wire.messages import decode, encode
 
@@ -30,8 +31,6 @@ STATUS = 7
 MOSD_DIED = "mosd died"
 #: What mosd says on the stderr of a job that was away.
 DEPUTY_DIED = "mosix: process {pid} ended: the job's deputy at home, node {ip}, died"
-#: of the kernel's flags of a process
-_PF_EXITING = 4
 
 
 def children(pid: int) -> list[int]:
@@ -69,13 +68,6 @@ def mosd(node: NodeHandle) -> list[int]:
                 return [pid]
         time.sleep(0.01)  # PID 1 is about to take note of its death
     return []
-
-
-def is_dying(pid: int) -> bool:
-    """Whether it has been killed, or ends. FileNotFoundError, ProcessLookupError: it has."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    flags, pending = int(fields[6]), int(fields[28])
-    return bool(flags & _PF_EXITING or pending >> (signal.SIGKILL - 1) & 1)
 
 
 def stubs(node: NodeHandle) -> list[int]:
@@ -122,6 +114,11 @@ class Ledger:
             lambda: self.job.process.poll() is not None or self.lines() > before + lines,
             60,
         )
+
+    def end(self) -> str:
+        """Waits until it is ended by somebody else, and checks all that it did."""
+        self.job.process.wait(100)
+        return self.finish()
 
     @property
     def deputy_died(self) -> str:
@@ -194,3 +191,22 @@ def kill(pids: list[int], number: int = signal.SIGKILL) -> bool:
         except ProcessLookupError:
             continue
     return hit
+
+
+def received(node: NodeHandle) -> int:
+    """Bytes that came over the node's network so far."""
+    lines = Path(f"/proc/{node.node.init.pid}/net/dev").read_text().splitlines()
+    (eth0,) = [line for line in lines if line.strip().startswith("eth0:")]
+    return int(eth0.split(":")[1].split()[0])
+
+
+@contextlib.contextmanager
+def slow_sender(node: NodeHandle, mbit: int = 500) -> Iterator[None]:
+    """A node that sends no faster than this: a body takes its seconds, whatever else this machine
+    does meanwhile, and so there is time to do something to it on the way."""
+    shape = ["tbf", "rate", f"{mbit}mbit", "burst", "1m", "latency", "100ms"]
+    node.check(["tc", "qdisc", "add", "dev", "eth0", "root", *shape])
+    try:
+        yield
+    finally:
+        node.check(["tc", "qdisc", "del", "dev", "eth0", "root"])

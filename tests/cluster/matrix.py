@@ -22,6 +22,7 @@ from mosix.lab.programs import built
 ROUTES = {"leave": ("home", "2"), "home": ("2", "home"), "on": ("2", "3")}
 STALL_MS = 400
 ERRORS = ("ENOSPC", "ENOMEM", "EMFILE")
+CUTS = ("cut", "half-open")
 
 _LAUNCH = ("mosd.launch", "mosd.launched", "deputy.launch")
 _TARGET = ("remote.prepare", "remote.prepared", "remote.image", "remote.restored")
@@ -37,9 +38,11 @@ _ON += ("deputy.served",)
 _CALL = tuple(name for name in failpoints.POINTS if name.startswith(("redirect.", "agent.")))
 _SIGNAL = ("deputy.signal", "remote.signal", "remote.halted", "remote.signalled")
 
+#: What is said when it is the mosd of this very node.
+_MOSD_DIED = (faults.MOSD_DIED, "mosrun: mosd closed the connection")
 #: From here on the body is at the target and nowhere else.
 _AFTER_COMMIT = {
-    "leave": ("remote.running", "deputy.committed", "deputy.emptied", "deputy.away"),
+    "leave": ("deputy.committed", "deputy.emptied", "deputy.away"),
     "on": ("deputy.moved", "deputy.served"),
 }
 #: Points that no connection is given to.
@@ -88,7 +91,7 @@ def cells(*, whole: bool) -> list[Cell]:
     for row, (way, point, node) in enumerate(ways):
         kinds = ["kill", f"stall:{STALL_MS}", *(ERRORS if whole else [ERRORS[row // 3 % 3]])]
         if point not in _NOTHING_TO_CUT:
-            kinds.append("cut")
+            kinds += CUTS
         for column, fault in enumerate(kinds):
             if whole or (row + column) % 3 == 0:
                 found.append(Cell(way, point, node, fault))
@@ -101,12 +104,12 @@ def promised(cell: Cell) -> tuple[str, ...]:
         return ("done",)
     if cell.way.startswith("launch"):
         return _promised_at_launch(cell)
-    if cell.process in ("mosd", "spawner") or cell.fault == "cut":
+    if cell.process in ("mosd", "spawner") or cell.fault in CUTS:
         return ("done",)  # the connection is made again
     if cell.way in ROUTES:
         return _promised_on_the_way(cell)
     if cell.fault == "kill":
-        return ("killed",) if cell.process == "agent" else ("lost",)
+        return ("killed",) if cell.process in ("agent", "deputy") else ("lost",)
     return ("done",) if cell.way == "call" else ("lost",)
 
 
@@ -117,6 +120,8 @@ def _promised_at_launch(cell: Cell) -> tuple[str, ...]:
 
 
 def _promised_on_the_way(cell: Cell) -> tuple[str, ...]:
+    if cell.point == "remote.running" and cell.way != "home":
+        return ("done", "lost")  # home has heard of it, or not
     away = cell.point in _AFTER_COMMIT.get(cell.way, ())
     if cell.process == "deputy" and cell.fault == "kill":
         # The body at home is whole until its ghost is emptied, whoever believes to have it.
@@ -144,6 +149,8 @@ def play(lab: Cluster, cell: Cell) -> Result:
             result = _away(lab, cell, ledger)
         finally:
             ledger.job.end()
+    if result.said and not result.said.startswith(_MOSD_DIED):
+        assert any(other.ip in result.said for other in lab.nodes), f"no node named: {result}"
     if cell.process != "agent":  # which has nowhere to say so
         assert "failpoint" in node.log()[before:], f"the failpoint was not reached: {result}"
     return result
@@ -210,7 +217,7 @@ line on its stderr that names the node. `killed`: it ended by SIGKILL, as mosd s
 
 def document(results: dict[Cell, Result]) -> str:
     """docs/faults.md."""
-    columns = ("kill", "cut", f"stall:{STALL_MS}", *ERRORS)
+    columns = ("kill", *CUTS, f"stall:{STALL_MS}", *ERRORS)
     text = _HEAD.format(
         stall=STALL_MS,
         faults=" | ".join(column.partition(":")[0] for column in columns),

@@ -14,6 +14,7 @@ from jobs import PROGRAMS, Job
 from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
+from mosix.node.evacuation import AGAIN_S
 
 
 def echo(job: Job) -> None:
@@ -86,6 +87,24 @@ def test_one_guest_is_sent_out_by_root_alone(lab: Cluster, start: Callable[..., 
     assert lab[1].run(["migrate", str(job.pid), "out"]).returncode == 5  # no guest of its home
     assert lab[2].check(["migrate", "--wait", guest, "out"]) == "it has left\n"
     assert (job.where(), stays.where()) == ("home", lab[2].ip)
+    echo(job)
+
+
+@pytest.mark.parametrize("fault", ["deputy.freeze=ENOMEM", "deputy.frozen=ENOMEM"])
+def test_a_guest_that_cannot_go_at_once_runs_on_and_is_asked_again(
+    fault: str, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start(["cat"])
+    job.move("2")
+    lab[1].arm(fault)
+    try:
+        done = json.loads(lab[2].check(["mosctl", "expel", "--json"]))
+    finally:
+        lab[1].arm("")
+    assert (done["guests"], done["left"]) == (1, [])
+    # The first attempt failed and harmed nobody.
+    assert done["seconds"] >= AGAIN_S
+    assert job.where() == "home"
     echo(job)
 
 
@@ -261,3 +280,26 @@ def test_config_check_needs_no_mosd_and_no_root(user: str, lab: Cluster) -> None
         assert done.stderr.startswith("mosctl: a mistake in /etc/mosix")
     finally:
         file.unlink()
+
+
+def test_mosconf_changes_a_running_node_only_as_a_whole(lab: Cluster) -> None:
+    mosconf = [sys.executable, "-m", "mosix.cli.mosconf", "--yes"]
+
+    def guests_allowed() -> str:
+        refused = lab[1].run(["migrate", "--wait", str(job.pid), "3"])
+        return refused.stderr.partition("refuses: ")[2]
+
+    with Job(lab[1], ["cat"]) as job:
+        try:
+            wrong = lab[3].run([*mosconf, "--max-guests", "0", "--node", "10.1.1.1", "--setpe"])
+            assert wrong.returncode == 11, wrong
+            assert not lab[3].path("/etc/mosix/maxguests").exists()
+            told = lab[3].check([*mosconf, "--max-guests", "0"])
+            assert "setpe has it take them" in told
+            assert "mosd has taken them" in lab[3].check([*mosconf, "--speed", "1234", "--setpe"])
+            assert guests_allowed().startswith("it has 0 guests already and takes no more")
+        finally:
+            for name in ("maxguests", "speed"):
+                lab[3].path(f"/etc/mosix/{name}").unlink(missing_ok=True)
+            setpe(lab[3])
+        job.move("3")

@@ -119,6 +119,46 @@ def test_a_body_that_leaves_again_has_all_that_it_used_before(
     assert job.finish()[::2] == (0, "")
 
 
+#: Waits for whatever it is told to run, and says what CPU time its children have used by then.
+PARENT = """
+import os, resource, subprocess, sys
+while line := sys.stdin.readline().strip():
+    subprocess.run(eval(line))
+    usage, times = resource.getrusage(resource.RUSAGE_CHILDREN), os.times()
+    print(usage.ru_utime + usage.ru_stime, times.children_user + times.children_system,
+          usage.ru_maxrss, flush=True)
+"""
+CHILD = "trap 'exit 0' USR1; echo $$; while :; do :; done"
+
+
+@pytest.mark.parametrize("ends", ["away", "home"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_parent_is_told_what_its_children_used_away(
+    ends: str, wrapped: bool, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start([PYTHON, "-c", PARENT])
+    command = ["/bin/sh", "-c", CHILD]
+    if wrapped:
+        command = ["/bin/sh", "-c", '"$@"; :', "sh", *command]
+    told = 0.0
+    for _ in range(2):
+        job.write(f"{command}\n")
+        pid = int(job.line())
+        job.home.migrate(pid, "2")
+        (guest,) = (outer for outer, line in lab[2].processes().items() if CHILD in line)
+        work(guest, 0.5)
+        if ends == "home":
+            job.home.migrate(pid, "home")
+        job.home.check(["kill", "-USR1", str(pid)])
+        by_rusage, by_times, rss = map(float, job.line().split())
+        assert told + 0.5 <= by_rusage < told + 2
+        assert abs(by_rusage - by_times) < 0.05
+        assert rss > 100
+        told = by_rusage
+    job.write("\n")
+    assert job.finish()[::2] == (0, "")
+
+
 def test_a_profiling_timer_goes_on_everywhere(lab: Cluster, start: Callable[..., Job]) -> None:
     job = start(program("prof"))
     for target in ("home", "2", "3", "home"):

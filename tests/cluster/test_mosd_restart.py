@@ -94,7 +94,7 @@ def test_death_of_a_deputy_is_told_by_the_next_mosd(lab: Cluster) -> None:
         guests = faults.guests(lab[2])
         (deputy,) = faults.workers(lab[1])
         faults.kill([deputy])
-        assert ledger.finish() == ledger.deputy_died
+        assert ledger.end() == ledger.deputy_died
         drive.wait_for("the guest's end", lambda: not set(guests) & set(faults.guests(lab[2])), 30)
     finally:
         ledger.job.end()

@@ -50,7 +50,7 @@ def test_a_process_goes_away_and_comes_home_and_leaves_nothing_there(cluster: Cl
     one, two = cluster.node(1), cluster.node(2)
     job = one.job(uid=NOBODY)
     done = one.mosix("migrate", job.pid, 2, "--wait", uid=NOBODY)
-    assert (done.status, done.out) == (0, "moved: frozen for 1.5 ms, 2.0 MiB sent\n"), done
+    assert (done.status, done.out) == (0, "moved: frozen for 1.5 ms, 2.1 MB sent\n"), done
     row = one.row(job.pid)
     assert (row["where"], row["where_number"], row["nmigs"], row["uid"]) == (two.ip, 2, 1, NOBODY)
     (guest,) = two.rows()

@@ -219,7 +219,9 @@ def test_a_broken_deputy_is_reported_and_leaves_nothing(cluster: Cluster) -> Non
     node = cluster.node(1, options=["--deputy", "fake_workers:broken"])
     done = node.mosrun("true")
     assert done.status == 125
-    assert done.err == "mosrun: the job's deputy does not start (see mosd's log)\n"
+    assert (
+        done.err == "mosrun: the job's deputy does not start on node 127.0.0.2 (see mosd's log)\n"
+    )
     assert "this deputy is broken" in node.log()
     eventually(lambda: not list((node.run_dir / "jobs").iterdir()))
 

@@ -22,9 +22,9 @@ CALL, RESULT = struct.Struct("<13Q"), struct.Struct("<qqQ")
 #: who it is), or take away what later calls of the same run are made with.
 _LEFT_OUT = """
 exit exit_group kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo rt_sigaction rt_sigprocmask
-rt_sigtimedwait alarm setitimer timer_create pause nanosleep flock close close_range shutdown
-ioctl sync syncfs fallocate setrlimit prlimit64 vhangup pivot_root sysfs acct syslog
-settimeofday clock_settime adjtimex clock_adjtime umount2 swapon swapoff sethostname
+rt_sigtimedwait rt_sigsuspend alarm setitimer timer_create pause nanosleep flock close
+close_range shutdown ioctl sync syncfs fallocate setrlimit prlimit64 vhangup pivot_root sysfs
+acct syslog settimeofday clock_settime adjtimex clock_adjtime umount2 swapon swapoff sethostname
 setdomainname delete_module setuid setgid setreuid setregid setresuid setresgid setfsuid
 setfsgid setgroups capset setsid setpgid sched_setparam sched_setscheduler sched_setaffinity
 sched_setattr setpriority ioprio_set semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
