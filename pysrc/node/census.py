@@ -170,8 +170,8 @@ class Census:
         if resident.attributes != new.attributes:
             self.statistics.set_decayrate(resident.key, new.attributes.decayrate)
             self.statistics.set_cpujob(resident.key, bool(new.attributes.cpujob))
-            if resident.attributes.cleared != new.attributes.cleared:
-                self.statistics.clear(resident.key)
+        if resident.attributes.cleared != new.attributes.cleared:
+            self.statistics.clear(resident.key)
         resident.attributes, resident.guest, resident.since = (
             new.attributes,
             new.guest,

@@ -252,6 +252,7 @@ class Mosd:
             self._ready()
             await self._until(stop)
             notify("STOPPING=1")
+            decider.active = False
             await self._stop(services, launcher, host)
             gossip.leave()
             for part in (control, adoption, peers, host, launcher):

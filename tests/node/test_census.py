@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
+from groups import Anybody
 from mosix.balancer.account import Use
 from mosix.balancer.measure import Times
 from mosix.balancer.statistics import COLUMN
@@ -33,13 +32,6 @@ class Known(Members):
         return self.pids
 
 
-class Anybody(JobGroup):
-    """A job's cgroup of which everybody is a member."""
-
-    def holds(self, pid: int) -> bool:
-        return True
-
-
 def reading(number: int, **ran_s: float) -> Reading:
     """The one that ends at second `number`; of threads (as in p7=1.5) how long they had run."""
     times = {int(name[1:]): Times(int(ran * 1e9), 0) for name, ran in ran_s.items()}
@@ -49,7 +41,7 @@ def reading(number: int, **ran_s: float) -> Reading:
 @pytest.fixture
 def registry() -> Registry:
     registry = Registry()
-    group = Anybody(Path("/nowhere"), Membership.detect())
+    group = Anybody()
     registry.jobs[JOB] = Job(JOB, 7, 1000, 1000, group)
     guest = Guest(b"t" * 16, "1" * 16, 70, 1000, OTHER, 1)
     registry.guests[guest.token] = guest
