@@ -63,6 +63,7 @@ from mosix.wire.messages import (
     ToDeputy,
     Told,
     ToRemote,
+    Used,
 )
 from mosix.wire.mosd_messages import (
     Arm,
@@ -377,16 +378,19 @@ class Remote:
             # The ping told it like an answer does: to a question of a round trip before.
             round_trip_ns = order.monotonic_ns - order.pinged_ns
             self._date_told(arrived_ns - round_trip_ns, order.date_ns, arrived_ns)
-            self._asking = asyncio.create_task(self._ask_date())
+        self._asking = asyncio.create_task(self._keep_telling(ask_date=not order.localtime))
         self._hit("remote.prepared")
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
 
-    async def _ask_date(self) -> None:
+    async def _keep_telling(self, *, ask_date: bool) -> None:
         """As long as there is a guest."""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            self._say(AskDate(asked_ns=time.monotonic_ns()))
+            if (used_ns := self.guest.cpu_ns()) is not None:
+                self._say(Used(cpu_ns=used_ns))
+            if ask_date:
+                self._say(AskDate(asked_ns=time.monotonic_ns()))
 
     def _date_told(self, asked_ns: int, date_ns: int, now_ns: int) -> None:
         estimate = self._date.answered(asked_ns, date_ns, now_ns)
