@@ -125,10 +125,14 @@ class Batches:
             raise MosixError(f"{self.process.args!r} ended with {self.process.wait()}")
         return line.strip()
 
-    def batch(self) -> float:
+    def begin(self) -> None:
+        """Of a batch whose number nobody waits for."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
+
+    def batch(self) -> float:
+        self.begin()
         return float(self.line())
 
     def pid(self) -> int:

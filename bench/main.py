@@ -17,6 +17,8 @@ import click
 import failing  # noqa: F401 - registers its benchmarks
 import jobs  # noqa: F401 - registers its benchmarks
 import moving
+import owner  # noqa: F401 - registers its benchmarks
+import spreading
 import tier  # noqa: F401 - registers its benchmarks
 from harness import REGISTRY, Result, evaluate, pair_of_nodes
 from mosix.errors import MosixError
@@ -28,9 +30,12 @@ from rich.table import Table
 @click.command("bench/run")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the results there.")
 @click.option("--strict", is_flag=True, help="Exit status 1 if a goal is missed.")
+@click.option("--quick", is_flag=True, help="live_spread: one pair of 8 s jobs.")
 @click.option("--list", "only_list", is_flag=True, help="Names and goals.")
 @click.argument("names", nargs=-1)
-def main(names: tuple[str, ...], file: Path | None, strict: bool, only_list: bool) -> None:
+def main(
+    *, names: tuple[str, ...], file: Path | None, strict: bool, quick: bool, only_list: bool
+) -> None:
     """Measure NAMES, or everything. What misses its goal is printed as a miss."""
     console = Console(width=None if sys.stdout.isatty() else 100)
     if only_list:
@@ -43,6 +48,8 @@ def main(names: tuple[str, ...], file: Path | None, strict: bool, only_list: boo
     if unknown:
         known = ", ".join(REGISTRY)
         raise click.UsageError(f"no benchmark {', '.join(unknown)}; there are {known}")
+    if quick:
+        os.environ[spreading.QUICK] = "1"
     drive.end_in_order()
     results: list[Result] = []
     failed = False

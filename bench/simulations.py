@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 from mosix.balancer.compare import SCENARIOS, STRATEGIES, Figure, compare
+from mosix.balancer.simulate import Outcome
 from mosix.balancer.strategies import Balanced
 from mosix.errors import MosixError
 from rich.console import Console
@@ -22,6 +23,13 @@ _GRADED = [name for name, scenario in SCENARIOS.items() if scenario.nodes <= 100
 @click.option("--seeds", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--strategy", "strategies", multiple=True, type=click.Choice(tuple(STRATEGIES)))
 @click.option(
+    "--processes",
+    default=os.cpu_count() or 1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Seeds simulated at once.",
+)
+@click.option(
     "--trace",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Take the jobs from a log in Standard Workload Format (.swf, .swf.gz).",
@@ -29,9 +37,11 @@ _GRADED = [name for name, scenario in SCENARIOS.items() if scenario.nodes <= 100
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures there.")
 @click.argument("scenarios", nargs=-1, type=click.Choice(tuple(SCENARIOS)))
 def main(
+    *,
     scenarios: tuple[str, ...],
     seeds: int,
     strategies: tuple[str, ...],
+    processes: int,
     trace: Path | None,
     file: Path | None,
 ) -> None:
@@ -40,12 +50,30 @@ def main(
     document = {}
     for name in scenarios or _GRADED:
         chosen = strategies or tuple(STRATEGIES)
-        workers = min(os.cpu_count() or 1, seeds)
-        figures = compare(SCENARIOS[name], range(seeds), chosen, trace=trace, workers=workers)
+        workers = min(processes, seeds)
+        figures = compare(
+            SCENARIOS[name],
+            range(seeds),
+            chosen,
+            trace=trace,
+            clairvoyant=name in _GRADED,
+            workers=workers,
+            tell=_tell,
+        )
         document[name] = [asdict(figure) for figure in figures]
         console.print(_table(name, seeds, figures))
     if file is not None:
         file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _tell(scenario: str, seed: int, strategy: str, ratio: float, result: Outcome) -> None:
+    """A line as soon as it is known: large scenarios take hours."""
+    click.echo(
+        f"{scenario}, seed {seed}, {strategy}: {ratio:.3f}, p99 {result.p99:.2f}, "
+        f"makespan {result.makespan_ratio:.3f}, {result.moves_per_job:.2f} moves a job, "
+        f"{result.over_memory_s:.0f} s over memory",
+        err=True,
+    )
 
 
 def _table(name: str, seeds: int, figures: list[Figure]) -> Table:

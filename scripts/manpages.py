@@ -18,7 +18,20 @@ from importlib import metadata
 from pathlib import Path
 
 import click
-from mosix.cli import calls, lab, migrate, mosctl, mosd, mosps, mosrun
+from mosix.cli import (
+    bestnode,
+    calls,
+    lab,
+    migrate,
+    mon,
+    mosconf,
+    mosctl,
+    mosd,
+    mosps,
+    mosrun,
+    setpe,
+    tune,
+)
 from mosix.errors import EXIT_CODES, LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND
 from mosix.syscalls.shapes import Class
 
@@ -29,10 +42,10 @@ _ONE_LINE = 2000
 
 OVERVIEW = """\
 MOSIX makes one pool of computers out of several: a program started by mosrun(1) runs as an
-ordinary process, and moves to another node while it runs, whenever its user says so. It never
-notices. Its files, terminal, process id, parent, children and signals stay at its home, the node
-where it was started; only its memory and registers go. What it asks of the system while it is
-away is done at home in its name.
+ordinary process, and moves to another node while it runs: by itself, as load, memory and I/O
+demand, or whenever its user says so. It never notices. Its files, terminal, process id, parent,
+children and signals stay at its home, the node where it was started; only its memory and
+registers go. What it asks of the system while it is away is done at home in its name.
 
 Programs need not be changed, compiled or linked in any way. Programs that were not started by
 mosrun(1) are left alone.
@@ -50,6 +63,7 @@ Owners of processes and root may move them. Everybody may look."""
 EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "mosrun": [
         ("mosrun xz -9 big.tar", "Runs xz here, ready to be moved."),
+        ("mosrun -b ./simulate", "Starts it on the node that is best now."),
         ("mosrun -2 -F ./simulate", "Starts it on node 2, or here if node 2 is not available."),
     ],
     "migrate": [
@@ -60,9 +74,28 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("mosps -O -h", "Processes that are away, with the names of their nodes."),
         ("mosps --why", "Why each process is where it is."),
     ],
+    "bestnode": [
+        ("bestnode -n", "The number of the node where `mosrun -b` would start a program now."),
+        ("bestnode -w -m4000", "Waits until some node has 4000 MB free, and prints its name."),
+    ],
+    "mon": [
+        ("mon -m", "Watches the cluster; bars show the memory that is used."),
+        ("mon --once --json", "The same for a program, once."),
+    ],
     "mosctl": [
         ("mosctl status 2", "What node 2 is and does."),
+        ("mosctl block; mosctl expel", "Gives this machine back to its owner: no guest stays."),
+        ("mosctl drain 2 --deadline 60", "Empties node 2, within a minute."),
+        ("mosctl config check", "Whether the files under /etc/mosix are right."),
         ("mosctl syscalls mmap", "What becomes of mmap(2) while a process is away."),
+    ],
+    "mosconf": [
+        ("mosconf", "Asks what it cannot find out, and writes the files."),
+        ("mosconf --yes --node '192.168.1.11 2'", "A cluster of two machines, and a secret."),
+    ],
+    "setpe": [
+        ("setpe", "A changed mosix.map counts from now on."),
+        ("setpe -off", "This node leaves the cluster."),
     ],
     "mosix-lab": [
         ("mosix-lab up --nodes 3", "Three nodes on this machine."),
@@ -76,7 +109,11 @@ SEE_ALSO = (
     "mosrun(1)",
     "migrate(1)",
     "mosps(1)",
+    "bestnode(1)",
+    "mon(1)",
     "mosctl(1)",
+    "mosconf(8)",
+    "setpe(8)",
     "mosd(8)",
     "mosix-lab(1)",
 )
@@ -100,7 +137,12 @@ PAGES = (
     Page("mosrun", 1, "run a program that can move to other nodes", mosrun.command),
     Page("migrate", 1, "move a running process to another node, or home", migrate.main),
     Page("mosps", 1, "list processes of jobs and guests, and where they are", mosps.main),
-    Page("mosctl", 1, "ask about nodes and system calls", mosctl.main),
+    Page("mon", 1, "watch the nodes, processes and moves of a cluster", mon.main),
+    Page("bestnode", 1, "the node where one more process had better start", bestnode.main),
+    Page("mosctl", 1, "ask about nodes and system calls, and order this node", mosctl.main),
+    Page("mosconf", 8, "configure a MOSIX node", mosconf.main),
+    Page("setpe", 8, "have mosd read its files again, or leave the cluster", setpe.main),
+    Page("tune", 1, "measure what networked operations cost", tune.main),
     Page("mosd", 8, "the daemon of a MOSIX node", mosd.main),
     Page("mosix-lab", 1, "a MOSIX cluster on one machine", lab.lab),
 )
@@ -187,12 +229,20 @@ def options(command: click.Command, name: str) -> list[tuple[str, str]]:
     return [record for record in records if record is not None]
 
 
+def subcommands_of(command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """With those of subcommands, by the words that are typed."""
+    for name, sub in command.commands.items() if isinstance(command, click.Group) else ():
+        yield name, sub
+        for more, deeper in subcommands_of(sub):
+            yield f"{name} {more}", deeper
+
+
 def page_of(page: Page) -> list[str]:
     command = page.command
     out = [*head(page.name, page.section), ".SH NAME"]
     out.append(f"{escaped(page.name)} \\- {escaped(page.short)}")
     out.append(".SH SYNOPSIS")
-    subcommands = dict(command.commands) if isinstance(command, click.Group) else {}
+    subcommands = dict(subcommands_of(command))
     if subcommands:
         for number, (name, sub) in enumerate(subcommands.items()):
             out += [".br"] if number else []

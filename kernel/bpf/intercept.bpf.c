@@ -11,8 +11,12 @@
 
 #define ENOSYS 38
 
+/* How special files are opened: O_RDONLY, O_WRONLY | O_CREAT, O_RDWR | O_CREAT (native/interface.h). */
+#define IS_SPECIAL_OPEN(flags) ((u32)(flags) == 0 || (u32)(flags) == 0101 || (u32)(flags) == 0102)
+
 BPF_HASH(tasks, u32, struct mx_task, MX_TASKS);
-BPF_ARRAY(actions, u8, MX_POLICIES *MX_CALLS);
+BPF_ARRAY(actions, struct mx_action, MX_POLICIES *MX_CALLS);
+BPF_ARRAY(tests, struct mx_test, MX_TESTS);
 BPF_HASH(local_fds, struct mx_fd, u8, MX_LOCAL_FDS);
 BPF_HASH(special_names, struct mx_name, u8, MX_NAMES);
 BPF_PERCPU_ARRAY(counts, u64, MX_COUNTS);
@@ -60,19 +64,58 @@ static bool is_own_proc(u64 path)
 	return special_names.lookup(&key) != NULL;
 }
 
+/* What the first rule says whose tests all hold. */
+static u8 by_tests(const struct mx_action *action, const u64 *args)
+{
+	bool all = true;
+
+	for (u32 i = 0; i < MX_MAX_TESTS; i++) {
+		u32 index = action->first + i;
+		struct mx_test *test;
+
+		if (i >= action->n_tests)
+			break;
+		test = tests.lookup(&index);
+		if (!test)
+			break;
+		if (((args[test->argument & 7] & test->mask) == test->value) == !!(test->flags & MX_TEST_DIFFERS))
+			all = false;
+		if (test->flags & MX_TEST_AND)
+			continue;
+		if (all)
+			return test->action;
+		all = true;
+	}
+	return action->otherwise;
+}
+
 int verdict(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 tid = bpf_get_current_pid_tgid(), index, nr = ctx->args[1];
 	struct mx_task *task = tasks.lookup(&tid);
-	u8 *action;
+	struct mx_action *entry;
+	u8 action;
 
 	if (!task)
 		return MOSIX_NATIVE;
-	index = task->policy * MX_CALLS + nr;
-	action = nr < MX_CALLS ? actions.lookup(&index) : NULL;
-	if (!action)
+	if (!task->started)
+		task->started = ctx->args[8];
+	if (task->started != ctx->args[8]) {
+		tasks.delete(&tid);
+		count(MX_COUNT_STALE);
 		return MOSIX_NATIVE;
-	switch (*action) {
+	}
+	index = task->policy * MX_CALLS + nr;
+	entry = nr < MX_CALLS ? actions.lookup(&index) : NULL;
+	if (!entry)
+		return MOSIX_NATIVE;
+	action = entry->action;
+	if (action == MX_ACT_TESTS) {
+		u64 args[8] = { ctx->args[2], ctx->args[3], ctx->args[4], ctx->args[5], ctx->args[6], ctx->args[7] };
+
+		action = by_tests(entry, args);
+	}
+	switch (action) {
 	case MX_ACT_REDIRECT:
 		break;
 	case MX_ACT_BY_FD:
@@ -80,11 +123,11 @@ int verdict(struct bpf_raw_tracepoint_args *ctx)
 			goto native;
 		break;
 	case MX_ACT_OWN_PROC:
-		if (!is_own_proc(ctx->args[2]))
+		if (!IS_SPECIAL_OPEN(ctx->args[3]) || !is_own_proc(ctx->args[2]))
 			goto native;
 		break;
 	case MX_ACT_OWN_PROC_AT:
-		if (!is_own_proc(ctx->args[3]))
+		if (!IS_SPECIAL_OPEN(ctx->args[4]) || !is_own_proc(ctx->args[3]))
 			goto native;
 		break;
 	case MX_ACT_DENY:
@@ -111,6 +154,7 @@ static void inherit(u32 from, u32 to)
 	if (!task)
 		return;
 	copy = *task;
+	copy.started = 0;
 	count(tasks.update(&to, &copy) ? MX_COUNT_MAP_FAILED : MX_COUNT_INHERITED);
 }
 

@@ -43,8 +43,10 @@ static int mosix_release(struct inode *inode, struct file *file)
 
 	mosix_hooks_forget(own);
 	if (own->owner) {
+		u32 sets = own->owner->sets;
+
 		mosix_owner_close(own->owner);
-		mosix_hooks_unuse();
+		mosix_hooks_unuse(sets);
 	}
 	kfree(own);
 	return 0;
@@ -117,17 +119,22 @@ static int become_owner(struct mosix_file *own, u32 __user *number)
 {
 	struct mosix_owner *owner;
 	int error = -EBUSY;
+	u32 sets;
 
+	if (get_user(sets, number))
+		return -EFAULT;
+	if (!sets || sets >= 1 << MOSIX_SETS)
+		return -EINVAL;
 	mutex_lock(&own->mutex);
 	if (own->owner)
 		goto out;
-	owner = mosix_owner_new();
+	owner = mosix_owner_new(sets);
 	error = PTR_ERR_OR_ZERO(owner);
 	if (error)
 		goto out;
-	error = mosix_hooks_use();
+	error = mosix_hooks_use(sets);
 	if (!error && put_user(owner->number, number)) {
-		mosix_hooks_unuse();
+		mosix_hooks_unuse(sets);
 		error = -EFAULT;
 	}
 	if (error)
@@ -145,9 +152,51 @@ static int add_hook(const struct mosix_hook __user *from)
 
 	if (copy_from_user(&hook, from, sizeof(hook)))
 		return -EFAULT;
-	if (strnlen(hook.name, sizeof(hook.name)) == sizeof(hook.name))
+	if (hook.zero || strnlen(hook.name, sizeof(hook.name)) == sizeof(hook.name))
 		return -EINVAL;
-	return mosix_hooks_add(hook.name);
+	return mosix_hooks_add(&hook);
+}
+
+/* The reply of before and the next request, in one system call. */
+static int exchange(struct file *file, struct mosix_exchange __user *user)
+{
+	struct mosix_owner *owner = owner_of(file);
+	struct mosix_request request;
+	struct mosix_reply reply;
+	int error;
+
+	if (!owner)
+		return -EINVAL;
+	if (copy_from_user(&reply, &user->reply, sizeof(reply)))
+		return -EFAULT;
+	if (reply.id) {
+		error = mosix_park_answer(owner, &reply);
+		if (error && error != -ENOENT)
+			return error;
+		if (put_user(0, &user->reply.id))
+			return -EFAULT;
+	}
+	while (!mosix_park_next(owner, &request)) {
+		error = wait_event_interruptible(owner->readers, mosix_park_readable(owner));
+		if (error) /* not to be made again: the reply is gone */
+			return -EINTR;
+	}
+	if (!copy_to_user(&user->request, &request, sizeof(request)))
+		return 0;
+	mosix_park_unread(owner, &request);
+	return -EFAULT;
+}
+
+static int waits(struct file *file, const u64 __user *user)
+{
+	struct mosix_owner *owner = owner_of(file);
+	u64 id;
+
+	if (!owner)
+		return -EINVAL;
+	if (copy_from_user(&id, user, sizeof(id)))
+		return -EFAULT;
+	return mosix_park_waits(owner, id) ? 0 : -ENOENT;
 }
 
 static int show_counters(struct mosix_counters __user *to)
@@ -193,6 +242,10 @@ static long mosix_ioctl(struct file *file, unsigned int command, unsigned long a
 		return show_counters(user);
 	case MOSIX_IOC_SEND_PAGES:
 		return send_pages(user);
+	case MOSIX_IOC_EXCHANGE:
+		return exchange(file, user);
+	case MOSIX_IOC_WAITS:
+		return waits(file, user);
 	case MOSIX_IOC_OWN:
 	case MOSIX_IOC_HOOK:
 	case MOSIX_IOC_PROGRAM:

@@ -21,6 +21,7 @@ struct mosix_owner {
 	struct kref refs;
 	struct rcu_head rcu;
 	u32 number;
+	u32 sets;		   /* of hooks, that its tasks need */
 	spinlock_t lock;	   /* of all that follows, and of the calls in the list */
 	struct list_head calls;	   /* struct mosix_call, oldest first */
 	wait_queue_head_t readers; /* waits for calls to be read */
@@ -48,7 +49,7 @@ static inline void mosix_count(enum mosix_counter which)
 }
 
 /* owner.c */
-struct mosix_owner *mosix_owner_new(void);
+struct mosix_owner *mosix_owner_new(u32 sets);
 struct mosix_owner *mosix_owner_get(u32 number);
 void mosix_owner_put(struct mosix_owner *owner);
 void mosix_owner_close(struct mosix_owner *owner);
@@ -62,14 +63,15 @@ bool mosix_park_readable(struct mosix_owner *owner);
 bool mosix_park_next(struct mosix_owner *owner, struct mosix_request *request);
 void mosix_park_unread(struct mosix_owner *owner, const struct mosix_request *request);
 int mosix_park_answer(struct mosix_owner *owner, const struct mosix_reply *reply);
+bool mosix_park_waits(struct mosix_owner *owner, u64 id);
 void mosix_park_orphan_all(struct mosix_owner *owner);
 
 /* hooks.c */
-int mosix_hooks_add(const char *name);
+int mosix_hooks_add(const struct mosix_hook *hook);
 int mosix_hooks_program(const void *holder, int fd);
 void mosix_hooks_forget(const void *holder);
-int mosix_hooks_use(void);
-void mosix_hooks_unuse(void);
+int mosix_hooks_use(u32 sets);
+void mosix_hooks_unuse(u32 sets);
 u32 mosix_hooks_count(void);
 void mosix_hooks_exit(void);
 

@@ -19,7 +19,7 @@
 #define MOSIX_VERDICT_VALUE(verdict) ((verdict) >> 8)
 
 /* cffi: begin */
-#define MOSIX_API_VERSION 1
+#define MOSIX_API_VERSION 2
 
 /* What becomes of a hooked system call. */
 #define MOSIX_NATIVE 0
@@ -76,8 +76,20 @@ struct mosix_counters {
 
 #define MOSIX_NAME_SIZE 32
 
+/* Hooks come in sets, each of which is there only while somebody owns tasks that need it. */
+#define MOSIX_SETS 2
+
 struct mosix_hook {
+	uint64_t address; /* of the function, as /proc/kallsyms tells; 0: it is searched for, slowly */
+	uint32_t set;
+	uint32_t zero;
 	char name[MOSIX_NAME_SIZE]; /* of the system call, as in asm/unistd_64.h; NUL-terminated */
+};
+
+/* A reply, if its id is not 0, and then the next request. */
+struct mosix_exchange {
+	struct mosix_reply reply; /* its id becomes 0 when it was taken, or nobody waits for it */
+	struct mosix_request request;
 };
 
 struct mosix_run {
@@ -98,16 +110,23 @@ struct mosix_send_pages {
 #define MOSIX_IOC_MAGIC 'M'
 /* Argument: uint32_t *; the version is stored there. */
 #define MOSIX_IOC_VERSION _IOR(MOSIX_IOC_MAGIC, 0, uint32_t)
-/* Argument: uint32_t *; makes the file an owner of tasks, its number is stored there (1...). */
-#define MOSIX_IOC_OWN _IOR(MOSIX_IOC_MAGIC, 1, uint32_t)
-/* Argument: struct mosix_hook *; one more system call to be asked about.  Only before the program. */
+/* Argument: uint32_t *, in which stands which sets of hooks its tasks need, a bit for each; makes the
+ * file an owner of tasks, whose number is stored there (1...). */
+#define MOSIX_IOC_OWN _IOWR(MOSIX_IOC_MAGIC, 1, uint32_t)
+/* Argument: struct mosix_hook *; one more system call to be asked about.  Only before the program; a
+ * call is in one set only. */
 #define MOSIX_IOC_HOOK _IOW(MOSIX_IOC_MAGIC, 2, struct mosix_hook)
 /* Argument: descriptor of a BPF_PROG_TYPE_RAW_TRACEPOINT program.  It decides until this file is
- * closed.  Its context: args[0] the task's struct pt_regs, [1] the number, [2...7] the arguments. */
+ * closed and nobody owns tasks any more: whoever made it may die.  Its context: args[0] the task's
+ * struct pt_regs, [1] the number, [2...7] the arguments, [8] when the task was started. */
 #define MOSIX_IOC_PROGRAM _IO(MOSIX_IOC_MAGIC, 3)
 /* Argument: struct mosix_counters *. */
 #define MOSIX_IOC_COUNTERS _IOR(MOSIX_IOC_MAGIC, 4, struct mosix_counters)
 /* Argument: struct mosix_send_pages *. */
 #define MOSIX_IOC_SEND_PAGES _IOWR(MOSIX_IOC_MAGIC, 5, struct mosix_send_pages)
+/* Argument: struct mosix_exchange *.  Waits for a request; EINTR may come after the reply was taken. */
+#define MOSIX_IOC_EXCHANGE _IOWR(MOSIX_IOC_MAGIC, 6, struct mosix_exchange)
+/* Argument: uint64_t *, the id of a call that was read.  ENOENT unless its task still waits. */
+#define MOSIX_IOC_WAITS _IOW(MOSIX_IOC_MAGIC, 7, uint64_t)
 
 #endif

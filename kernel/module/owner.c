@@ -14,13 +14,14 @@ static DEFINE_XARRAY_ALLOC1(owners);
 static u32 next_number = 1;
 static atomic_t count;
 
-struct mosix_owner *mosix_owner_new(void)
+struct mosix_owner *mosix_owner_new(u32 sets)
 {
 	struct mosix_owner *owner = kzalloc(sizeof(*owner), GFP_KERNEL_ACCOUNT);
 	int error;
 
 	if (!owner)
 		return ERR_PTR(-ENOMEM);
+	owner->sets = sets;
 	kref_init(&owner->refs);
 	spin_lock_init(&owner->lock);
 	INIT_LIST_HEAD(&owner->calls);

@@ -10,6 +10,7 @@
  */
 #include <linux/completion.h>
 #include <linux/pid_namespace.h>
+#include <linux/poll.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -50,7 +51,8 @@ static void wait_for_answer(struct mosix_owner *owner, struct mosix_call *call)
 	spin_unlock(&owner->lock);
 	mosix_count(MOSIX_COUNT_REDIRECTED);
 	mosix_count(MOSIX_COUNT_PARKED);
-	wake_up_interruptible(&owner->readers);
+	/* We are about to sleep: no need to look for another CPU. */
+	wake_up_interruptible_sync_poll(&owner->readers, EPOLLIN | EPOLLRDNORM);
 	if (wait_for_completion_interruptible(&call->done)) {
 		bool read;
 
@@ -258,6 +260,19 @@ int mosix_park_answer(struct mosix_owner *owner, const struct mosix_reply *reply
 	}
 	spin_unlock(&owner->lock);
 	return error;
+}
+
+/* Whether the task of a call that was read still waits for its answer. */
+bool mosix_park_waits(struct mosix_owner *owner, u64 id)
+{
+	struct mosix_call *call;
+	bool waits;
+
+	spin_lock(&owner->lock);
+	call = find(owner, id);
+	waits = call && call->state == CALL_READ;
+	spin_unlock(&owner->lock);
+	return waits;
 }
 
 void mosix_park_orphan_all(struct mosix_owner *owner)

@@ -69,10 +69,14 @@ def processes(
     homes: NDArray[np.int32],
     *,
     link_mb_s: float,
+    bytes_mb_s: float | None = None,
     move_fixed_s: float = 0.05,
+    rounds: int = 0,
 ) -> NDArray[np.void]:
     """PROCESS records. `rates`: of Statistics.rates, per second of wall time; `wanted_mb`: memory
     that its user asked for (needmem, mosrun -m). `homes`: index of each home, -1 for none.
+    `link_mb_s`: of memory that moves; `bytes_mb_s`: of what is read and written, if not the same.
+    `rounds`: of copying while it runs; 0: it stands still for all of its memory.
 
     Calls and bytes count per CPU second, since that is what a decision weighs: one that hardly
     computes and asks home all the time has a large price abroad, and goes home."""
@@ -82,10 +86,10 @@ def processes(
     records["age_s"] = ages_s
     records["need_mb"] = np.maximum(sizes_mb, wanted_mb)
     records["move_s"] = move_seconds(
-        sizes_mb, rates[:, COLUMN["dirty_mb"]], link_mb_s, fixed_s=move_fixed_s
+        sizes_mb, rates[:, COLUMN["dirty_mb"]], link_mb_s, fixed_s=move_fixed_s, rounds=rounds
     )
     records["calls"] = rates[:, COLUMN["calls"]] / cpu
-    records["transfer_s"] = moved_mb / cpu / link_mb_s
+    records["transfer_s"] = moved_mb / cpu / (bytes_mb_s or link_mb_s)
     records["home"] = homes
     return records
 

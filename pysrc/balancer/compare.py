@@ -29,6 +29,8 @@ OURS: dict[str, Callable[[], Strategy]] = {
     PlacedOnly.name: PlacedOnly,
 }
 STRATEGIES: dict[str, Callable[[], Strategy]] = {**OURS, **BELIEVING, **SEEING, **OTHERS}
+#: Scenario, seed, strategy, mean slowdown over that of ideal sharing, outcome.
+Tell = Callable[[str, int, str, float, Outcome], None]
 #: The placement-only strategies that know what ours knows.
 PLACING = (PlacedOnly.name, *BELIEVING)
 
@@ -112,10 +114,14 @@ def compare(
     trace: Path | None = None,
     clairvoyant: bool = True,
     workers: int = 1,
+    tell: Tell | None = None,
 ) -> list[Figure]:
     """Every strategy on the same jobs of every seed, seeds spread over `workers` processes.
-    KeyError for an unknown strategy."""
-    one = partial(_one_seed, scenario, tuple(strategies), trace, clairvoyant)
+    `tell`, which these must be able to import, is told each outcome. KeyError for an unknown
+    strategy."""
+    one = partial(
+        _one_seed, scenario, tuple(strategies), trace=trace, clairvoyant=clairvoyant, tell=tell
+    )
     found: dict[str, list[tuple[float, Outcome]]] = {}
     with ExitStack() as stack:
         if workers > 1:
@@ -130,7 +136,13 @@ def compare(
 
 
 def _one_seed(
-    scenario: Scenario, names: Sequence[str], trace: Path | None, clairvoyant: bool, seed: int
+    scenario: Scenario,
+    names: Sequence[str],
+    seed: int,
+    *,
+    trace: Path | None,
+    clairvoyant: bool,
+    tell: Tell | None,
 ) -> dict[str, Outcome]:
     load = scenario.workload(seed, trace)
     # The jobs of a trace run for hours: ten seconds are soon enough, and can be simulated.
@@ -140,6 +152,9 @@ def _one_seed(
         found["ideal, clairvoyant"] = outcome(load, shortest_first(load))
     for name in names:
         found[name] = Cluster(load, STRATEGIES[name](), tick_s=tick_s).run()
+        if tell is not None:
+            ratio = found[name].mean / found["ideal sharing"].mean
+            tell(scenario.name, seed, name, ratio, found[name])
     return found
 
 

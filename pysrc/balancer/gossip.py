@@ -175,8 +175,13 @@ class Gossip:
         targets = self._random.sample(alive, min(len(alive), 2 * _INDIRECT))
         return [d for k in targets for d in self._send(k, Kind.PUSH, 0, now)]
 
-    def set_nodes(self, nodes: Iterable[int]) -> None:
+    def set_secret(self, secret: bytes) -> None:
+        """Datagrams carry this one's MAC from now on."""
+        self._seal = Seal(secret)
+
+    def set_nodes(self, nodes: Iterable[int], rules: Rules | None = None) -> None:
         """The map was read again: forget removed nodes, keep what is known of the others."""
+        self.rules = rules or self.rules
         old = self.table
         table = VectorTable(np.array(sorted(nodes), np.uint32))
         kept = np.isin(table.nodes, old.nodes)

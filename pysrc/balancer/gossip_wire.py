@@ -17,7 +17,7 @@ from mosix.balancer.vectors import ENTRY
 
 # magic, kind, entries, sender, receiver, session, echo, sequence, argument
 _HEADER: Final = struct.Struct("<4sBBIIQQQQ")
-_MAGIC: Final = b"mxg1"
+_MAGIC: Final = b"mxg2"
 _MAC_BYTES: Final = 16
 #: Fits an Ethernet frame: a window of more entries goes in several datagrams.
 MAX_DATAGRAM: Final = 1400

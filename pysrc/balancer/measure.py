@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
+import numpy as np
+from mosix.native._native import ffi, lib
 from mosix.wire.messages import NodeLoad
 
 #: With less CPU time than this in a second (s), what processes had to wait says nothing.
@@ -27,6 +29,12 @@ PENTIUM_NS: Final = 19 / 3
 STANDARD_SPEED: Final = 10_000
 _ROUNDS: Final = 500_000
 _BEST_OF: Final = 5
+#: As C fills it (native/proctimes.h), and for how many threads there is room at first.
+_TIMES: Final = np.dtype(
+    [("ran", np.uint64), ("waited", np.uint64), ("thread", np.int32)], align=True
+)
+assert _TIMES.itemsize == ffi.sizeof("struct mx_times")
+_FIRST_ROOM: Final = 1024
 #: Of the memory that is free a tenth is nobody's: what is lent to a guest leaves it too.
 _LENT: Final = 0.9
 
@@ -50,8 +58,7 @@ def speed_of(spin: Callable[[int], int]) -> int:
     return max(1, round(STANDARD_SPEED * PENTIUM_NS / best))
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """Of one thread, in ns since it began: `ran` on a CPU, `waited` for one although runnable."""
 
     ran: int
@@ -59,31 +66,27 @@ class Times:
 
 
 def thread_times(proc: Path = Path("/proc"), own: Iterable[int] = ()) -> dict[int, Times]:
-    """By thread id, of all threads that `proc` shows, but not of processes in `own`."""
-    found: dict[int, Times] = {}
-    mine = frozenset(own)
-    base = str(proc)
-    for name in os.listdir(base):
-        if not name.isdigit() or int(name) in mine:
-            continue
-        try:
-            # The directory of a process's threads has a link for each of them.
-            alone = os.stat(f"{base}/{name}/task").st_nlink <= 3
-            threads = (name,) if alone else os.listdir(f"{base}/{name}/task")
-            for thread in threads:
-                found[int(thread)] = _times(f"{base}/{name}/task/{thread}/schedstat")
-        except (OSError, ValueError):
-            continue  # it has just ended
-    return found
-
-
-def _times(path: str) -> Times:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        ran, waited, _ = os.read(fd, 128).split()
-    finally:
-        os.close(fd)
-    return Times(int(ran), int(waited))
+    """By thread id, of all threads that `proc` shows, but not of processes in `own`. OSError."""
+    skip = np.array(sorted(own), np.int32)
+    path = os.fsencode(proc)
+    room = _FIRST_ROOM
+    while True:
+        read = np.zeros(room, _TIMES)
+        found = lib.mx_proc_times(
+            path,
+            ffi.from_buffer("int32_t[]", skip),
+            len(skip),
+            ffi.from_buffer("struct mx_times[]", read),
+            room,
+        )
+        if found < 0:
+            raise OSError(-found, os.strerror(-found), str(proc))
+        if found <= room:
+            break
+        room = found + found // 8
+    read = read[:found]
+    times = map(Times, read["ran"].tolist(), read["waited"].tolist())
+    return dict(zip(read["thread"].tolist(), times, strict=True))
 
 
 @dataclass
@@ -150,7 +153,8 @@ class Meter:
     ) -> None:
         """`machine`: what stands still anywhere counts, not only in the cgroup."""
         self._group = group
-        self._speed = speed
+        #: the manual's units; may be changed
+        self.speed = speed
         self._machine = machine
         self._proc = proc
         self._clock = clock
@@ -159,7 +163,9 @@ class Meter:
         self.window = Window()
         #: CPU time of the last reading, in s
         self.cost = 0.0
-        self._since, self._before = self._clock(), thread_times(proc)
+        #: when the last window began, and when it ended
+        self.began = self._clock()
+        self._since, self._before = self.began, thread_times(proc)
         self._stalls = {resource: self._stalled(resource) for resource in ("memory", "io")}
         self._steal = self._stolen()
 
@@ -168,6 +174,15 @@ class Meter:
         """Seconds until the next sample: more than one where there are thousands of threads."""
         return max(1.0, self.cost / _SHARE)
 
+    @property
+    def ended(self) -> float:
+        return self._since
+
+    @property
+    def times(self) -> dict[int, Times]:
+        """By thread id, at the end of the last window."""
+        return self._before
+
     def sample(self, own: Iterable[int] = ()) -> NodeLoad:
         """What happened since the last one. `own`: processes whose work is the measurer's and not
         the node's load."""
@@ -175,7 +190,7 @@ class Meter:
         now, after = self._clock(), thread_times(self._proc, own)
         seconds = max(now - self._since, 1e-6)
         self.window = Window.between(self._before, after)
-        self._since, self._before = now, after
+        self.began, self._since, self._before = self._since, now, after
         stalls = {resource: self._stalled(resource) for resource in self._stalls}
         stalled = {
             resource: min(1.0, max(0, stalls[resource] - self._stalls[resource]) / 1e6 / seconds)
@@ -190,7 +205,7 @@ class Meter:
             exported=self._exported.next(running),
             dilation=self.window.dilation,
             cores=effective_cores(self._group.cpu_quota(), stolen),
-            speed=self._speed,
+            speed=self.speed,
             memory=self._memory,
             free=int(self._group.available() * _LENT),
             psi_memory=stalled["memory"],

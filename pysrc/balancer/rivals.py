@@ -8,10 +8,11 @@ Called by `compare` and bench.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from mosix.balancer.policy import Rules
-from mosix.balancer.simulate import GROUP, THRASHING, Beliefs, Cluster, Strategy
+from mosix.balancer.simulate import THRASHING, Beliefs, Cluster, Strategy
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -60,20 +61,34 @@ class PowerOfTwo(_Random):
         cluster.start(job, int(two[np.lexsort((used, crowd))[0]]))
 
 
-# ---- scores over all nodes; the least is chosen ----
+# ---- scores over nodes; the least is chosen ----
 
 
-def _crowd(cluster: Cluster, running: Floats, free_mb: Floats, job: int) -> Floats:
+class _Nodes(NamedTuple):
+    """Some nodes, and what is known of them."""
+
+    cores: Floats
+    speed: Floats
+    memory_mb: Floats
+    running: Floats
+    free_mb: Floats
+
+
+def _crowd(nodes: _Nodes, need_mb: float) -> Floats:
     """Least loaded: processes per standard core."""
-    return (running + 1) / (cluster.load.cores * cluster.load.speed)
+    return (nodes.running + 1) / (nodes.cores * nodes.speed)
 
 
-def _delay(cluster: Cluster, running: Floats, free_mb: Floats, job: int) -> Floats:
+def _delay(nodes: _Nodes, need_mb: float) -> Floats:
     """Least delay for itself, with the memory seen."""
-    load = cluster.load
-    crowd = np.maximum(1.0, (running + 1) / load.cores) / load.speed
-    full = free_mb < load.need_mb[job]
-    return crowd * np.where(full, THRASHING, 1.0) + 1e-6 * (running + 1) / load.cores
+    crowd = np.maximum(1.0, (nodes.running + 1) / nodes.cores) / nodes.speed
+    full = nodes.free_mb < need_mb
+    return crowd * np.where(full, THRASHING, 1.0) + 1e-6 * (nodes.running + 1) / nodes.cores
+
+
+def _load_with_room(nodes: _Nodes, need_mb: float) -> Floats:
+    """Least loaded of those that have the memory."""
+    return _crowd(nodes, need_mb) + np.where(nodes.free_mb < need_mb, 1e6, 0)
 
 
 class _Exponential:
@@ -82,12 +97,12 @@ class _Exponential:
     def __init__(self) -> None:
         self.most = 2.0
 
-    def __call__(self, cluster: Cluster, running: Floats, free_mb: Floats, job: int) -> Floats:
-        load = cluster.load
-        n, power = float(max(load.nodes, 2)), load.cores * load.speed
-        used = load.memory_mb - free_mb
-        before = np.minimum(used / load.memory_mb, 3.0)
-        after = np.minimum((used + load.need_mb[job]) / load.memory_mb, 3.0)
+    def __call__(self, nodes: _Nodes, need_mb: float) -> Floats:
+        running, memory = nodes.running, nodes.memory_mb
+        n, power = float(max(len(running), 2)), nodes.cores * nodes.speed
+        used = memory - nodes.free_mb
+        before = np.minimum(used / memory, 3.0)
+        after = np.minimum((used + need_mb) / memory, 3.0)
         crowd = power * self.most
         found: Floats = n ** ((running + 1) / crowd) - n ** (running / crowd)
         found += n**after - n**before
@@ -97,7 +112,7 @@ class _Exponential:
         return found
 
 
-Score = Callable[[Cluster, Floats, Floats, int], Floats]
+Score = Callable[[_Nodes, float], Floats]
 
 
 class Seeing(Strategy):
@@ -107,13 +122,14 @@ class Seeing(Strategy):
         self.name, self.score = name, score
 
     def arrival(self, job: int) -> None:
-        cluster = self.cluster
-        free = cluster.load.memory_mb - cluster.used_mb
-        cluster.start(job, int(self.score(cluster, cluster.running, free, job).argmin()))
+        cluster, load = self.cluster, self.cluster.load
+        free = load.memory_mb - cluster.used_mb
+        nodes = _Nodes(load.cores, load.speed, load.memory_mb, cluster.running, free)
+        cluster.start(job, int(self.score(nodes, float(load.need_mb[job])).argmin()))
 
 
 class Believing(Strategy):
-    """Placement by a score over what gossip brought to the job's home."""
+    """Placement by a score over what gossip brought to the job's home of its group."""
 
     ticks = True
 
@@ -122,18 +138,28 @@ class Believing(Strategy):
 
     def begin(self, cluster: Cluster) -> None:
         super().begin(cluster)
-        if cluster.load.nodes > GROUP:
-            raise ValueError(f"{self.name} knows no groups: at most {GROUP} nodes")
         self.beliefs = Beliefs(cluster, Rules(), self.seed)
 
     def arrival(self, job: int) -> None:
         cluster, home = self.cluster, int(self.cluster.load.home[job])
+        need = float(cluster.load.need_mb[job])
         self.beliefs.learn(home, (home,))
-        view = self.beliefs.views[home]
-        running, free = view.running.astype(np.float64), view.free_mb.astype(np.float64)
-        chosen = int(self.score(cluster, running, free, job).argmin())
-        cluster.start(job, chosen)
-        view.reserve(chosen, float(cluster.load.need_mb[job]))
+        nodes = self.nodes(home)
+        chosen = int(self.score(nodes, need).argmin())
+        cluster.start(job, self.beliefs.base(home) + chosen)
+        self.beliefs.views[home].reserve(chosen, need)
+
+    def nodes(self, node: int) -> _Nodes:
+        """Those of the group of `node`, as it believes they are."""
+        load, view, base = self.cluster.load, self.beliefs.views[node], self.beliefs.base(node)
+        group = slice(base, base + len(view.running))
+        return _Nodes(
+            load.cores[group],
+            load.speed[group],
+            load.memory_mb[group],
+            view.running.astype(np.float64),
+            view.free_mb.astype(np.float64),
+        )
 
     def tick(self, node: int) -> None:
         self.beliefs.exchange(node)
@@ -212,13 +238,9 @@ class MosixClassic(Believing):
     the node that looks best (mosrun -b), else at home."""
 
     def __init__(self, best: bool, seed: int = 1) -> None:
-        super().__init__("MOSIX classic, -b" if best else "MOSIX classic", self._by_load, seed)
+        name = "MOSIX classic, -b" if best else "MOSIX classic"
+        super().__init__(name, _load_with_room, seed)
         self.best = best
-
-    @staticmethod
-    def _by_load(cluster: Cluster, running: Floats, free_mb: Floats, job: int) -> Floats:
-        full = free_mb < cluster.load.need_mb[job]
-        return _crowd(cluster, running, free_mb, job) + np.where(full, 1e6, 0)
 
     def arrival(self, job: int) -> None:
         if self.best:
@@ -233,22 +255,22 @@ class MosixClassic(Believing):
         movable = [j for j in jobs if cluster.now - cluster.arrived_at[j] > 2]
         if not movable:
             return
-        view = self.beliefs.views[node]
-        one = 1 / (load.cores * load.speed)
-        burden = view.running * one
-        there = np.where(view.free_mb > 0, burden + 1.3 * one, 1e9)
-        there[node] = 1e9
+        nodes, own = self.nodes(node), node - self.beliefs.base(node)
+        one = 1 / (nodes.cores * nodes.speed)
+        burden = nodes.running * one
+        there = np.where(nodes.free_mb > 0, burden + 1.3 * one, 1e9)
+        there[own] = 1e9
         target, short = int(there.argmin()), cluster.slow(node) > 1
-        if not (there[target] < burden[node] or short):
+        if not (there[target] < burden[own] or short):
             return
         movable.sort(key=lambda j: -jobs[j])
         job = movable[min(1, len(movable) - 1)]
         if short:
             job = max(movable, key=lambda j: load.need_mb[j])
-        fits = view.free_mb[target] >= load.need_mb[job]
-        if fits and (short or jobs[job] > 0.5):
-            cluster.move(job, node, target)
-            view.reserve(target, float(load.need_mb[job]))
+        need = float(load.need_mb[job])
+        if nodes.free_mb[target] >= need and (short or jobs[job] > 0.5):
+            cluster.move(job, node, self.beliefs.base(node) + target)
+            self.beliefs.views[node].reserve(target, need)
 
 
 #: Each call makes a new one: strategies have state.

@@ -76,6 +76,8 @@ FIELDS: Final = (
     Field("private_mb", 0, _MAX_MB, 0),
     # lower is better
     Field("priority", 0, 65535, 65535),
+    # processes there that stand still: guests, and its own at home
+    Field("frozen", 0, _MANY, 0),
 )
 NAMES: Final = tuple(field.name for field in FIELDS)
 COLUMN: Final = {name: index for index, name in enumerate(NAMES)}

@@ -43,9 +43,16 @@ class _Behaviour(click.Command):
             sys.exit(0)
         sys.exit(0)
 
+    #: whether its help tells all about the exit status, or where that is to be found
+    tells_statuses = False
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit status"):
-            formatter.write_dl([("0", "done"), *((str(c), s) for c, s in EXIT_CODES.items())])
+            if self.tells_statuses:
+                codes = ((str(code), text) for code, text in EXIT_CODES.items())
+                formatter.write_dl([("0", "done"), *codes])
+            else:
+                formatter.write_text("0: done. mosctl --help lists the others.")
 
 
 class Command(_Behaviour):
@@ -57,7 +64,8 @@ class Group(_Behaviour, click.Group):
 
     command_class = Command
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
+    def __init__(self, *args: Any, tells_statuses: bool = False, **attributes: Any) -> None:
+        self.tells_statuses = tells_statuses
         # Else click complains with all of the help.
         super().__init__(*args, **{"no_args_is_help": False, **attributes})
 
@@ -74,10 +82,20 @@ def pid(text: str) -> int:
     return int(text)
 
 
+version_option = click.version_option(package_name="mosix", message="%(prog)s %(version)s")
+
 run_dir_option = click.option(
     "--run-dir",
     metavar="DIR",
     help="Where mosd's socket is [default: $MOSIX_RUN_DIR or /run/mosix].",
+)
+
+
+config_option = click.option(
+    "--config",
+    "config_dir",
+    metavar="DIR",
+    help="Configuration files [default: $MOSIX_CONFIG_DIR or /etc/mosix].",
 )
 
 

@@ -38,6 +38,9 @@ def lab() -> None:
     default=True,
     help="Write /etc/mosix in every node. Without, there is none, and mosd is not started.",
 )
+@click.option(
+    "--balance", is_flag=True, help="Let processes move by themselves. [default: only if ordered]"
+)
 @click.option("--vm", is_flag=True, help="Nodes are virtual machines with stock Debian kernels.")
 @click.option(
     "--kernel",
@@ -54,13 +57,14 @@ def up(
     cpus: float | None,
     mosd: bool,
     config: bool,
+    balance: bool,
     vm: bool,
     kernels: str,
 ) -> None:
     """Bring a lab up; what a killed `up` left behind is cleaned first."""
     memory_mb = memory_mb or (_MACHINE_MB if vm else _NODE_MB)
     limits = cgroups.Limits(memory_bytes=memory_mb << 20, cpus=cpus)
-    command = cluster.default_mosd() if mosd and config else []
+    command = cluster.default_mosd(balance=balance) if mosd and config else []
     series = kernels.split(",") if vm else []
     made = cluster.up(name, nodes, limits, command, configured=config, kernels=series)
     _table(made)

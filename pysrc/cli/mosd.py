@@ -14,12 +14,14 @@ from typing import get_args
 import click
 from mosix import failpoints
 from mosix.cli import mosrun
-from mosix.cli.command import Command
+from mosix.cli.command import Command, version_option
 from mosix.config import DEFAULT_GRACE_S, DEFAULT_PEER_PORT, NodeConfig, Paths, load
 from mosix.errors import MosixError, PermissionDeniedError, from_code
 from mosix.node.accounting import Choice
 from mosix.node.mosd import STOP_S, Mosd
 from mosix.node.spawning import Programs
+from mosix.node.syslog import DEVICE
+from mosix.node.tier import Choice as Tier
 
 
 @click.command("mosd", cls=Command)
@@ -68,12 +70,27 @@ from mosix.node.spawning import Programs
     show_default=True,
     help="How the work of jobs at home is counted: auto takes eBPF where it can, proc never does.",
 )
-@click.version_option(package_name="mosix", message="%(prog)s %(version)s")
+@click.option(
+    "--tier",
+    type=click.Choice(get_args(Tier)),
+    default="auto",
+    show_default=True,
+    help="How calls are intercepted: portable by seccomp, kernel by mosix.ko and eBPF, auto the "
+    "latter where the module is loaded.",
+)
+@click.option(
+    "--balance/--no-balance",
+    default=True,
+    show_default=True,
+    help="Whether processes leave this node by themselves, and it asks others for theirs.",
+)
+@version_option
 @click.option("--deputy", default=Programs.deputy, hidden=True)
 @click.option("--remote", default=Programs.remote, hidden=True)
-# for tests: see node.features, and Launch in wire.mosd_messages
+# for tests: see node.features, node.syslog, and Launch in wire.mosd_messages
 @click.option("--foreign-vdso", is_flag=True, hidden=True)
 @click.option("--date-ahead", "date_ahead_s", type=float, default=0.0, hidden=True)
+@click.option("--syslog", default=DEVICE, hidden=True)
 def main(
     *,
     config_dir: str | None,
@@ -83,10 +100,13 @@ def main(
     stop_s: float,
     grace_s: int | None,
     accounting: Choice,
+    tier: Tier,
+    balance: bool,
     deputy: str,
     remote: str,
     foreign_vdso: bool,
     date_ahead_s: float,
+    syslog: str,
 ) -> None:
     """Run MOSIX on this node: its jobs may leave, guests may come.
 
@@ -109,8 +129,11 @@ def main(
         mosrun.parse,
         stop_s=stop_s,
         accounting=accounting,
+        tier=tier,
+        balance=balance,
         foreign_vdso=foreign_vdso,
         date_ahead_ns=int(date_ahead_s * 1e9),
+        syslog=syslog,
     )
     if detach:
         _detached(config, daemon)

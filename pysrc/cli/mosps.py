@@ -14,7 +14,7 @@ import click
 import msgspec
 from mosix.cli import columns, command
 from mosix.cli.columns import printable
-from mosix.cli.command import Command, paths_for, run_dir_option
+from mosix.cli.command import Command, paths_for, run_dir_option, version_option
 from mosix.errors import MosixError, UsageError
 from mosix.node.client import ask
 from mosix.node.requests import Processes, ProcessList, ProcessRow
@@ -27,14 +27,14 @@ _LATER = {"-D": "expected run times", "-J": "job numbers", "-S": "command files"
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
     """How nodes are shown: "number" (else IP), "ip" or "host" (else IP)."""
 
     style: str
 
     def of(self, ip: str, number: int | None) -> str:
         if self.style == "host":
-            return _host(ip)
+            return host_of(ip)
         return str(number) if number is not None and self.style == "number" else ip
 
 
@@ -70,6 +70,7 @@ def _later_option(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 @_later_option("-J")
 @_later_option("-S")
 @run_dir_option
+@version_option
 def main(
     *,
     words: tuple[str, ...],
@@ -104,17 +105,18 @@ def main(
         raise UsageError("only one of -I and -h can be given")
     rows = [
         row
-        for row in ask(paths_for(run_dir), Processes(pid=pid), ProcessList).rows
+        for row in ask(paths_for(run_dir), Processes(pid=pid, why=why), ProcessList).rows
         if _wanted(row, migratable=migratable, away=away, local=local, guests=guests)
     ]
     if as_json:
         click.echo(msgspec.json.encode(rows).decode())
         return
-    names = _Names("ip" if ip else "host" if host else "number")
+    names = Names("ip" if ip else "host" if host else "number")
     if why:
         for row in rows:
-            reason = _reason(row) or "it was never ordered elsewhere"
-            click.echo(f"{row.pid}: {_where(row, names)}: {reason}")
+            said = [reason_of(row) or "it was never sent elsewhere", printable(row.balance)]
+            reasons = "; ".join(text for text in said if text)
+            click.echo(f"{row.pid}: {where_of(row, names)}: {reasons}")
         return
     shown = _columns(names, long=long or "l" in letters, origpid=origpid)
     cells = [[cell(row) for cell in shown.values()] for row in rows]
@@ -141,13 +143,13 @@ def _wanted(row: ProcessRow, *, migratable: bool, away: bool, local: bool, guest
     )
 
 
-def _columns(names: _Names, *, long: bool, origpid: bool) -> dict[str, Callable[[ProcessRow], str]]:
+def _columns(names: Names, *, long: bool, origpid: bool) -> dict[str, Callable[[ProcessRow], str]]:
     found: dict[str, Callable[[ProcessRow], str]] = {"PID": lambda row: str(row.pid)}
     if long:
         found["PPID"] = lambda row: _parent(row.pid)
-    found["USER"] = lambda row: _user(row.uid)
-    found["WHERE"] = lambda row: _where(row, names)
-    found["FROM"] = lambda row: _from(row, names)
+    found["USER"] = lambda row: user_of(row.uid)
+    found["WHERE"] = lambda row: where_of(row, names)
+    found["FROM"] = lambda row: from_of(row, names)
     if long:
         found["CLASS"] = lambda row: "N/A" if row.origin_pid else str(row.job_class)
         found["FRZ"] = lambda row: "N/A" if row.origin_pid else "-"
@@ -156,30 +158,34 @@ def _columns(names: _Names, *, long: bool, origpid: bool) -> dict[str, Callable[
     found["NMIGS"] = lambda row: str(row.nmigs)
     if long:
         found["JOB"] = lambda row: row.job
-    found["WHY"] = lambda row: _short(_reason(row))
+    found["WHY"] = lambda row: _short(reason_of(row))
     found["CMD"] = lambda row: printable(row.command)
     return found
 
 
-def _where(row: ProcessRow, names: _Names) -> str:
+def where_of(row: ProcessRow, names: Names) -> str:
+    """The column WHERE."""
     if row.where in ("home", "here", "moving"):
         return row.where
     return names.of(row.where, row.where_number)
 
 
-def _from(row: ProcessRow, names: _Names) -> str:
+def from_of(row: ProcessRow, names: Names) -> str:
+    """The column FROM."""
     return names.of(row.home, row.home_number) if row.origin_pid else "here"
 
 
 @functools.cache
-def _host(ip: str) -> str:
+def host_of(ip: str) -> str:
+    """Its name, or the IP again. May ask the name service, once for each."""
     try:
         return socket.getnameinfo((ip, 0), socket.NI_NAMEREQD)[0]
     except OSError:
         return ip
 
 
-def _user(uid: int) -> str:
+def user_of(uid: int) -> str:
+    """Login name, or the number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -195,7 +201,7 @@ def _parent(pid: int) -> str:
     return text.rpartition(")")[2].split()[1]
 
 
-def _reason(row: ProcessRow) -> str:
+def reason_of(row: ProcessRow) -> str:
     """Without what PID and WHERE say beside it."""
     text = printable(row.why)
     if row.where == "home":

@@ -12,6 +12,8 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
 
 import click
 from mosix.errors import LAUNCH_FAILED, NOT_EXECUTABLE, NOT_FOUND, NotRunningError
@@ -43,7 +45,6 @@ LATER = {
     "R": "checkpoints",
     "S": "command files",
     "X": "private temporary files",
-    "b": "choosing the best node",
     "i": "batch jobs",
     "q": "the queue",
     "z": "argument lists with a name of their own",
@@ -64,10 +65,23 @@ class Parsed:
     status: int = 0
     program: int = 0
     node: str | None = None
+    #: wherever it is best now
+    best: bool = False
     fallback: bool = False
     #: attributes that were given; a mosrun inside a job leaves the others as they are
     changes: Changes = field(default_factory=dict)
     interface: bool = True
+
+
+class _Option(click.Option):
+    """Shown in the help as the manual writes it: `shown`."""
+
+    def __init__(self, *names: Any, shown: str, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self._shown = shown
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        return self._shown, self.help or ""
 
 
 class _Command(click.Command):
@@ -116,8 +130,15 @@ class _Command(click.Command):
     "this node, its home, unless a node is given.",
 )
 @click.option("-h", "home", is_flag=True, help="Start on the home node (the default).")
+@click.option("-b", "best", is_flag=True, help="Start on the node that is best now.")
 @click.option("-r", "host", metavar="{host}", help="Start on this node, given by host name.")
-@click.option("--node", metavar="NODE", help="The same as -NODE: by number or IP.")
+@click.option(
+    "--node",
+    cls=_Option,
+    shown="-{node}, -{a.b.c.d}",
+    metavar="NODE",
+    help="Start on this node, given by number or IP.",
+)
 @click.option(
     "-j",
     "ranges",
@@ -132,9 +153,11 @@ class _Command(click.Command):
 @click.option(
     "--class",
     "job_class",
+    cls=_Option,
+    shown="-G[{class}]",
     metavar="CLASS",
     type=click.IntRange(0, HIGHEST["job_class"]),
-    help="The same as -G{class}; -G alone is class 1. Class 0, the default, stays in the cluster.",
+    help="Its class; -G alone is class 1. Class 0, the default, stays in the cluster.",
 )
 @click.option(
     "-m",
@@ -160,10 +183,12 @@ class _Command(click.Command):
     is_flag=True,
     help="Without the files /proc/self/{migrate,lock,...} for the program.",
 )
+@click.option("--version", is_flag=True, expose_value=False, help="Show the version and exit.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 def command(
     *,
     home: bool,
+    best: bool,
     host: str | None,
     node: str | None,
     ranges: str | None,
@@ -181,8 +206,8 @@ def command(
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
-    if (home, host is not None, node is not None, ranges is not None).count(True) > 1:
-        raise click.UsageError("only one of -h, -r{host}, -{node} and -j can be given")
+    if (home, best, host is not None, node is not None, ranges is not None).count(True) > 1:
+        raise click.UsageError("only one of -h, -b, -r{host}, -{node} and -j can be given")
     if ranges is not None:
         node = _any_of(ranges)
     if lock and unlock:
@@ -205,6 +230,7 @@ def command(
     return Parsed(
         program=len(program),
         node=host if host is not None else node,
+        best=best,
         fallback=fallback,
         changes={name: value for name, value in changes.items() if value is not None},
         interface=not no_interface,
@@ -239,8 +265,11 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
             help_option_names=["--help"],
         ) as ctx:
             # `--help` prints and exits in click; here it must come back as text.
-            if _wants_help(words):
+            asked = _asked(words)
+            if asked == "--help":
                 return Parsed(text=command.get_help(ctx) + "\n")
+            if asked == "--version":
+                return Parsed(text=f"mosrun {metadata.version('mosix')}\n")
             command.parse_args(ctx, words)
             parsed: Parsed = ctx.invoke(command, **ctx.params)
     except click.NoSuchOption as error:
@@ -250,19 +279,21 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
     return Parsed(
         program=len(words) - parsed.program,
         node=parsed.node,
+        best=parsed.best,
         fallback=parsed.fallback,
         changes=parsed.changes,
         interface=parsed.interface,
     )
 
 
-def _wants_help(words: list[str]) -> bool:
+def _asked(words: list[str]) -> str:
+    """--help or --version, whatever else is wanted."""
     for word in words:
-        if word == "--help":
-            return True
+        if word in ("--help", "--version"):
+            return word
         if word == "--" or not word.startswith("-"):
-            return False
-    return False
+            break
+    return ""
 
 
 def _unknown(error: click.NoSuchOption) -> str:

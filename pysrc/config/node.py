@@ -36,7 +36,7 @@ _MOSIP_HINT = "write this node's address (a.b.c.d), as in mosix.map, into it"
 class NodeConfig:
     """One node's configuration. `ip`: its own address, as other nodes know it. `speed`: what the
     owner says, in the manual's units; None: it is measured. `features`: its topological ones.
-    `port_option`: the port that was given when it was loaded."""
+    `port_option`, `grace_option`: what was given when it was loaded."""
 
     paths: Paths
     nodes: NodeMap
@@ -47,6 +47,7 @@ class NodeConfig:
     speed: int | None = None
     features: tuple[str, ...] = ()
     port_option: int | None = None
+    grace_option: int | None = None
 
     def alone(self) -> NodeConfig:
         """When this node has left the cluster (setpe -off)."""
@@ -71,6 +72,7 @@ def load(paths: Paths, peer_port: int | None = None, grace_s: int | None = None)
         load_speed(paths),
         load_features(paths),
         peer_port,
+        grace_s,
     )
 
 

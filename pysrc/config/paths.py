@@ -89,9 +89,18 @@ class Paths:
         return self.config_dir / "grid"
 
     @property
+    def tuning(self) -> Path:
+        return self.config_dir / "mostune"
+
+    @property
     def control(self) -> Path:
         """mosd's socket for commands."""
         return self.run_dir / "control"
+
+    @property
+    def keeper(self) -> Path:
+        """The socket of the kernel tier's keeper."""
+        return self.run_dir / "keeper"
 
     @property
     def lock(self) -> Path:

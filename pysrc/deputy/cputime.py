@@ -32,6 +32,11 @@ class CpuTime:
         self._away_ns = (0, 0)
         self._watching: asyncio.Task[None] | None = None
 
+    @property
+    def away_s(self) -> float:
+        """What a body that is at home used on other nodes, as far as it is known."""
+        return max(0, sum(self._away_ns)) / 1e9
+
     def everywhere(self, here_ns: tuple[int, int]) -> tuple[int, int]:
         """What was used on all nodes by the stopped body, to which `here_ns` was told by whoever
         answers here: the kernel, but for a body that came home, whose listener knows better."""

@@ -142,7 +142,6 @@ def become_ghost(process: JobProcess, image: Image, call_number: int, mask: int)
     stopped_meanwhile = tracee.current is not None and tracee.current.kind == "group"
     agent.serve(call_number, mask, image.process.ignored)
     process.place = Place.AWAY
-    process.why = ""
     process.home.watch.add(tracee, process.on_stop)
     if stopped_meanwhile and not process.held:
         process.held = True

@@ -25,6 +25,7 @@ from mosix.errors import (
     UnknownNodeError,
 )
 from mosix.wire.attributes import HIGHEST, attribute_of, changed
+from mosix.wire.messages import Attributes
 
 READ = os.O_RDONLY
 WRITE = os.O_WRONLY | os.O_CREAT
@@ -44,6 +45,10 @@ class Orders(Protocol):
 
     async def node_of(self, name: str) -> tuple[str | None, int | None]:
         """IP and number of a node; (None, None): there is none, or nobody can tell."""
+        ...
+
+    async def consider(self, process: JobProcess) -> str | None:
+        """IP of the node where it had better be; None: where it is."""
         ...
 
     async def send_to(self, process: JobProcess, ip: str | None) -> None:
@@ -74,6 +79,8 @@ async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, v
     orders.settle()
     process.attributes = attributes
     process.report()
+    if process.link is not None:
+        process.link.post(Attributes(attributes=attributes))
     return old if flags == EXCHANGE else 0
 
 
@@ -138,7 +145,7 @@ async def go_home_for(
 async def _target(orders: Orders, process: JobProcess, value: int) -> str | None:
     """Where to; None: home, or nowhere."""
     if value == _CONSIDER:
-        return process.ordered  # for now the one reason to be elsewhere
+        return await orders.consider(process)
     if not value:
         return None
     name = str(value if value <= _HIGHEST_NUMBER else ipaddress.IPv4Address(value))

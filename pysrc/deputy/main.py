@@ -16,7 +16,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from mosix import failpoints
 from mosix.deputy import moves
@@ -40,6 +40,7 @@ from mosix.errors import (
     MosixError,
     NoSuchProcessError,
     ProtocolError,
+    RefusedError,
 )
 from mosix.image import eligibility
 from mosix.native.blob import load_blob
@@ -56,7 +57,9 @@ from mosix.wire.messages import Ask, NodeFeatures, Token, Told, decode
 from mosix.wire.mosd_messages import (
     Arm,
     Armed,
+    Automatic,
     ComeHome,
+    Consider,
     Dialed,
     Forsaken,
     Join,
@@ -96,7 +99,7 @@ def run(sock: socket.socket) -> None:
     node: Packets[NodeToWorker] = Packets(sock, NodeToWorker)
     select.select([sock], [], [])
     launch, fds = node.receive_now()
-    if not isinstance(launch, Launch) or len(fds) not in (2, 4):
+    if not isinstance(launch, Launch) or len(fds) not in (2, 3, 4):
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
     listener = Listener(*listening) if listening else None
@@ -269,7 +272,11 @@ class Deputy:
     async def dial(
         self, ip: str, purposes: tuple[str, ...], pid: int, epoch: int, token: Token | None
     ) -> tuple[Token, list[socket.socket]]:
-        return await self._dialer.dial(ip, purposes, pid, epoch, token)
+        process = self._processes.get(pid)
+        attributes = process.attributes if process is not None else self.launch.attributes
+        return await self._dialer.dial(
+            ip, purposes, pid, epoch, token, job_class=attributes.job_class
+        )
 
     # ---- orders ----
 
@@ -283,15 +290,16 @@ class Deputy:
         )
         try:
             process = self._member(order.pid)
-            if not order.manual and process.attributes.lock:
-                raise CannotMoveError(f"process {order.pid} is locked", "mosrun -l unlocks it")
             async with process.moves:
                 moves_before = process.nmigs
-                try:
-                    await self.send_to(process, order.target)
-                except MosixError as error:
-                    process.say_why_not(error)
-                    raise
+                if order.automatic is None:
+                    try:
+                        await self.send_to(process, order.target)
+                    except MosixError as error:
+                        process.say_why_not(error)
+                        raise
+                else:
+                    await self._balance(process, order.target, order.automatic)
             moved = Moved(request=order.request, pid=order.pid)
             if process.nmigs != moves_before:  # else it was there already
                 moved = Moved(
@@ -311,10 +319,35 @@ class Deputy:
         finally:
             self._outbox.put_nowait(moved)
 
-    async def send_to(self, process: JobProcess, target: str | None) -> None:
+    async def _balance(self, process: JobProcess, target: str | None, order: Automatic) -> None:
+        """The system's order, with the lock held: void if it is not as the system believes. A
+        failure leaves everything as it was, also where the process goes back to."""
+        if process.attributes.lock:
+            raise CannotMoveError(f"process {process.pid} is locked", "mosrun -l unlocks it")
+        if self._where(process) != order.source:
+            raise RefusedError(f"process {process.pid} is not at {order.source} any more")
+        ordered = process.ordered
+        try:
+            await self.send_to(process, target, order.why)
+        except MosixError:
+            if process.ordered == target:
+                process.ordered = ordered
+            raise
+
+    async def send_to(self, process: JobProcess, target: str | None, why: str = "ordered") -> None:
         """With its lock held; remembered, so that it goes back there. None: home."""
         if process.place is Place.ENDED:
             raise NoSuchProcessError(f"process {process.pid} has ended")
+        before, process.why = process.why, why
+        try:
+            await self._send_to(process, target)
+        except MosixError:
+            if process.why == why:
+                process.why = before
+            raise
+        process.report()
+
+    async def _send_to(self, process: JobProcess, target: str | None) -> None:
         if target is None or target == self.here:
             process.order(None)
             if process.place is Place.AWAY:
@@ -325,8 +358,6 @@ class Deputy:
                 await moves.leave(process, target)
             elif process.link is not None and process.link.ip != target:
                 await moves.move_on(process, target)
-        process.why = "ordered"
-        process.report()
 
     async def _all_home(self, order: ComeHome) -> None:
         errors = []
@@ -431,13 +462,27 @@ class Deputy:
             self.listener.restart(pid if stopping else 0)
 
     async def node_of(self, name: str) -> tuple[str | None, int | None]:
-        if self._mosd_gone:
-            return None, None
-        number = next(self._name_numbers)
-        self._names[number] = asyncio.get_running_loop().create_future()
-        self._outbox.put_nowait(Name(request=number, node=name))
-        named = await self._names[number]
+        named = await self._ask_mosd(lambda number: Name(request=number, node=name))
         return named.ip, named.number
+
+    async def consider(self, process: JobProcess) -> str | None:
+        where, pid = self._where(process), process.pid
+        named = await self._ask_mosd(lambda number: Consider(request=number, pid=pid, where=where))
+        return named.ip
+
+    async def _ask_mosd(self, question: Callable[[int], Name | Consider]) -> Named:
+        """Nothing is named while it is gone."""
+        number = next(self._name_numbers)
+        if self._mosd_gone:
+            return Named(request=number)
+        self._names[number] = asyncio.get_running_loop().create_future()
+        self._outbox.put_nowait(question(number))
+        return await self._names[number]
+
+    @staticmethod
+    def _where(process: JobProcess) -> str:
+        away = process.place is Place.AWAY and process.link is not None
+        return process.link.ip if away and process.link else process.place.value
 
     def _member(self, pid: int) -> JobProcess:
         if pid not in members(self.launch.cgroup):
@@ -471,6 +516,7 @@ class Deputy:
     ) -> None:
         try:
             failpoints.hit("deputy.exec")
+            root.why = "launched there"
             await moves.leave(root, node, seized=tracee)
         except (MosixError, OSError) as failure:
             error = failure if isinstance(failure, MosixError) else moves.ran_short(root, failure)

@@ -382,6 +382,7 @@ async def _prepare(
             features=process.home.features,
             grace_s=process.home.grace_s,
             interface=process.home.interface,
+            attributes=process.attributes,
         )
     )
     await link.expect(Prepared)

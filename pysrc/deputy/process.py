@@ -173,6 +173,8 @@ class JobProcess:
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = 0
+        #: where mosd was told that it is
+        self._told_at = "home"
         #: why the body must come home, until it has
         self._needs: NeedHome | None = None
         #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
@@ -184,21 +186,27 @@ class JobProcess:
     # ---- what others see ----
 
     def report(self) -> None:
-        where = {Place.HOME: "home", Place.MOVING: "moving", Place.ENDED: "home"}.get(self.place)
+        fixed = {Place.HOME: "home", Place.MOVING: "moving", Place.ENDED: "home"}.get(self.place)
+        where = fixed or (self.link.ip if self.link else "home")
+        origin = ""
+        if self.place in (Place.HOME, Place.AWAY) and where != self._told_at:
+            origin, self._told_at = self._told_at, where
         self.home.report(
             ProcessState(
                 pid=self.pid,
-                where=where or (self.link.ip if self.link else "home"),
+                where=where,
                 nmigs=self.nmigs,
                 why=self.why[:2000],
                 epoch=self.epoch,
                 stats={
                     "calls": self.calls,
                     "page_bytes": self.page_bytes,
-                    "freeze_us": self.freeze_ns // 1000,
+                    "freeze_ns": self.freeze_ns,
+                    "cpu_away_ms": int(1000 * self.cpu_time.away_s),
                 },
                 attributes=self.attributes,
                 ended=self.place is Place.ENDED,
+                origin=origin,
                 token=self.link.token if self.link and self.place is Place.AWAY else None,
             )
         )
@@ -279,7 +287,14 @@ class JobProcess:
         )
         if fate is Fate.TAKE or link is None or agent is None:
             return stop.signal
-        if fate is Fate.FORWARD:
+        if fate is Fate.FORWARD and self._met_temporary_mask(tracee, agent):
+            # Only at home is there a kernel that has both masks: the call is made there again,
+            # the signal waits for it, and the handler runs as natively.
+            self.at_home.append(tracee.siginfo)
+            self.why = "home: a signal came while it waited with a temporary signal mask"
+            self._interrupted(tracee, agent, by_signal=False)
+            self.spawn(self._come_home())
+        elif fate is Fate.FORWARD:
             # Behind a freeze order the guest's queue has been read already: the signal goes to
             # whoever runs the body next.
             self.postponed.append(tracee.siginfo)
@@ -293,6 +308,14 @@ class JobProcess:
             self.why = f"home: dies by {signals.name(stop.signal)}"
             self.spawn(self._come_home())
         return 0
+
+    def _met_temporary_mask(self, tracee: Tracee, agent: Agent) -> bool:
+        """The signal has interrupted a call like sigsuspend, or came with one that has."""
+        if not agent.state().masked:
+            return False
+        registers = tracee.get_registers()
+        interrupted = registers.in_syscall and registers.result in _RESTART_CODES
+        return registers.rip == agent.call_return and (interrupted or bool(self.at_home))
 
     def count_move(self) -> None:
         """A move has succeeded; the process is told by the signal that it has asked for."""
@@ -379,8 +402,13 @@ class JobProcess:
         elif isinstance(message, Ask):
             self.spawn(self.home.answer(self, message))
         elif isinstance(message, NeedHome):
+            if message.evicted and self.ordered == link.ip:
+                self.order(None)
+            wanted = self._needs is not None
+            if wanted and message.nr < 0:
+                return  # it comes already, for a call that waits for it
             self.why = f"home: {message.reason}"
-            wanted, self._needs = self._needs is not None, message
+            self._needs = message
             if not wanted:
                 self.spawn(self._come_home())
         elif isinstance(message, GuestDied):
@@ -477,6 +505,12 @@ class JobProcess:
     def _cannot_come_home(self, error: MosixError, *, resumed: bool) -> None:
         """The guest cannot go on before its call: unsupportok says what becomes of it."""
         needs, ok = self._needs, self.attributes.unsupportok
+        if needs is not None and needs.evicted and not self.at_home:
+            # It waits for nothing there: if it stood still at all it runs again.
+            self._needs = None
+            self.why = f"stays: {needs.reason}, but it could not come home: {error.message}"
+            self.report()
+            return
         if needs is None or not self._may_refuse:
             self.lose(f"it could not come home: {error.message}")
             return
@@ -520,10 +554,9 @@ class JobProcess:
             self._returning = None
             if self.place is not Place.HOME or self.ordered != ip:
                 return
+            self.why = "went back to where it was ordered"
             try:
                 await self.home.leave(self, ip)
-                self.why = "went back to where it was ordered"
-                self.report()
             except MosixError as error:
                 self.why = f"home: {error.line()}"
                 self.report()

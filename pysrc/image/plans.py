@@ -459,15 +459,16 @@ def plan_rlimits(
 ) -> list[Call]:
     """The job's limits in a guest, as far as they are below the guest's `current` ones: it has
     no capability to raise them. RLIMIT_CPU counts from the guest's own start: what the body
-    has used is taken off, and what the guest has used for itself (`before_ns`) comes on top."""
+    has used is taken off, and what the guest has used for itself (`before_ns`) comes on top. The
+    hard one is a second later: before it comes a SIGXCPU, with which the body goes home."""
     used_s = (sum(process.cpu_ns) - before_ns) // 10**9  # too few: the signal comes never early
     calls: list[Call] = []
     for which, wanted in sorted(process.rlimits.items()):
         soft, hard = (limit % 2**64 for limit in wanted)
         if which == resource.RLIMIT_CPU:
             soft, hard = (
-                limit if limit == _RLIM_INFINITY else max(limit - used_s, 1)
-                for limit in (soft, hard)
+                limit if limit == _RLIM_INFINITY else max(limit - used_s, 1) + later
+                for limit, later in ((soft, 0), (hard, 1))
             )
         ceiling = current.get(which, (-1, -1))[1] % 2**64
         data = _RLIMIT.pack(min(soft, ceiling), min(hard, ceiling))

@@ -19,7 +19,7 @@ import hashlib
 import os
 import struct
 import zlib
-from typing import Any
+from typing import Annotated, Any
 
 import lz4.block
 import msgspec
@@ -46,21 +46,24 @@ _CHUNK = struct.Struct("<III")  # raw size, packed size, CRC-32 of the raw bytes
 PACKED = 1
 
 _HEADER, _PROCESS, _THREADS, _VMAS, _RUNS, _PAGES_TYPE, _END_TYPE = range(1, 8)
-#: section → (its type in Python, most bytes it may have)
+MAX_VMAS = 1 << 17
+MAX_RUNS = 1 << 22
+MAX_THREADS = 1 << 12
+#: section → (its type in Python, most bytes it may have); a list that is too long is refused
+#: before its first item takes any memory
 _CONTENT: dict[int, tuple[Any, int]] = {
     _HEADER: (Header, 64 << 10),
     _PROCESS: (Process, 4 << 20),
-    _THREADS: (list[Thread], 16 << 20),
-    _VMAS: (list[Vma], 64 << 20),
-    _RUNS: (list[PageRun], 128 << 20),
+    _THREADS: (Annotated[list[Thread], msgspec.Meta(max_length=MAX_THREADS)], 16 << 20),
+    _VMAS: (Annotated[list[Vma], msgspec.Meta(max_length=MAX_VMAS)], 64 << 20),
+    _RUNS: (Annotated[list[PageRun], msgspec.Meta(max_length=MAX_RUNS)], 128 << 20),
 }
+#: of one page run, bytes
+_MOST_OF_A_RUN = 24
 _ORDER = (_HEADER, _PROCESS, _THREADS, _VMAS, _RUNS)
 _DECODERS = {kind: msgspec.msgpack.Decoder(content) for kind, (content, _) in _CONTENT.items()}
 _ENCODER = msgspec.msgpack.Encoder()
 
-MAX_VMAS = 1 << 17
-MAX_RUNS = 1 << 22
-MAX_THREADS = 1 << 12
 MAX_PENDING = 1 << 12
 _USER_END = (1 << 47) - PAGE_SIZE
 _KINDS_WITH_PAGES = frozenset(("anon", "file", "shared-file", "heap", "stack"))
@@ -98,9 +101,11 @@ def check_end(data: bytes, image: Image) -> None:
 
 class Decoder:
     """Bytes → Image. Feed it exactly `wanted` bytes again and again until that is 0; then
-    `image` is there, checked, and the next byte of the stream is the first of the pages."""
+    `image` is there, checked, and the next byte of the stream is the first of the pages.
+    `room`: bytes that the pages may have: as long as nobody has looked, a list of more costs."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = _USER_END) -> None:
+        self._most_runs = (room // PAGE_SIZE + 4) * _MOST_OF_A_RUN
         self.wanted = _PREFIX.size
         self.packed = False
         self._image: Image | None = None
@@ -148,7 +153,8 @@ class Decoder:
             return
         if kind != _ORDER[len(self._contents)]:
             raise ProtocolError(f"section {kind} in the wrong place of an image")
-        if not 0 < size <= _CONTENT[kind][1]:
+        most = _CONTENT[kind][1]
+        if not 0 < size <= (min(most, self._most_runs) if kind == _RUNS else most):
             raise ProtocolError(f"section {kind} of an image has {size} bytes")
         self._hash.update(data)
         self._kind = kind
@@ -313,17 +319,18 @@ def write_end(fd: int, image: Image) -> None:
     write_all(fd, encode_end(image.page_bytes))
 
 
-def read_image(fd: int) -> Image:
-    """The image whose raw pages follow. ProtocolError: not to be trusted; EOFError: ended."""
-    decoder = read_control(fd)
+def read_image(fd: int, room: int = _USER_END) -> Image:
+    """The image whose raw pages follow, for which there are `room` bytes. ProtocolError: not to be
+    trusted; EOFError: ended."""
+    decoder = read_control(fd, room)
     if decoder.packed:
         raise ProtocolError("packed pages where raw ones were expected")
     return decoder.image
 
 
-def read_control(fd: int) -> Decoder:
+def read_control(fd: int, room: int = _USER_END) -> Decoder:
     """As `read_image`, for files: tells also whether the pages are packed."""
-    decoder = Decoder()
+    decoder = Decoder(room)
     while decoder.wanted:
         decoder.feed(read_exactly(fd, decoder.wanted))
     return decoder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +49,15 @@ def _ioctl_number(direction: int, number: int, size: int) -> int:
 
 
 _VERSION = _ioctl_number(_READ, 0, 4)
-_OWN = _ioctl_number(_READ, 1, 4)
+_OWN = _ioctl_number(_READ | _WRITE, 1, 4)
 _HOOK = _ioctl_number(_WRITE, 2, _ffi.sizeof("struct mosix_hook"))
 _PROGRAM = _ioctl_number(0, 3, 0)
 _COUNTERS = _ioctl_number(_READ, 4, _ffi.sizeof("struct mosix_counters"))
 _SEND_PAGES = _ioctl_number(_READ | _WRITE, 5, _ffi.sizeof("struct mosix_send_pages"))
+_WAITS = _ioctl_number(_WRITE, 7, 8)
+_HOOK_FIELDS = struct.Struct(f"<QII{_C['NAME_SIZE']}s")
+#: SYSCALL_DEFINEx makes both names; of a call without arguments there may be only the second
+_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (__x64_sys_|__do_sys_)(\w+)$", re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +82,12 @@ class Device:
         self.fd = fd
 
     @classmethod
-    def open(cls, path: Path = PATH) -> Device:
-        """KernelError when there is no module, or one of another version."""
+    def open(cls, path: Path = PATH, *, blocking: bool = False) -> Device:
+        """KernelError when there is no module, or one of another version. `blocking`: whoever
+        serves waits in read(2)."""
+        waits = 0 if blocking else os.O_NONBLOCK
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | waits)
         except OSError as error:
             raise KernelError(
                 f"cannot open {path}: {error.strerror}", hint="modprobe mosix, as root"
@@ -105,14 +112,17 @@ class Device:
         """Its tasks go on as their verdicts say; if it held the program, nothing is hooked."""
         os.close(self.fd)
 
-    def own(self) -> int:
-        """Become an owner; the number that verdicts name it by. OSError."""
-        return int(struct.unpack("<I", self._ask(_OWN, 4))[0])
+    def own(self, sets: int = 1) -> int:
+        """Become an owner of tasks that need these sets of hooks (a bit for each); the number that
+        verdicts name it by. OSError."""
+        return int(struct.unpack("<I", fcntl.ioctl(self.fd, _OWN, struct.pack("<I", sets)))[0])
 
-    def hook(self, name: str) -> bool:
-        """Let the program be asked about this system call; False: the kernel has none such."""
+    def hook(self, name: str, group: int = 0, address: int = 0) -> bool:
+        """Let the program be asked about this system call, while somebody owns tasks that need the
+        set `group`; False: the kernel has none such. `address`: as `addresses` tells; without, the
+        kernel looks through all its functions."""
         try:
-            fcntl.ioctl(self.fd, _HOOK, name.encode().ljust(_C["NAME_SIZE"], b"\0"))
+            fcntl.ioctl(self.fd, _HOOK, _HOOK_FIELDS.pack(address, group, 0, name.encode()))
         except FileNotFoundError:
             return False
         return True
@@ -137,6 +147,14 @@ class Device:
             Request(number, kind == _C["CANCEL"], nr, tid, tgid, tuple(rest[:6]), *rest[6:])
             for number, kind, nr, tid, tgid, *rest in _REQUEST.iter_unpack(data)
         ]
+
+    def waits(self, request: Request) -> bool:
+        """Whether the call, which was read, still waits for its answer."""
+        try:
+            fcntl.ioctl(self.fd, _WAITS, struct.pack("<Q", request.id))
+        except FileNotFoundError:
+            return False
+        return True
 
     def answer(self, request: Request, result: int) -> bool:
         """Let the call return `result`; False: its task has been killed."""
@@ -166,3 +184,13 @@ class Device:
                 raise
             return False
         return True
+
+
+def addresses(symbols: Path = Path("/proc/kallsyms")) -> dict[str, int]:
+    """Where the functions of system calls are, by their names; empty when the kernel hides it."""
+    found: dict[str, int] = {}
+    for address, prefix, name in _FUNCTION.findall(symbols.read_bytes()):
+        where, call = int(address, 16), name.decode()
+        if where and (prefix == b"__x64_sys_" or call not in found):
+            found[call] = where
+    return found

@@ -6,8 +6,8 @@ its descendants. bcc compiles against the running kernel's headers, which takes 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -21,12 +21,39 @@ NATIVE, REDIRECT, DENY, KILL = (
     _C[f"ACT_{name}"] for name in ("NATIVE", "REDIRECT", "DENY", "KILL")
 )
 BY_FD, OWN_PROC, OWN_PROC_AT = (_C[f"ACT_{name}"] for name in ("BY_FD", "OWN_PROC", "OWN_PROC_AT"))
+_BY_TESTS = _C["ACT_TESTS"]
 _COUNTS = {
     name.removeprefix("COUNT_").lower(): value
     for name, value in _C.items()
     if name.startswith("COUNT_")
 }
 _SOURCE = KERNEL / "bpf" / "intercept.bpf.c"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """(args[argument] & mask) == value, or != when `differs`."""
+
+    argument: int
+    mask: int
+    value: int
+    differs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ByArguments:
+    """The action of the first of `rules` all of whose conditions hold, or else `otherwise`."""
+
+    rules: tuple[tuple[tuple[Condition, ...], int], ...]
+    otherwise: int
+
+    @property
+    def size(self) -> int:
+        return sum(len(conditions) for conditions, _ in self.rules)
+
+
+#: How many conditions one may have in all.
+MAX_CONDITIONS = _C["MAX_TESTS"]
 
 
 class Intercept:
@@ -38,6 +65,7 @@ class Intercept:
         except ImportError as error:
             raise KernelError("bcc is not installed", hint="apt install python3-bpfcc") from error
         include = [f"-I{KERNEL / 'bpf'}", f"-I{KERNEL / 'module'}"]
+        self._n_tests = 0
         try:
             self._bpf: Any = BPF(
                 text=_SOURCE.read_text(), cflags=[*include, "-Duint32_t=__u32", "-Duint64_t=__u64",
@@ -61,18 +89,49 @@ class Intercept:
         """Unload; whoever holds the program by `attach` keeps it."""
         self._bpf.cleanup()
 
-    def attach(self, device: Device, calls: Iterable[str]) -> list[str]:
-        """Let the program decide about these system calls as long as `device` is open. Names that
-        the kernel does not know are left out and returned."""
-        unknown = [name for name in calls if not device.hook(name)]
-        device.decide_by(self._verdict.fd)
-        return unknown
+    def attach(
+        self,
+        device: Device,
+        calls: Iterable[str],
+        *,
+        group: int = 0,
+        where: Mapping[str, int] | None = None,
+    ) -> list[str]:
+        """Hook these system calls, in the set `group`. `where` their functions are; without, they
+        are looked for one by one. Names that the kernel does not know are left out and returned."""
+        if where is None:
+            return [name for name in calls if not device.hook(name, group)]
+        return [
+            name for name in calls if name not in where or not device.hook(name, group, where[name])
+        ]
 
-    def set_actions(self, policy: int, actions: Mapping[int, int]) -> None:
+    def decide(self, device: Device) -> None:
+        """Let the program decide about what is hooked, as long as `device` is open and as long as
+        anybody owns tasks. OSError."""
+        device.decide_by(self._verdict.fd)
+
+    def set_actions(self, policy: int, actions: Mapping[int, int | ByArguments]) -> None:
         """What is done with calls (by number) of tasks with this policy; others: native."""
         table = self._bpf["actions"]
         for nr, action in actions.items():
-            table[table.Key(policy * _C["CALLS"] + nr)] = table.Leaf(action)
+            if isinstance(action, ByArguments):
+                leaf = table.Leaf(_BY_TESTS, action.otherwise, self._n_tests, action.size, 0)
+                self._add_tests(action)
+            else:
+                leaf = table.Leaf(action)
+            table[table.Key(policy * _C["CALLS"] + nr)] = leaf
+
+    def _add_tests(self, action: ByArguments) -> None:
+        table = self._bpf["tests"]
+        if action.size > MAX_CONDITIONS or self._n_tests + action.size > _C["TESTS"]:
+            raise ValueError("too many conditions")
+        for conditions, then in action.rules:
+            for each in conditions:
+                flags = _C["TEST_DIFFERS"] if each.differs else 0
+                flags |= _C["TEST_AND"] if each is not conditions[-1] else 0
+                leaf = table.Leaf(each.mask, each.value, each.argument, flags, then)
+                table[table.Key(self._n_tests)] = leaf
+                self._n_tests += 1
 
     def set_special_names(self, names: Iterable[str]) -> None:
         """Files below /proc/self whose opening is redirected (`OWN_PROC`)."""
@@ -87,7 +146,7 @@ class Intercept:
         """Intercept this task and all that it will start. KernelError when the map is full."""
         table = self._bpf["tasks"]
         try:
-            table[table.Key(tid)] = table.Leaf(policy, owner, orphan, epoch)
+            table[table.Key(tid)] = table.Leaf(policy, owner, orphan, epoch, 0)
         except Exception as error:  # bcc has no other
             raise KernelError(f"task {tid} cannot be intercepted: {error}") from error
 
@@ -98,9 +157,8 @@ class Intercept:
 
     def tasks(self) -> dict[int, tuple[int, int, int, int]]:
         """Policy, owner, orphan policy and epoch of each intercepted task, by its PID."""
-        size = struct.calcsize("<4I")
         return {
-            key.value: struct.unpack("<4I", bytes(leaf)[:size])
+            key.value: (leaf.policy, leaf.owner, leaf.orphan, leaf.epoch)
             for key, leaf in self._bpf["tasks"].items()
         }
 

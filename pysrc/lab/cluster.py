@@ -30,6 +30,7 @@ from mosix.lab.state import Lab, Node, Process
 #: where mosd listens, inside a node
 CONTROL = "/run/mosix/control"
 _MOSD_DEADLINE_S = 30.0
+_ORDER_DEADLINE_S = 45.0
 _POLL_S = 0.02
 
 
@@ -58,9 +59,10 @@ def require_root() -> None:
         raise PermissionDeniedError("a lab needs root", hint="sudo mosix-lab …")
 
 
-def default_mosd() -> list[str]:
+def default_mosd(*, balance: bool = False) -> list[str]:
     # Nodes share a kernel: what each of them loads into it would be paid for by all.
-    return [sys.executable, "-m", "mosix.cli.mosd", "--accounting", "proc"]
+    command = [sys.executable, "-m", "mosix.cli.mosd", "--accounting", "proc"]
+    return command if balance else [*command, "--no-balance"]
 
 
 def up(
@@ -138,10 +140,12 @@ def status(lab: Lab) -> list[NodeStatus]:
 
 
 def order_mosd(
-    lab: Lab, node: Node, order: str, options: Sequence[str] = (), deadline_s: float = 45.0
+    lab: Lab, node: Node, order: str, options: Sequence[str] = (), deadline_s: float | None = None
 ) -> None:
     """Start (with more options), stop (it brings its jobs home) or kill a node's mosd, and wait
     until that is done."""
+    if deadline_s is None:  # in a machine it may have an eBPF program to compile
+        deadline_s = _ORDER_DEADLINE_S if node.machine is None else vm_nodes.READY_S
     before = state.read_mosd(lab.name, node.name)
     wanted = order == "start"
     if bool(before.pid) == wanted:

@@ -1,9 +1,9 @@
-"""The demonstration: two unmodified programs work while they are sent round a lab.
+"""The demonstration: programs work while they are sent round, then others spread by themselves.
 
 Called by scripts/demo. On node 1, with files that exist only there: `xz -9` over a tar of a real
 tree, then a CPython program that indexes the same tar; each is also run plainly at the same
-time, and the outputs are compared byte for byte. Shows live where each program is. Exit status 0
-only if every move succeeded and nothing differs.
+time, and the outputs are compared byte for byte. Shows live where each program is. The end is
+`demo_spread`. Exit status 0 only if every move succeeded, nothing differs, and jobs did spread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import click
 import msgspec
 from mosix.errors import MosixError
-from mosix.lab import drive
+from mosix.lab import demo_spread, drive
 from mosix.lab.drive import Cluster, NodeHandle
 from rich.console import Console
 from rich.live import Live
@@ -31,7 +31,7 @@ from rich.table import Table
 
 #: trees that a Debian system with this project's packages has, taken until there is enough
 _TREES = ("/usr/lib/python3.11", "/usr/lib/python3", "/usr/include", "/usr/share/doc", "/usr/share")
-_ENOUGH_BYTES = 56 << 20
+_ENOUGH_BYTES = 52_000_000
 _TAR = "/node/tree.tar"
 _LOOK_EVERY_S = 1.0
 
@@ -57,7 +57,7 @@ class Move(msgspec.Struct, frozen=True):
     origin: str
     target: str
     freeze_ms: float
-    mebibytes: float
+    megabytes: float
     #: by this process since its previous move
     calls: int
 
@@ -121,7 +121,7 @@ class Follower:
                 self._where,
                 name(route.target),
                 moved["freeze_ns"] / 1e6,
-                moved["page_bytes"] / (1 << 20),
+                moved["page_bytes"] / 1e6,
                 calls - self._calls,
             )
         )
@@ -195,9 +195,9 @@ def make_tar(home: NodeHandle) -> int:
             trees.append(tree.lstrip("/"))
             size += sum(path.lstat().st_size for path in Path(tree).rglob("*") if path.is_file())
     if size < _ENOUGH_BYTES:
-        raise MosixError(f"{', '.join(_TREES)} hold only {size >> 20} MiB")
+        raise MosixError(f"{', '.join(_TREES)} hold only {size / 1e6:.0f} MB")
     # Nothing is written to the tar any more once it is large enough.
-    command = 'tar -C / --sort=name -c "$@" 2>/dev/null | head -c 62914560 >/node/tree.tar'
+    command = 'tar -C / --sort=name -c "$@" 2>/dev/null | head -c 52000000 >/node/tree.tar'
     home.check(["sh", "-c", command, "sh", *trees], timeout_s=120)
     return home.path(_TAR).stat().st_size
 
@@ -245,10 +245,10 @@ def show(home: NodeHandle, program: Program, console: Console) -> tuple[list[Mov
 
 def report(moves: list[Move], console: Console) -> None:
     table = Table(title="moves", title_justify="left")
-    for column in ("program", "from", "to", "freeze ms", "MiB moved", "calls before"):
+    for column in ("program", "from", "to", "freeze ms", "MB moved", "calls before"):
         table.add_column(column, justify="left" if column in ("program", "from", "to") else "right")
     for move in moves:
-        figures = (f"{move.freeze_ms:.1f}", f"{move.mebibytes:.1f}", str(move.calls))
+        figures = (f"{move.freeze_ms:.1f}", f"{move.megabytes:.1f}", str(move.calls))
         table.add_row(move.program, move.origin, move.target, *figures)
     console.print(table)
 
@@ -277,6 +277,7 @@ def main(lab_name: str, index: Path) -> None:
     drive.end_in_order()
     try:
         ok = run(lab_name, index.resolve(), console)
+        ok = demo_spread.show(lab_name, console) and ok
     except MosixError as error:
         click.echo(f"demo: {error.line()}", err=True)
         sys.exit(error.code)

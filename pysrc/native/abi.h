@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define MX_ABI_VERSION 3
+#define MX_ABI_VERSION 4
 
 /* ---- call socket: one request, one reply, never two in flight per thread ----
  * When the connection ends another one takes its place.  The redirector then sends
@@ -114,9 +114,9 @@ struct mx_agent_state {
 	uint32_t broken;   /* the call socket ended: obeys until MX_OP_RENEW */
 	uint32_t renewals; /* how many of those there were */
 	uint32_t first;	   /* the next request is the first of its connection */
-	uint32_t pad;
-	uint64_t last_id; /* of the request executed last, and its reply, until the next request comes */
-	uint64_t reply;	  /* its address; 0: forgotten */
+	uint32_t masked;   /* the call being executed waits with a temporary signal mask */
+	uint64_t last_id;  /* of the request executed last, and its reply, until the next request comes */
+	uint64_t reply;	   /* its address; 0: forgotten */
 	uint64_t reply_size;
 	uint64_t kept; /* memory outside the area that it lies in */
 	uint64_t kept_size;

@@ -344,8 +344,9 @@ class Agent(Orders):
 
     def install_filter(self, program: bytes, flags: int = SECCOMP_FILTER_FLAG_NEW_LISTENER) -> int:
         """Puts a seccomp filter (array of struct sock_filter) on the process and returns our
-        descriptor of its listener. The process stands still afterwards (`finish`), and every
-        later call in its name passes the filter: somebody must answer the listener."""
+        descriptor of its listener (-1: the flags ask for none). The process stands still afterwards
+        (`finish`), and every later call in its name passes the filter: somebody must answer the
+        listener."""
         self.finish()
         scratch = self._base + load_blob().scratch[0]
         count = len(program) // _SOCK_FILTER_SIZE
@@ -361,6 +362,8 @@ class Agent(Orders):
         )
         if privileges < 0 or number < 0:
             raise KernelError(f"seccomp refused the filter: {strerror(min(privileges, number))}")
+        if not flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+            return -1
         self._fds.add(number)
         return take_fd(self.pid, number)
 

@@ -25,6 +25,7 @@
 #define NR_EPOLL_PWAIT2 441
 #define SIGSET_SIZE 8
 #define HIGHEST_FD 4096
+#define NOBODYS_FD 0x7fffffff /* above every limit: what the program sees of our own numbers */
 #define NR_OPENAT2 437
 #define PROC_MAGIC 0x9fa0
 #define ERESTARTNOINTR_ 513
@@ -171,15 +172,18 @@ static long do_sigprocmask(struct mx_agent_state *state, const struct mx_request
 static long do_sigpending(struct mx_agent_state *state, const uint64_t *args)
 {
 	long result = mx_redirected(__NR_rt_sigpending, args);
+	uint64_t i;
 
 	/* Natively nothing that is not blocked is ever seen pending. */
-	if (!result && args[1] == SIGSET_SIZE)
-		*(uint64_t *)args[0] &= state->guest_mask;
+	for (i = 0; !result && i < args[1]; i++)
+		((uint8_t *)args[0])[i] &= state->guest_mask >> 8 * i;
 	return result;
 }
 
-/* A temporary mask must block what the guest ignores: the tracer would be told. */
-static void block_ignored(const struct mx_agent_state *state, long nr, const uint64_t *args)
+/* A temporary mask must block what the guest ignores: the tracer would be told.  A signal that it
+ * lets through cannot be taken by the guest, whose kernel has no such mask: see
+ * mosix.deputy.process. */
+static void prepare_mask(struct mx_agent_state *state, long nr, const uint64_t *args)
 {
 	uint64_t *mask = 0;
 
@@ -199,8 +203,10 @@ static void block_ignored(const struct mx_agent_state *state, long nr, const uin
 			mask = *(uint64_t **)args[5];
 		break;
 	}
-	if (mask)
-		*mask |= state->ignored;
+	if (!mask)
+		return;
+	*mask |= state->ignored;
+	state->masked = 1;
 }
 
 /* The program wants our number: another one, as high as is free. */
@@ -305,9 +311,9 @@ static long opened(struct mx_agent_state *state, long fd)
 	return -ERESTARTNOINTR_;
 }
 
-static long execute(struct mx_agent_state *state, const struct mx_request *request)
+static long execute(struct mx_agent_state *state, struct mx_request *request)
 {
-	const uint64_t *args = request->args;
+	uint64_t *args = request->args;
 	long result;
 	int i;
 
@@ -315,7 +321,7 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 		return send_back(state);
 	for (i = 0; i < 6; i++)
 		if (request->fd_mask & (1 << i) && is_ours(state, args[i]))
-			return -EBADF;
+			args[i] = NOBODYS_FD;
 	switch (request->nr) {
 	case __NR_rt_sigaction:
 		return do_sigaction(state, args);
@@ -345,9 +351,11 @@ static long execute(struct mx_agent_state *state, const struct mx_request *reque
 	case NR_OPENAT2:
 		return opened(state, mx_redirected(request->nr, args));
 	default:
-		block_ignored(state, request->nr, args);
+		prepare_mask(state, request->nr, args);
 	}
-	return mx_redirected(request->nr, args);
+	result = mx_redirected(request->nr, args);
+	state->masked = 0;
+	return result;
 }
 
 static long map(uint64_t size)

@@ -23,6 +23,7 @@ UNITS = (
     "listener",
     "decide",
     "spin",
+    "proctimes",
 )
 SOURCES = sorted(path for unit in UNITS for path in HERE.glob(f"{unit}*.c"))
 
@@ -50,8 +51,11 @@ ffi.set_source(
     '#include "abi.h"\n#include "failpoint.h"\n'
     + "\n".join(f'#include "{unit}.h"' for unit in UNITS),
     sources=[str(path.relative_to(HERE.parent.parent)) for path in SOURCES],
-    include_dirs=["pysrc/native"],
-    depends=[str(header.relative_to(HERE.parent.parent)) for header in HERE.glob("*.h")],
+    include_dirs=["pysrc/native", "kernel/module"],
+    depends=[
+        "kernel/module/mosix_uapi.h",
+        *(str(header.relative_to(HERE.parent.parent)) for header in HERE.glob("*.h")),
+    ],
     extra_compile_args=[
         "-O2",
         "-Wall",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* What is promised here is described in cputime.h. */
 #include "cputime.h"
+#include "parked.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -209,13 +210,21 @@ static struct mx_cputime *of_thread(struct mx_cputime *all, int tid)
 	return NULL;
 }
 
+static int still_waits(int listener, const struct seccomp_notif *n)
+{
+	uint64_t id = n->id;
+
+	if (!ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id))
+		return 1;
+	return errno == ENOTTY && !ioctl(listener, MOSIX_IOC_WAITS, &id);
+}
+
 /* Written into a caller who is still the one that asked, and waits. */
 static int poke(int listener, const struct seccomp_notif *n, uint64_t address, void *data, size_t size)
 {
 	struct iovec here = { data, size }, there = { (void *)address, size };
 
-	return !ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &n->id) &&
-	       process_vm_writev(n->pid, &here, 1, &there, 1, 0) == (ssize_t)size;
+	return still_waits(listener, n) && process_vm_writev(n->pid, &here, 1, &there, 1, 0) == (ssize_t)size;
 }
 
 static int tell_clock(struct mx_cputime *one, int listener, const struct seccomp_notif *n)

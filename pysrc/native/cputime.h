@@ -24,7 +24,8 @@ void mx_cputime_remove(struct mx_cputime **all, int pid);
 /* What `pid` has used on all nodes, user and system ns: not less than it was told.  0 or
  * -errno (-ENOENT: only home's kernel counts). */
 int mx_cputime_used(struct mx_cputime *all, int pid, int64_t *used);
-/* The answer to a call that was received from `listener`; 0: it must be made as it stands. */
+/* The answer to a call that was received from `listener`, which may be /dev/mosix; 0: it must be made
+ * as it stands. */
 int mx_cputime_answer(struct mx_cputime *all, int listener, const struct seccomp_notif *n, int64_t *result);
 
 #endif

@@ -314,7 +314,8 @@ static _Noreturn void create(char **argv)
 
 	/* What needs /proc, while we are still R (which owns these files). */
 	write_file("/proc/self/timens_offsets", order + 1);
-	write_file("/proc/self/oom_score_adj", "500");
+	/* Whoever runs out of memory here, guests go before anybody of the node. */
+	write_file("/proc/self/oom_score_adj", "1000");
 	/* Counts in our new namespace: the guest cannot make another one, in
 	 * which it would have capabilities. */
 	write_file("/proc/sys/user/max_user_namespaces", "0");

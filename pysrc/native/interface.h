@@ -25,12 +25,15 @@ static inline int mx_interface_flags(unsigned int flags)
 	return flags == MX_INTERFACE_READ || flags == MX_INTERFACE_WRITE || flags == MX_INTERFACE_EXCHANGE;
 }
 
+#define MX_INTERFACE_NAMES                                                                                         \
+	"migrate", "lock", "whereami", "nmigs", "sigmig", "unsupportok", "glob", "needmem", "cpujob", "decayrate", \
+		"localtime"
+
 /* The name of the special file behind `path`, or NULL.  Those of the manual that are not here
  * are not served yet: they are opened like any other path, and do not exist. */
 static inline const char *mx_interface_name(const char *path)
 {
-	static const char *const names[] = { "migrate", "lock",	   "whereami", "nmigs",	    "sigmig",	"unsupportok",
-					     "glob",	"needmem", "cpujob",   "decayrate", "localtime" };
+	static const char *const names[] = { MX_INTERFACE_NAMES };
 	size_t prefix = sizeof(MX_INTERFACE_DIRECTORY) - 1, i;
 
 	if (strncmp(path, MX_INTERFACE_DIRECTORY, prefix))

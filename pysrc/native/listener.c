@@ -3,6 +3,7 @@
 #include "listener.h"
 #include "cputime.h"
 #include "interface.h"
+#include "parked.h"
 
 #include <errno.h>
 #include <linux/seccomp.h>
@@ -37,6 +38,7 @@ enum state { FREE, NEW, TAKEN };
 
 struct mx_listener {
 	int fd;
+	int device; /* `fd` is /dev/mosix */
 	int event;
 	int restarting;
 	struct memory *memory;
@@ -60,6 +62,24 @@ static int send_back(int fd, uint64_t id, int64_t result, int go_on)
 		if (errno != EINTR)
 			return -errno;
 	return 0;
+}
+
+static int answer(struct mx_listener *l, uint64_t id, int64_t result, int go_on)
+{
+	if (l->device)
+		return mx_parked_answer(l->fd, mx_parked_reply(id, result, go_on));
+	return send_back(l->fd, id, result, go_on);
+}
+
+/* As `receive`.  Signals of the callers wait for the answer, as behind a listener. */
+static int receive_parked(int device, struct seccomp_notif *into)
+{
+	struct mosix_request request;
+
+	if (read(device, &request, sizeof(request)) < 0)
+		return errno == EINTR ? 0 : -errno;
+	*into = mx_parked_notif(&request);
+	return request.kind == MOSIX_CALL;
 }
 
 /* 1: there is a notification; 0: look again; else -errno. */
@@ -136,9 +156,9 @@ static int keep(struct mx_listener *l, const struct mx_asked *asked)
 	}
 	pthread_mutex_unlock(&l->lock);
 	if (again)
-		return send_back(l->fd, asked->id, -MX_ERESTARTNOINTR, 0);
+		return answer(l, asked->id, -MX_ERESTARTNOINTR, 0);
 	if (i == MAX_ASKED)
-		return send_back(l->fd, asked->id, -EAGAIN, 0);
+		return answer(l, asked->id, -EAGAIN, 0);
 	while (write(l->event, &one, sizeof(one)) < 0 && errno == EINTR)
 		;
 	return 0;
@@ -162,7 +182,7 @@ static void *serve(void *listener)
 	int64_t result;
 
 	for (;;) {
-		int got = receive(l->fd, n);
+		int got = l->device ? receive_parked(l->fd, n) : receive(l->fd, n);
 
 		if (got < 0)
 			return NULL;
@@ -171,9 +191,9 @@ static void *serve(void *listener)
 		if (is_question(n, &asked))
 			keep(l, &asked);
 		else if (knows(l, n, &result))
-			send_back(l->fd, n->id, result, 0);
+			answer(l, n->id, result, 0);
 		else
-			send_back(l->fd, n->id, 0, 1);
+			answer(l, n->id, 0, 1);
 	}
 }
 
@@ -201,7 +221,7 @@ static int end(struct mx_listener *l, uint64_t id, int64_t result, int go_on)
 	for (i = 0; i < MAX_ASKED; i++) {
 		if (l->states[i] == FREE || l->asked[i].id != id)
 			continue;
-		error = send_back(l->fd, id, result, go_on);
+		error = answer(l, id, result, go_on);
 		l->states[i] = FREE;
 		l->memory->asked[i] = 0;
 		break;
@@ -229,7 +249,7 @@ void mx_listener_restart(struct mx_listener *l, int tid)
 	for (i = 0; tid && i < MAX_ASKED; i++) {
 		if (l->states[i] == FREE || l->asked[i].tid != tid)
 			continue;
-		send_back(l->fd, l->asked[i].id, -MX_ERESTARTNOINTR, 0);
+		answer(l, l->asked[i].id, -MX_ERESTARTNOINTR, 0);
 		l->states[i] = FREE;
 		l->memory->asked[i] = 0;
 	}
@@ -263,6 +283,13 @@ int mx_listener_cpu_time(struct mx_listener *l, int pid, int64_t *used)
 	return error;
 }
 
+const char *mx_listener_special(int i)
+{
+	static const char *const names[] = { MX_INTERFACE_NAMES };
+
+	return i >= 0 && i < (int)(sizeof(names) / sizeof(names[0])) ? names[i] : NULL;
+}
+
 /* Waits until whoever served before has ended. */
 static struct memory *map_locked(int memory)
 {
@@ -272,6 +299,11 @@ static struct memory *map_locked(int memory)
 		if (errno != EINTR)
 			return MAP_FAILED;
 	return mmap(NULL, MX_LISTENER_MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+}
+
+static struct memory *own_memory(void)
+{
+	return mmap(NULL, MX_LISTENER_MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 struct mx_listener *mx_listener_start(int listener, int memory, int event)
@@ -285,15 +317,17 @@ struct mx_listener *mx_listener_start(int listener, int memory, int event)
 	if (!l)
 		return NULL;
 	l->fd = listener;
+	l->device = memory < 0;
 	l->event = event;
-	l->memory = map_locked(memory);
+	l->memory = l->device ? own_memory() : map_locked(memory);
 	if (l->memory == MAP_FAILED) {
 		free(l);
 		return NULL;
 	}
 	pthread_mutex_init(&l->lock, NULL);
 	/* The flags are the argument itself, not behind a pointer.  Linux 6.6; else slower. */
-	ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SYNC_WAKE_UP);
+	if (!l->device)
+		ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SYNC_WAKE_UP);
 	/* Signals are for the thread that handles them; there may be thousands of deputies. */
 	sigfillset(&all);
 	pthread_attr_init(&small);

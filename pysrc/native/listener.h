@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Serves the seccomp listener of a job at home: the opens that its filter notifies (interface.h),
- * and the calls that tell CPU time (cputime.h).
+ * and the calls that tell CPU time (cputime.h).  Where mosix.ko intercepts them there is no filter, and
+ * the calls come from /dev/mosix.
  *
  * Called by mosix.native.listener.  In a deputy one thread, the listener's, lets ordinary opens go
  * on and tells CPU time; opens of special files wait in a table until another thread answers them.
@@ -11,7 +12,8 @@
  * A notification that was received by a process which then died is offered to nobody else, and
  * its caller waits for ever.  So whatever was received and not answered stands in memory that a
  * survivor maps too: once the deputy is dead it lets those calls go on, and serves from then on.
- * Exactly one process receives at a time: of two the loser would block.
+ * Exactly one process receives at a time: of two the loser would block.  What waits in mosix.ko needs
+ * no survivor: it is made as it stands when the file is closed.
  */
 #ifndef MOSIX_LISTENER_H
 #define MOSIX_LISTENER_H
@@ -32,7 +34,8 @@ struct mx_asked {
 };
 
 /* Starts the thread, which serves until no process has the filter any more.  `memory`: a
- * descriptor of MX_LISTENER_MEMORY bytes, sealed against shrinking.  `event`: an eventfd, written
+ * descriptor of MX_LISTENER_MEMORY bytes, sealed against shrinking; -1: `listener` is a file of
+ * /dev/mosix.  `event`: an eventfd, written
  * when something was asked.  NULL with errno.  It lives as long as this process. */
 struct mx_listener *mx_listener_start(int listener, int memory, int event);
 /* The next question that nobody took; 0: there is none. */
@@ -52,6 +55,8 @@ void mx_listener_not_here(struct mx_listener *l, int pid);
 /* What such a process has used, user and system ns, and not less than it was told.  0 or
  * -errno (-ENOENT: there is none). */
 int mx_listener_cpu_time(struct mx_listener *l, int pid, int64_t *used);
+/* The name of special file number i; NULL: there are no more. */
+const char *mx_listener_special(int i);
 /* The survivor's loop: lets go on whatever a dead process has received and not answered, then
  * everything else.  It begins when no other process serves: `memory`
  * is locked (fcntl) by whoever does, and a lock ends with its process.  0 or -errno. */

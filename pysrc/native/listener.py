@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ class Asked:
 
 
 class Listener:
-    """Serves at once, until no process of the job is left. Both descriptors become its own; it
-    lives as long as this process."""
+    """Serves at once, until no process of the job is left. The descriptors become its own; it
+    lives as long as this process. Without `memory`, `listener` is a file of /dev/mosix, behind
+    which the module parks the job's calls (`mosix.kernel`)."""
 
-    def __init__(self, listener: int, memory: int) -> None:
+    def __init__(self, listener: int, memory: int = -1) -> None:
         #: readable when something was asked
         self.event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._c = lib.mx_listener_start(listener, memory, self.event)
@@ -100,6 +102,14 @@ def new_memory() -> int:
     os.ftruncate(fd, lib.MX_LISTENER_MEMORY)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
+
+
+def special_names() -> list[str]:
+    """The files /proc/self/{special} through which a program speaks to mosix."""
+    found = itertools.takewhile(
+        lambda name: name != ffi.NULL, map(lib.mx_listener_special, itertools.count())
+    )
+    return [ffi.string(name).decode("ascii") for name in found]
 
 
 def is_listener(fd: int) -> bool:

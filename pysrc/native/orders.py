@@ -69,6 +69,7 @@ class State(NamedTuple):
     calls: int
     area: int
     area_size: int
+    masked: bool
 
 
 class Orders:
@@ -229,7 +230,7 @@ class Orders:
     def state(self) -> State:
         """What the agent does; also while the process runs. OSError if it is gone."""
         state = self._read_state()
-        return State(state.current_id, state.calls, state.area, state.area_size)
+        return State(state.current_id, state.calls, state.area, state.area_size, bool(state.masked))
 
     def calls_served(self) -> int:
         return self.state().calls

@@ -174,9 +174,12 @@ int begin_call(struct mx_redirect *r)
 	}
 	if (error == MX_EV_ASKS)
 		return hold(r, HELD_HOME, MX_EV_ASKS);
+	if (error && in->done)
+		return answered(r, in->done); /* it has begun elsewhere */
 	if (error) {
-		/* An unreadable byte behind readable ones ends a write, as natively. */
-		return answered(r, in->done ? (int64_t)in->done : error);
+		/* Which of several errors wins, and what is done before, only the kernel knows. */
+		r->reason = MX_REASON_ARGUMENTS;
+		return hold(r, HELD_HOME, MX_EV_HOME);
 	}
 	in->state = CALLING;
 	return 0;
@@ -238,12 +241,34 @@ static int begin(struct mx_redirect *r)
 	}
 }
 
+/* The same from mosix.ko, which is given the last reply with the same system call. */
+static int receive_parked(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	struct mosix_exchange *x = &in->exchange;
+	long n = mx_interruptible(&in->stop, SYS_ioctl, r->listener, MOSIX_IOC_EXCHANGE, (long)x, 0);
+
+	if (n == -EINTR)
+		return take_stop(in) ? MX_EV_STOP : 0;
+	if (n) {
+		r->error = -n;
+		return MX_EV_GONE;
+	}
+	/* Whoever gives the guest a signal has us stop first: that one waits need not be told. */
+	if (x->request.kind != MOSIX_CALL)
+		return 0;
+	in->notif = mx_parked_notif(&x->request);
+	return begin(r);
+}
+
 static int receive(struct mx_redirect *r)
 {
 	struct internal *in = r->internal;
 	struct pollfd hup = { r->listener, 0, 0 };
 	long n;
 
+	if (r->device)
+		return receive_parked(r);
 	memset(&in->notif, 0, sizeof(in->notif));
 	n = mx_interruptible(&in->stop, SYS_ioctl, r->listener, SECCOMP_IOCTL_NOTIF_RECV, (long)&in->notif, 0);
 	if (!n)
@@ -269,6 +294,7 @@ static int serve(struct mx_redirect *r)
 			return MX_EV_MISUSE;
 		in->state = WAITING;
 	}
+	in->serving = 1;
 	do {
 		if (in->state == CALLING)
 			event = call_agent(r);
@@ -277,6 +303,8 @@ static int serve(struct mx_redirect *r)
 		else
 			event = receive(r);
 	} while (!event);
+	in->serving = 0;
+	send_reply(r);
 	return event;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The redirector: takes the system calls of one guest from its seccomp listener,
- * has them executed by the agent over the call socket (abi.h) and gives the
+ * The redirector: takes the system calls of one guest from its seccomp listener, or
+ * from mosix.ko (`device`), has them executed by the agent over the call socket (abi.h) and gives the
  * results back.  Called by mosix.remote.notify; what each call's arguments mean
  * comes from mosix.syscalls.descriptors.  It never decides policy: whatever is
  * not a plain call is an event for Python.
@@ -31,7 +31,7 @@
  * `syscall`, so that the signal can never come too early.
  *
  * At most once.  With SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV a received
- * notification cannot vanish.  Without it a signal makes the guest issue the call
+ * notification cannot vanish, nor can a call that was read from mosix.ko.  Without it a signal makes the guest issue the call
  * again: the result that could not be delivered is kept and answers the identical
  * call (number, arguments, instruction) when it comes again.  A guest that is taken
  * elsewhere between the two must get that result by its registers instead:
@@ -90,6 +90,7 @@ enum mx_special {
 	MX_SPECIAL_TIMES,
 	MX_SPECIAL_IOCTL,
 	MX_SPECIAL_DATE,
+	MX_SPECIAL_ON_ERROR,
 };
 
 enum mx_timeout { MX_TIMEOUT_NONE, MX_TIMEOUT_MILLISECONDS, MX_TIMEOUT_TIMESPEC, MX_TIMEOUT_TIMEVAL };
@@ -160,6 +161,7 @@ struct mx_table {
 #define MX_REASON_UNKNOWN 0
 #define MX_REASON_DESCRIPTORS 1
 #define MX_REASON_MEMORY 2
+#define MX_REASON_ARGUMENTS 3
 
 struct mx_counter {
 	uint64_t calls;
@@ -170,6 +172,7 @@ struct mx_counter {
 /* What Python may set before run(), and read after an event. */
 struct mx_redirect {
 	int listener;
+	int device;  /* `listener` is /dev/mosix: the module parks the guest's calls */
 	int call_fd; /* -1 until there is one */
 	int pid;     /* of the guest, as seen from here */
 	int home_pid;
@@ -196,6 +199,7 @@ struct mx_redirect {
 	uint64_t signals;    /* given to the guest so far: mx_agent_state.signals in abi.h */
 	uint64_t owed;	     /* CANCELLED: as many it must have been given before it goes on */
 	uint64_t total_calls;
+	uint64_t total_bytes;	     /* on the call socket */
 	struct mx_counter *counters; /* by number, 512 */
 	void *internal;
 };

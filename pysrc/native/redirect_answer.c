@@ -4,12 +4,26 @@
 
 /* ---- answering ---- */
 
+/* The reply to a parked call, if it has not gone out yet. */
+int send_reply(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	struct mosix_reply reply = in->exchange.reply;
+
+	in->exchange.reply.id = 0;
+	return reply.id ? mx_parked_answer(r->listener, reply) : 0;
+}
+
 int send_answer(struct mx_redirect *r, int64_t result, int go_on)
 {
 	struct internal *in = r->internal;
 	struct seccomp_notif_resp resp = { .id = in->notif.id };
 
 	in->state = IDLE;
+	if (r->device) {
+		in->exchange.reply = mx_parked_reply(in->notif.id, result, go_on);
+		return in->serving ? 0 : send_reply(r);
+	}
 	if (go_on)
 		resp.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
 	else if (result < 0 && result > -4096)

@@ -91,7 +91,8 @@ static int build_vector(struct mx_redirect *r)
 	if (error)
 		return error;
 	in->chunk = min64(in->total - in->done, CHUNK);
-	if (second)
+	/* Of nothing at all: the file is never asked, as by a read or write of 0 bytes. */
+	if (second || !in->total)
 		nr = r->nr;
 	else if (at_position)
 		nr = in->writes ? SYS_pwrite64 : SYS_pread64;
@@ -131,7 +132,7 @@ static int build_vector(struct mx_redirect *r)
 		args[5] = original[5];
 	} else {
 		args[2] = in->chunk;
-		error = relocate_arg(in, 1, at);
+		error = in->total ? relocate_arg(in, 1, at) : 0;
 	}
 	if (error)
 		return error;
@@ -413,6 +414,7 @@ static int build_select(struct mx_redirect *r, int pselect)
 	uint64_t mask[2];
 	int32_t n = r->args[0];
 	uint64_t size;
+	int64_t at, mask_at;
 	int i, error;
 
 	memcpy(args, r->args, sizeof(args));
@@ -423,9 +425,19 @@ static int build_select(struct mx_redirect *r, int pselect)
 	if (pselect && args[5]) {
 		if (peek(r, mask, args[5], sizeof(mask)))
 			return -EFAULT;
-		if (mask[0])
-			return MX_EV_HOME;
 		args[5] = 0;
+		at = mask[0] ? place_data(in, sizeof(mask)) : 0;
+		mask_at = mask[0] ? add_in(in, mask[0], SIGSET) : 0;
+		if (at < 0 || mask_at < 0)
+			return -ENOMEM;
+		if (mask[0]) {
+			memcpy(area(in, at), mask, sizeof(mask));
+			error = relocate(in, at, mask_at);
+			if (!error)
+				error = relocate_arg(in, 5, at);
+			if (error)
+				return error;
+		}
 	}
 	size = (n + 63) / 64 * 8;
 	begin_out(in);
@@ -464,8 +476,6 @@ static int build_transfer(struct mx_redirect *r)
 	args[2] = in->chunk;
 	if (r->nr == SYS_pread64 || r->nr == SYS_pwrite64)
 		args[3] += in->done;
-	if (!args[1] && args[2])
-		return -EFAULT;
 	return build_shapes(r, r->nr, args, in->call);
 }
 

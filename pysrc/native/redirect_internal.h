@@ -7,6 +7,7 @@
 #include "failpoint.h"
 #include "interface.h"
 #include "own_proc.h"
+#include "parked.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -56,6 +57,7 @@
 #define MAX_SEGMENTS 128
 #define MAX_CONTROL (64u << 10)
 #define MAX_FD_SET (1 << 20)
+#define SIGSET 8
 #define HEAD (sizeof(struct mx_request) + MX_MAX_RELOCS * sizeof(struct mx_reloc))
 #define NS 1000000000LL
 /* TASK_SIZE_MAX with four levels of page tables; what a guest has is below it with five, too. */
@@ -102,6 +104,8 @@ struct internal {
 	enum held held;
 	int cancel_wanted;
 	struct seccomp_notif notif;
+	struct mosix_exchange exchange; /* its reply goes out when the next request is waited for */
+	int serving;
 	struct kept undelivered;
 	struct kept prime;
 	int64_t prime_deadline;
@@ -146,6 +150,8 @@ struct internal {
 	struct iovec guest_iov[MAX_IOV + 8];
 	uint32_t n_guest_iov;
 	struct iovec window[MAX_IOV + 8];
+	struct iovec ends[MAX_IOV];
+	char end_bytes[MAX_IOV];
 	struct mx_request *request;
 	size_t sent, to_send;
 	int resent; /* the agent may know it from another connection */
@@ -162,6 +168,7 @@ int begin_call(struct mx_redirect *r);
 long mx_interruptible(volatile int *flag, long nr, long a, long b, long c, long d);
 
 /* redirect_answer.c */
+int send_reply(struct mx_redirect *r);
 int send_answer(struct mx_redirect *r, int64_t result, int go_on);
 int is_same(const struct kept *kept, const struct mx_redirect *r);
 int finish_call(struct mx_redirect *r, int64_t result);
@@ -187,6 +194,7 @@ int relocate(struct internal *in, uint32_t at, uint32_t to);
 int relocate_arg(struct internal *in, int arg, uint32_t to);
 int64_t add_in(struct internal *in, uint64_t address, uint64_t size);
 int fetch(const struct mx_redirect *r);
+int can_write(struct mx_redirect *r);
 int add_segment(struct internal *in, uint64_t address, uint32_t offset, uint32_t size, int length_segment, int message);
 void begin_request(struct mx_redirect *r);
 int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t out_var, uint16_t out_unit, int fd_mask,

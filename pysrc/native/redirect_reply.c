@@ -498,6 +498,7 @@ int call_agent(struct mx_redirect *r)
 			return cut(r, -n);
 		in->sent += n;
 		counter->sent += n;
+		r->total_bytes += n;
 		if (in->sent < in->to_send)
 			return 0;
 		if (failpoint(MX_FP_SENT, r->call_fd))
@@ -519,6 +520,7 @@ int call_agent(struct mx_redirect *r)
 		return cut(r, -n);
 	in->received += n;
 	counter->received += n;
+	r->total_bytes += n;
 	if (in->received < sizeof(*reply))
 		return 0;
 	reply = (struct mx_reply *)in->reply;

@@ -156,6 +156,40 @@ int fetch(const struct mx_redirect *r)
 	return process_vm_readv(r->pid, here, i, in->from, i, 0) == (ssize_t)wanted ? 0 : -EFAULT;
 }
 
+/* The first and the last byte of a buffer, to be read and written back. */
+static int add_ends(struct iovec *ends, int n, uint64_t address, uint64_t size)
+{
+	if (!size)
+		return n;
+	ends[n++] = (struct iovec){ (void *)address, 1 };
+	if (size > 1)
+		ends[n++] = (struct iovec){ (void *)(address + size - 1), 1 };
+	return n;
+}
+
+/* Could the call write all that it may?  The guest waits, and nobody else has its memory. */
+int can_write(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	struct iovec *ends = in->ends, here = { in->end_bytes, 0 };
+	uint32_t i;
+	int n = 0;
+
+	for (i = 0; i < (uint32_t)in->n_segments; i++)
+		if (!in->segments[i].parts)
+			n = add_ends(ends, n, in->segments[i].address, in->segments[i].size);
+	if (in->has_var && !in->var.parts)
+		n = add_ends(ends, n, in->var.address, in->var.size);
+	if ((in->has_var && in->var.parts) || in->call->special == MX_SPECIAL_RECVMMSG)
+		for (i = 0; i < in->n_guest_iov && n + 2 < MAX_IOV; i++)
+			n = add_ends(ends, n, (uint64_t)in->guest_iov[i].iov_base, in->guest_iov[i].iov_len);
+	if (!n)
+		return 1;
+	here.iov_len = n;
+	return process_vm_readv(r->pid, &here, 1, ends, n, 0) == n &&
+	       process_vm_writev(r->pid, &here, 1, ends, n, 0) == n;
+}
+
 int add_segment(struct internal *in, uint64_t address, uint32_t offset, uint32_t size, int length_segment, int message)
 {
 	if (in->n_segments == MAX_SEGMENTS)
@@ -283,6 +317,8 @@ int seal(struct mx_redirect *r, int nr, const uint64_t *args, uint32_t out_var, 
 	size_t head = sizeof(*q) + in->n_relocs * sizeof(struct mx_reloc);
 	int error = fetch(r);
 
+	if (!error && in->purpose == FOR_GUEST && !in->done && !can_write(r))
+		error = -EFAULT;
 	if (error)
 		return error;
 	if (grow(&in->buffer, &in->room, HEAD + in->data_size + 8) < 0)
@@ -414,7 +450,7 @@ static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i, con
 	int error;
 
 	if (word < 0)
-		return 0; /* no length: the ghost's kernel sees a buffer at NULL */
+		return -EFAULT;
 	memcpy(&capacity, area(in, in->segments[word].offset), 4);
 	if (capacity < 0)
 		return -EINVAL;
@@ -429,6 +465,21 @@ static int add_length_at(struct mx_redirect *r, const uint64_t *args, int i, con
 	if (error < 0)
 		return error;
 	return relocate_arg(in, i, at);
+}
+
+/* Two results in one place: which is written last, only the kernel knows. */
+static int overlap(const struct internal *in)
+{
+	int i, k;
+
+	for (i = 1; i < in->n_segments; i++)
+		for (k = 0; k < i; k++) {
+			const struct segment *a = &in->segments[i], *b = &in->segments[k];
+
+			if (a->address < b->address + b->size && b->address < a->address + a->size)
+				return 1;
+		}
+	return 0;
 }
 
 int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const struct mx_descriptor *d)
@@ -446,6 +497,8 @@ int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const struct mx_
 
 		if (shape->kind == MX_ARG_FD)
 			fd_mask |= 1 << i;
+		if (shape->kind >= MX_ARG_PATH && original[i] >= USER_END)
+			return -EFAULT; /* even where nothing is read or written */
 		if (shape->kind < MX_ARG_PATH || shape->kind > MX_ARG_IN || !original[i])
 			continue;
 		if (shape->kind == MX_ARG_IN)
@@ -495,6 +548,8 @@ int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const struct mx_
 		if (error < 0)
 			return error;
 	}
+	if (overlap(in))
+		return -EINVAL;
 	in->fixed_end = in->used > in->out_offset ? (in->used + 7) & ~7u : in->out_offset;
 	for (i = 0; i < d->n_args; i++) {
 		const struct mx_shape *shape = &d->args[i];
@@ -504,6 +559,9 @@ int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const struct mx_
 		size = min64(length_of(shape, original), CHUNK);
 		if (shape->unit > 1 && (int32_t)original[shape->length_arg] < 0)
 			size = shape->size; /* refused by the kernel: what is cut must not be positive */
+		else if (shape->length_arg != MX_NO_ARG && original[shape->length_arg] > CHUNK &&
+			 d->special != MX_SPECIAL_TRANSFER)
+			return -EMSGSIZE; /* an int, perhaps, which is negative */
 		else if (shape->length_arg != MX_NO_ARG && original[shape->length_arg] > CHUNK)
 			args[shape->length_arg] = (CHUNK - shape->size) / shape->unit;
 		in->used = in->fixed_end;
@@ -520,5 +578,6 @@ int build_shapes(struct mx_redirect *r, int nr, uint64_t *args, const struct mx_
 			return error;
 	}
 	apply_deadline(r, args);
-	return seal(r, nr, args, out_var, out_unit, fd_mask, 0);
+	return seal(r, nr, args, out_var, out_unit, fd_mask,
+		    d->special == MX_SPECIAL_ON_ERROR ? MX_REQ_OUT_ON_ERROR : 0);
 }

@@ -27,8 +27,16 @@ _IDLE_S = 60.0
 class Accounting:
     """`uses`: by PID, of the processes that were at home in the last second."""
 
-    def __init__(self, at_home: Callable[[], set[int]], choice: Choice = "auto") -> None:
+    def __init__(
+        self,
+        at_home: Callable[[], set[int]],
+        busy: Callable[[], set[int]],
+        choice: Choice = "auto",
+    ) -> None:
+        """`busy`: those of them that have done anything lately; only these are looked up in
+        /proc."""
         self._at_home = at_home
+        self._busy = busy
         self._proc = ProcCounter()
         self._bpf: BpfCounter | None = None
         self._before: dict[int, Totals] = {}
@@ -64,7 +72,7 @@ class Accounting:
     async def _totals(self, pids: set[int]) -> dict[int, Totals]:
         self._idle_s = 0.0 if pids else self._idle_s + _PERIOD_S
         if self._why_proc:
-            return await self._proc.totals(pids)
+            return await self._proc.totals(self._busy())
         try:
             if self._bpf is None:
                 if not pids:
@@ -81,4 +89,4 @@ class Accounting:
             if self._bpf is not None:
                 await self._bpf.close()
                 self._bpf = None
-            return await self._proc.totals(pids)
+            return await self._proc.totals(self._busy())

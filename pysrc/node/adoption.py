@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Coroutine, Sequence
@@ -23,8 +22,6 @@ from mosix.node.rights import caller_of
 from mosix.node.spawning import Worker
 from mosix.wire.channel import Packets
 from mosix.wire.mosd_messages import WORKER_VERSION, Returned, WorkerToNode
-
-_log = logging.getLogger("mosd.adoption")
 
 #: Nobody else can connect in the place of a recorded process: it may take its time.
 _FIRST_WORD_S = 30.0
@@ -61,8 +58,10 @@ class Adoption(Server):
         packets: Packets[WorkerToNode] = Packets(sock, WorkerToNode)
         fds: list[int] = []
         pidfd = -1
+        uid = -1
         try:
-            pid = caller_of(sock).pid
+            caller = caller_of(sock)
+            pid, uid = caller.pid, caller.uid
             # Before its word: a process that has sent it lives, and so has this PID.
             pidfd = os.pidfd_open(pid)
             keeper = self._keeper_of(Identity.of(pid))
@@ -73,7 +72,8 @@ class Adoption(Server):
             if keeper.take_back(Worker(pid, pidfd, sock), fds):
                 return
         except (OSError, EOFError, TimeoutError, ProtocolError) as error:
-            _log.debug("somebody did not come back: %s", error)
+            why = error.line() if isinstance(error, ProtocolError) else str(error) or "timeout"
+            self._complaints.note("no worker", f"uid {uid}", why)
         for fd in (*fds, pidfd):
             if fd >= 0:
                 os.close(fd)

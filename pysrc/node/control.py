@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError
-from mosix.node.listening import Complaints, Server, listen_at
+from mosix.errors import LAUNCH_FAILED, KernelError, MosixError, ProtocolError, RefusedError
+from mosix.node.listening import Budget, Complaints, Server, listen_at
 from mosix.node.requests import (
     MAX_ANSWER,
     MAX_REQUEST,
@@ -44,6 +44,11 @@ ANSWER_TIMEOUT_S = 30.0
 MAX_PER_USER = 512
 MAX_CONNECTIONS = 4096
 _MAX_FDS = 4
+#: What requests and answers of one user may take of mosd's memory at once, and of all, bytes.
+#: Smaller ones than `_SMALL` are bounded by the number of connections.
+_USER_BYTES = 8 << 20
+_ALL_BYTES = 256 << 20
+_SMALL = 16 << 10
 
 
 class Client:
@@ -113,6 +118,7 @@ class ControlServer(Server):
         self._path = path
         self._handlers = handlers
         self._connections: collections.Counter[int] = collections.Counter()
+        self._budget = Budget(_USER_BYTES, _ALL_BYTES)
 
     def listen(self) -> None:
         """OSError."""
@@ -133,13 +139,13 @@ class ControlServer(Server):
         fds: list[int] = []
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                request: Request = decode(await _receive(sock, fds), Request)
+                request: Request = decode(await self._receive(sock, caller, fds), Request)
             client = Client(sock, fds[0] if fds else -1)
             answer = await _unless_gone(client, self._answer(caller, request, client))
             if answer is not None:
                 data = frame(encode(answer), MAX_ANSWER)
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    await asyncio.get_running_loop().sock_sendall(sock, data)
+                del answer
+                await self._send(sock, caller, data)
         except ProtocolError as error:
             self._complaints.note("malformed request", f"uid {caller.uid}", error.line())
         except TimeoutError:
@@ -153,6 +159,26 @@ class ControlServer(Server):
             sock.close()
             for fd in fds:
                 os.close(fd)
+
+    async def _receive(self, sock: socket.socket, caller: Caller, fds: list[int]) -> bytes:
+        decoder = FrameDecoder(MAX_REQUEST)
+        await _receive(sock, decoder, fds)
+        size = decoder.wanted
+        with self._budget.holding(caller.uid, size if size > _SMALL else 0) as allowed:
+            if not allowed:
+                raise ProtocolError(f"too much at once: {size} bytes more")
+            return await _receive(sock, decoder, fds)
+
+    async def _send(self, sock: socket.socket, caller: Caller, data: bytes) -> None:
+        size = len(data) if len(data) > _SMALL else 0
+        with self._budget.holding(caller.uid, size) as allowed:
+            if not allowed:
+                what = "answers that you do not read take too much of mosd's memory"
+                refused = Failure(code=RefusedError.code, message=what, hint="try again later")
+                data = frame(encode(refused), MAX_ANSWER)
+                self._complaints.note("too much at once", f"uid {caller.uid}", "refused")
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_sendall(sock, data)
 
     async def _answer(
         self, caller: Caller, request: Request, client: Client
@@ -191,9 +217,10 @@ async def _unless_gone(client: Client, work: Awaitable[msgspec.Struct]) -> msgsp
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _receive(sock: socket.socket, fds: list[int]) -> bytes:
-    """One frame; descriptors that ride along are appended to `fds`."""
-    decoder = FrameDecoder(MAX_REQUEST)
+async def _receive(sock: socket.socket, decoder: FrameDecoder, fds: list[int]) -> bytes:
+    """First nothing, when the size of a frame is known; then the frame. Descriptors that ride
+    along are appended to `fds`."""
+    headed = decoder.sized
     while True:
         try:
             data, new, flags, _ = socket.recv_fds(sock, decoder.wanted, _MAX_FDS)
@@ -212,6 +239,8 @@ async def _receive(sock: socket.socket, fds: list[int]) -> bytes:
         complete = decoder.feed(data)
         if complete is not None:
             return complete
+        if not headed and decoder.sized:
+            return b""
 
 
 async def _readable(sock: socket.socket) -> None:

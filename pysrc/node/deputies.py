@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,21 +30,29 @@ from mosix.errors import (
     RefusedError,
     from_code,
 )
+from mosix.kernel.device import ORPHAN_NATIVE
+from mosix.kernel.policies import HOME, HOME_HOOKS
 from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
+from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
 from mosix.node.records import Identity, JobRecord
 from mosix.node.registry import Job, Registry
 from mosix.node.rights import Caller
+from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker, is_dying, until_ended
+from mosix.node.syslog import SystemLog
+from mosix.node.tier import KernelTier
 from mosix.node.worker import WorkerLink
 from mosix.wire.attributes import Changes, JobAttributes, changed
 from mosix.wire.messages import NodeFeatures, Token
 from mosix.wire.mosd_messages import (
+    Automatic,
     ComeHome,
+    Consider,
     Dial,
     Forsaken,
     Join,
@@ -72,6 +80,8 @@ _SWEEP_PAUSE_S = 1.0
 #: A guest of which nobody has heard ends so much later than home's grace (mosix.remote.main).
 _LEASE_S = 10.0
 _DROP_PAUSE_S = 1.0
+#: Guests that one deputy may want ended at once; the lease ends the others.
+_MAX_FORSAKEN = 4096
 #: Where a process is that lives without its deputy (`mosix.node.registry.Process`).
 _NOT_AWAY = ("home", "moving")
 #: For a stderr that is full.
@@ -94,6 +104,12 @@ class NodeNames(Protocol):
     async def resolve(self, name: str) -> str: ...
 
     def number_of(self, ip: str) -> int | None: ...
+
+    def outsider(self, ip: str) -> bool: ...
+
+
+#: Job, PID and where it is ("home" or an IP) → IP where it had better be; None: there.
+WhereTo = Callable[[str, int, str], Awaitable[str | None]]
 
 
 class Client(Protocol):
@@ -151,12 +167,18 @@ class DeputyLink(WorkerLink):
         names: NodeNames,
         last_words: LastWords,
         home: str,
+        where_to: WhereTo,
         forsake: Callable[[DeputyLink, int, str, Token], None],
+        system_log: SystemLog,
+        owner: Owner,
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
         #: how users are told where the deputy is
         self.place = f"at home, node {home},"
+        self._system_log = system_log
+        self._owner = owner
+        self._where_to = where_to
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -165,6 +187,8 @@ class DeputyLink(WorkerLink):
         self._moves: dict[int, asyncio.Future[Moved]] = {}
         self._joins: dict[int, asyncio.Future[Joined]] = {}
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: guests that a node is being told of, that they are not wanted
+        self.forsaking = 0
         #: by PID of those that have not ended: where their last two guests were made
         self._guests: dict[int, list[tuple[str, Token]]] = {}
 
@@ -194,22 +218,53 @@ class DeputyLink(WorkerLink):
                 joining = self._joins.pop(message.request, None)
                 if joining is not None and not joining.done():
                     joining.set_result(message)
-            case Name():
-                self.later(self._name(message))
+            case Name() | Consider():
+                self.later(self._tell(message))
             case ProcessState():
-                self._state_of(message)
+                self._state(message)
             case Dial():
                 identity = {"uid": self.job.uid, "gid": self.job.gid, "job": self.job.id}
                 self.later(self.dial(message, identity))
             case _:
                 raise ProtocolError(f"a deputy sent {type(message).__name__}")
 
-    def _state_of(self, state: ProcessState) -> None:
+    def _state(self, state: ProcessState) -> None:
+        known = self.job.processes.get(state.pid)
+        self._registry.update(self.job, state)
         if state.ended:
             self._guests.pop(state.pid, None)
-        elif state.token is not None:
+            return
+        if state.token is not None:
             self.guest_made(state.pid, state.where, state.token)
-        self._registry.update(self.job, state)
+        # Unknown is also one that was away when mosd was started again.
+        moved = state.where not in _NOT_AWAY if known is None else state.nmigs > known.nmigs
+        if moved and state.where != "moving":
+            self._system_log.moved(self.job, state.pid, state.where)
+        if self.is_misplaced(state.where, state.attributes):
+            self.later(self._send_home(state.pid))
+
+    def is_misplaced(self, where: str, attributes: JobAttributes) -> bool:
+        """Whether a process may not be where it is: its class, or the map, has changed."""
+        return where not in _NOT_AWAY and not attributes.job_class and self._names.outsider(where)
+
+    async def _send_home(self, pid: int) -> None:
+        try:
+            check_moved(await (await self.move(pid, None)))
+        except MosixError as error:
+            _log.warning("process %d may not stay where it is, but: %s", pid, error.line())
+
+    def check_dial(self, order: Dial) -> None:
+        """RefusedError when the owner of this node wants its processes at home, and for a process
+        of class 0 and an outsider."""
+        if "guest" not in order.purposes:
+            return
+        if self._owner.said.keeps_own:
+            raise RefusedError("this node is drained: its processes stay at home", "mosctl nodrain")
+        if not order.job_class and self._names.outsider(order.ip):
+            raise RefusedError(
+                f"node {order.ip} is an outsider, and this process is of class 0",
+                "mosrun -G1 lets a job go there",
+            )
 
     def guest_made(self, pid: int, ip: str, token: Token) -> None:
         made = self._guests.setdefault(pid, [])
@@ -245,21 +300,27 @@ class DeputyLink(WorkerLink):
         if joined.error:
             raise from_code(joined.code, joined.error, joined.hint)
 
-    async def _name(self, asked: Name) -> None:
-        """Tells the deputy which node a number or an IP is."""
+    async def _tell(self, asked: Name | Consider) -> None:
+        """Tells the deputy which node a number or an IP is, or which is best for a process."""
         named = Named(request=asked.request)
-        with contextlib.suppress(MosixError):
-            ip = await self._names.resolve(asked.node)
-            named = Named(request=asked.request, ip=ip, number=self._names.number_of(ip))
+        if isinstance(asked, Consider):
+            ip = await self._where_to(self.job.id, asked.pid, asked.where)
+            named = Named(request=asked.request, ip=ip)
+        else:
+            with contextlib.suppress(MosixError):
+                ip = await self._names.resolve(asked.node)
+                number = self._names.number_of(ip)
+                named = Named(request=asked.request, ip=ip, number=number)
         with contextlib.suppress(OSError):
             await self.send(named)
 
-    async def move(self, pid: int, target: str | None) -> asyncio.Future[Moved]:
+    async def move(
+        self, pid: int, target: str | None, automatic: Automatic | None = None
+    ) -> asyncio.Future[Moved]:
         """Orders a move; the future is its outcome (`check_moved`). NoSuchProcessError."""
         request = next(self._requests)
-        return await self._order(
-            request, Move(request=request, pid=pid, target=target, manual=True)
-        )
+        order = Move(request=request, pid=pid, target=target, automatic=automatic)
+        return await self._order(request, order)
 
     async def come_home(self) -> asyncio.Future[Moved]:
         """Orders all of the job's processes home."""
@@ -293,6 +354,10 @@ def check_moved(moved: Moved) -> Moved:
     return moved
 
 
+async def _nowhere(job: str, pid: int, where: str) -> str | None:
+    return None
+
+
 class Launcher:
     """Makes jobs and keeps their deputies."""
 
@@ -307,10 +372,16 @@ class Launcher:
         directory: Path,
         names: NodeNames,
         adoption: Path,
-        grace_s: int,
+        settings: Settings,
+        system_log: SystemLog,
+        owner: Owner,
         date_ahead_ns: int = 0,
+        tier: KernelTier | None = None,
     ) -> None:
+        self._tier = tier
         self._spawner = spawner
+        self.system_log = system_log
+        self._owner = owner
         self._dialer = dialer
         self._registry = registry
         self._features = features
@@ -318,12 +389,14 @@ class Launcher:
         self._own_ip = own_ip
         self._records = directory
         self._adoption = str(adoption)
-        self._grace_s = grace_s
+        self._settings = settings
         #: of a mosd that died: jobs by their deputies, which have not come back yet
         self._expected: dict[Identity, JobRecord] = {}
         self._names = names
         self._date_ahead_ns = date_ahead_ns
         self.deputies: dict[str, DeputyLink] = {}
+        #: answers a program that asks where it had better be (`mosix.node.decider`)
+        self.where_to: WhereTo = _nowhere
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[str, JobGroup] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -368,7 +441,10 @@ class Launcher:
         held: list[int] = []
         try:
             self._record(job)
-            preparing = asyncio.create_task(self._prepare(job, client, options))
+            if options.interface:
+                held = await self._intercept(job)
+            filtered = options.interface and not held
+            preparing = asyncio.create_task(self._prepare(job, client, filtered=filtered))
             failpoints.hit("mosd.launch")
             worker = await self._spawner.spawn(
                 "deputy", caller.uid, job.gid, who.groups, who.capabilities
@@ -377,7 +453,7 @@ class Launcher:
             self._record(job, Identity.of(worker.pid))
             joined, listener = await preparing
             preparing = None
-            held = await self._hold(job, worker, listener)
+            held += await self._hold(job, worker, listener)
             if not joined:
                 await asyncio.to_thread(group.add, caller.pid)
             message = Launch(
@@ -392,7 +468,7 @@ class Launcher:
                 cgroup=str(group.path),
                 home=self._own_ip,
                 features=self._features,
-                grace_s=self._grace_s,
+                grace_s=self._settings.config.grace_s,
                 adoption=self._adoption,
             )
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -415,16 +491,34 @@ class Launcher:
                 os.close(fd)
         return link
 
-    async def _prepare(self, job: Job, client: Client, options: LaunchOptions) -> tuple[bool, int]:
+    async def _intercept(self, job: Job) -> list[int]:
+        """The file through which the module hands over what the job says to mosix; empty: it needs
+        a filter for that."""
+        if self._tier is None:
+            return []
+        try:
+            owner = self._tier.owner(HOME_HOOKS)
+        except KernelError as error:
+            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
+            return []
+        try:
+            await self._tier.add(job.pid, HOME, owner.number, ORPHAN_NATIVE)
+        except KernelError as error:
+            owner.close()
+            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
+            return []
+        return [owner.fd]
+
+    async def _prepare(self, job: Job, client: Client, *, filtered: bool) -> tuple[bool, int]:
         """Whether the launching process has made itself a member, where it can, and the listener
         of its filter (-1: it has none)."""
         directory = -1
         if job.group.membership.own:
             directory = os.open(job.group.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        elif not options.interface:
+        elif not filtered:
             return False, -1
         try:
-            if options.interface:  # it cannot begin without: if it is stopped we wait
+            if filtered:  # it cannot begin without: if it is stopped we wait
                 listener = await client.prepare(directory, interface=True)
             else:
                 listener = -1
@@ -465,7 +559,10 @@ class Launcher:
             names=self._names,
             last_words=last_words,
             home=self._own_ip,
+            where_to=self.where_to,
             forsake=self._forsake,
+            system_log=self.system_log,
+            owner=self._owner,
         )
         self._registry.jobs[job.id] = job
         self.deputies[job.id] = link
@@ -507,11 +604,19 @@ class Launcher:
             self._discard(link.job)
 
     def _forsake(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
-        self._later(self._drop(link.job, pid, ip, token))
+        if link.forsaking < _MAX_FORSAKEN:
+            link.forsaking += 1
+            self._later(self._drop(link, pid, ip, token))
 
-    async def _drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
+    async def _drop(self, link: DeputyLink, pid: int, ip: str, token: Token) -> None:
+        try:
+            await self._tell_to_drop(link.job, pid, ip, token)
+        finally:
+            link.forsaking -= 1
+
+    async def _tell_to_drop(self, job: Job, pid: int, ip: str, token: Token) -> None:
         """Tells node `ip` that a guest there is not wanted, as long as it may be there."""
-        end = time.monotonic() + self._grace_s + _LEASE_S
+        end = time.monotonic() + self._settings.config.grace_s + _LEASE_S
         while time.monotonic() < end:
             try:
                 sock, _ = await self._dialer.dial(

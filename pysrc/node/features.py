@@ -15,7 +15,7 @@ from mosix.native.cpu import cpu_features, vdso_digest, xsave_size
 from mosix.wire.messages import NodeFeatures
 
 
-def probe(*, foreign_vdso: bool = False) -> NodeFeatures:
+def probe(*, tier: str = "portable", foreign_vdso: bool = False) -> NodeFeatures:
     """What this node offers. `foreign_vdso`: as if its kernel had another vdso than those of all
     other nodes, so that what is done then can be seen without a second kernel."""
     vdso = vdso_digest()
@@ -28,6 +28,7 @@ def probe(*, foreign_vdso: bool = False) -> NodeFeatures:
         cpu_features=cpu_features(),
         xsave_size=xsave_size(),
         cpus=highest_cpu() + 1,
+        tier=tier,
     )
 
 

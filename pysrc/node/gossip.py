@@ -13,10 +13,12 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from mosix.balancer.gossip import Datagram, Gossip, rules_for
 from mosix.balancer.gossip_wire import MAX_DATAGRAM
-from mosix.balancer.vectors import Flags, Floats, Status, pack_loads
+from mosix.balancer.vectors import Flags, Floats, Status, VectorTable, pack_loads
 from mosix.config import NodeConfig
+from mosix.node.listening import Complaints
 from mosix.node.registry import Registry
 from mosix.node.requests import KnownNode
 from mosix.wire.messages import NodeLoad
@@ -27,6 +29,28 @@ PERIOD_S = 1.0
 #: Vectors of more nodes would be too old: a larger map gossips in groups of neighbours.
 GROUP = 1024
 _AT_ONCE = 64
+#: Of a node in the map that has said nothing yet.
+UNHEARD = "unheard"
+#: What an owner has said, in the words of mosctl.
+_OWNERS = {
+    Flags.BLOCK: "block",
+    Flags.STAY: "stay",
+    Flags.LOCAL_STAY: "lstay",
+    Flags.NO_BRING: "nobring",
+    Flags.DRAIN: "drain",
+}
+_SHOWN = (
+    "running",
+    "cores",
+    "speed",
+    "memory_mb",
+    "free_mb",
+    "guests",
+    "frozen",
+    "dilation",
+    "psi_memory",
+    "psi_io",
+)
 _UNPROVED = "unproved"  # what first contacts are; says nothing
 
 
@@ -41,8 +65,20 @@ def _number(ip: str) -> int:
     return int(ipaddress.IPv4Address(ip))
 
 
-def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Floats | None:
-    """What this node says of itself; None as long as nothing is measured."""
+def _said(table: VectorTable) -> dict[int, int]:
+    """Which state each node is in, of which anything was heard."""
+    heard = np.flatnonzero(table.version)
+    return dict(zip(table.nodes[heard].tolist(), table.status[heard].tolist(), strict=True))
+
+
+def own_row(
+    config: NodeConfig,
+    load: NodeLoad | None,
+    registry: Registry,
+    promised: tuple[int, float] = (0, 0.0),
+) -> Floats | None:
+    """What this node says of itself; None as long as nothing is measured. `promised`: places, and
+    their MB."""
     if load is None:
         return None
     return pack_loads(
@@ -51,12 +87,14 @@ def own_row(config: NodeConfig, load: NodeLoad | None, registry: Registry) -> Fl
         cores=load.cores,
         speed=load.speed,
         memory_mb=load.memory / 1e6,
-        free_mb=load.free / 1e6,
+        free_mb=load.free / 1e6 - promised[1],
+        inbound=promised[0],
         psi_memory=load.psi_memory,
         psi_io=load.psi_io,
         dilation=load.dilation,
         guest_limit=config.max_guests,
         priority=0,
+        frozen=sum(guest.frozen for guest in registry.guests.values()),
     )
 
 
@@ -69,12 +107,22 @@ class GossipService:
         secret: bytes,
         own: Callable[[], Floats | None],
         flags: Callable[[], Flags],
+        complaints: Complaints,
+        *,
+        features: int,
+        logs: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`own`: what this node says of itself; `features`: digest of this node's
+        (`mosix.node.compatible.digest_of`); `logs`: whether changes of the map are logged."""
+        self._complaints = complaints
         nodes = group_of(config.nodes.ips(), config.ip)
         self._ip, self._port = config.ip, config.peer_port
         self._number_of = config.nodes.number_of
         self._own = own
         self._flags = flags
+        self._logs = logs
+        self._states: dict[int, int] = {}
+        self._features = features
         self._gossip = Gossip(
             _number(config.ip),
             nodes,
@@ -101,14 +149,34 @@ class GossipService:
             if self._socket is not None:
                 row = self._own()
                 if row is not None:
-                    self._gossip.set_own(row, time.monotonic(), flags=self._flags())
+                    self._gossip.set_own(
+                        row, time.monotonic(), flags=self._flags(), features=self._features
+                    )
                 self._send(self._gossip.tick(time.monotonic()))
+                self._log_changes()
             await asyncio.sleep(PERIOD_S)
 
-    def leave(self) -> None:
-        """Say goodbye, so that nobody has to wait for suspicion, and nothing after it."""
+    def set_config(self, config: NodeConfig, secret: bytes) -> None:
+        """The files were read again. Nodes that are not in the map any more are told goodbye if
+        nobody but us is left."""
+        nodes = group_of(config.nodes.ips(), config.ip)
+        if len(nodes) == 1:
+            self.say_goodbye()
+        self._number_of = config.nodes.number_of
+        self._gossip.set_secret(secret)
+        self._gossip.set_nodes(nodes, rules_for(len(nodes), PERIOD_S))
+        self._gossip.renew(time.monotonic())
+        self._states = {ip: state for ip, state in self._states.items() if ip in nodes}
+
+    def say_goodbye(self) -> None:
+        """So that nobody has to wait for suspicion."""
         if self._socket is not None:
             self._send(self._gossip.leave(time.monotonic()))
+
+    def leave(self) -> None:
+        """Goodbye, and nothing after it."""
+        if self._socket is not None:
+            self.say_goodbye()
             asyncio.get_running_loop().remove_reader(self._socket)
         self.close()
 
@@ -117,28 +185,72 @@ class GossipService:
             self._socket.close()
             self._socket = None
 
+    def _log_changes(self) -> None:
+        now = _said(self._gossip.table)
+        before, self._states = self._states, now
+        if now == before or not self._logs():
+            return
+        for node, state in now.items():
+            ip, then = str(ipaddress.IPv4Address(node)), before.get(node)
+            if state != then and ip != self._ip:
+                was = "" if then is None else f", was {Status(then).name.lower()}"
+                _log.info("node %s is %s%s", ip, Status(state).name.lower(), was)
+
+    @property
+    def table(self) -> VectorTable:
+        """What all nodes have told, this one's own row included."""
+        return self._gossip.table
+
+    @property
+    def here(self) -> int:
+        return self.index(self._ip)
+
+    def index(self, ip: str) -> int:
+        """In the table; -1: not in it."""
+        try:
+            return self.table.index(_number(ip))
+        except (KeyError, ValueError):
+            return -1
+
+    def ip(self, index: int) -> str:
+        return str(ipaddress.IPv4Address(int(self.table.nodes[index])))
+
     def known(self) -> list[KnownNode]:
         """The other nodes of which anything was heard."""
+        return [node for node in self.nodes() if node.ip != self._ip and node.state != UNHEARD]
+
+    def nodes(self) -> list[KnownNode]:
+        """All nodes that gossip with this one, itself included, by address."""
         table, now = self._gossip.table, time.monotonic()
-        found = []
-        for index in range(len(table)):
-            ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
-            if ip == self._ip or not table.version[index]:
-                continue
-            value = {
-                name: float(table.column(name)[index])
-                for name in ("running", "cores", "speed", "memory_mb", "free_mb", "guests")
-            }
-            found.append(
-                KnownNode(
-                    ip=ip,
-                    number=self._number_of(ip),
-                    state=Status(int(table.status[index])).name.lower(),
-                    age_s=round(now - float(table.born[index]), 3),
-                    **{name: round(number, 2) for name, number in value.items()},
-                )
-            )
-        return found
+        return [self._node(index, now) for index in range(len(table))]
+
+    def down(self, ip: str) -> str:
+        """Why node `ip` need not be asked: it is known to be down; "" as long as it may answer."""
+        table = self._gossip.table
+        try:
+            index = table.index(_number(ip))
+        except KeyError:
+            return ""
+        status = Status(int(table.status[index]))
+        if not table.version[index] or status not in (Status.DEAD, Status.LEFT):
+            return ""
+        if status == Status.LEFT:
+            return "its mosd was stopped"
+        return f"nothing was heard of it for {time.monotonic() - float(table.born[index]):.0f} s"
+
+    def _node(self, index: int, now: float) -> KnownNode:
+        table = self._gossip.table
+        ip = str(ipaddress.IPv4Address(int(table.nodes[index])))
+        heard = bool(table.version[index])
+        flags = Flags(int(table.flags[index]))
+        return KnownNode(
+            ip=ip,
+            number=self._number_of(ip),
+            state=Status(int(table.status[index])).name.lower() if heard else UNHEARD,
+            age_s=round(now - float(table.born[index]), 3) if heard else 0.0,
+            owner=[word for flag, word in _OWNERS.items() if flag in flags],
+            **{name: round(float(table.column(name)[index]), 2) if heard else 0 for name in _SHOWN},
+        )
 
     def refused(self) -> dict[str, int]:
         """Datagrams that were turned away, by reason."""
@@ -157,8 +269,14 @@ class GossipService:
                 # What an earlier datagram met with (ICMP); nothing is to be done about it.
                 _log.debug("receiving: %s", error)
                 continue
-            if port == self._port:
-                self._send(self._gossip.receive(time.monotonic(), _number(host), data))
+            if port != self._port:
+                self._complaints.note("gossip port", host, f"a datagram from port {port}")
+                continue
+            before = sum(self.refused().values())
+            answers = self._gossip.receive(time.monotonic(), _number(host), data)
+            if sum(self.refused().values()) > before:
+                self._complaints.say("gossip", host, "a datagram that is no peer's was turned away")
+            self._send(answers)
 
     def _send(self, datagrams: Iterable[Datagram]) -> None:
         for datagram in datagrams:

@@ -9,11 +9,13 @@ killed, and only then are its ids given to somebody else.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
 import secrets
 import socket
+import time
 import zlib
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -29,14 +31,19 @@ from mosix.errors import (
     ProtocolError,
     RefusedError,
 )
+from mosix.kernel.device import ORPHAN_KILL
+from mosix.kernel.policies import GUEST, GUEST_HOOKS, HOME_HOOKS
 from mosix.node import records
 from mosix.node.idmaps import IdPair, IdPool, write_id_maps
+from mosix.node.lender import Loan, Shortage
 from mosix.node.listening import Complaints
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.records import GuestRecord, Identity
 from mosix.node.registry import Guest, Registry
+from mosix.node.settings import Settings
 from mosix.node.spawning import SpawnerClient, Worker, until_ended
+from mosix.node.tier import KernelTier, TaskOwner
 from mosix.node.worker import WorkerLink
 from mosix.remote.cgroup import GUEST_CPU_WEIGHT, Cgroup, Cgroups
 from mosix.wire.channel import Frames
@@ -46,6 +53,9 @@ from mosix.wire.mosd_messages import (
     Attach,
     Dial,
     GuestState,
+    Halting,
+    Intercept,
+    Intercepted,
     Leave,
     MapIds,
     Mapped,
@@ -63,8 +73,23 @@ GUEST_PIDS = 512
 #: A node with less than this to lend takes no guest, bytes.
 MIN_MEMORY = 32 << 20
 TOKEN_BYTES = 16
+#: Guests of one home that it has not told to run: whoever takes the place of others uses it.
+MAX_EMPTY = 64
+#: A guest that grows on is asked so much later again, s.
+_LEAVE_PAUSE_S = 5.0
+#: How long remotes of a mosd that died are waited for, and between two looks, seconds.
+RETURN_S = 5.0
+_RETURN_PAUSE_S = 0.05
 #: Followed by whose it is: mosds with other run directories may share our cgroup.
 _GROUP_PREFIX = "guest-"
+
+
+@dataclass(frozen=True)
+class Module:
+    """What a guest has at the kernel module: who serves it."""
+
+    tier: KernelTier
+    owner: int
 
 
 @dataclass(frozen=True)
@@ -88,27 +113,81 @@ class RemoteLink(WorkerLink):
         features: NodeFeatures,
         guest: Guest,
         *,
+        here: str,
         gid: int,
         room: Room,
         registry: Registry,
         mapped: bool,
+        module: Module | None,
     ) -> None:
         super().__init__(worker, dialer, features)
+        self._here = here
         self.guest = guest
+        self._module = module
         self.room = room
         self._gid = gid
         self._registry = registry
         self._mapped = mapped
+        self._ask_again = 0.0
+        self._loan = Loan(room.group, room.memory_limit, self._outgrows)
+        #: nothing is left of it here
+        self.vacated = asyncio.Event()
+
+    async def run(self) -> None:
+        try:
+            self._loan.watch()
+        except (OSError, KernelError) as error:
+            _log.error("guest %d is not watched for its memory: %s", self.guest.pid, error)
+        try:
+            await super().run()
+        finally:
+            self._loan.close()
+
+    async def evict(self) -> None:
+        """Asks home to take it away; it does not come back by itself."""
+        with contextlib.suppress(OSError):  # it is going already
+            await self.send(Leave(evicted=True))
+
+    # ---- memory ----
+
+    def memory_used(self) -> int:
+        """Bytes."""
+        return self._loan.used()
+
+    def _outgrows(self) -> None:
+        # Some kernels say so many times a second.
+        now = asyncio.get_running_loop().time()
+        if now < self._ask_again:
+            return
+        self._ask_again = now + _LEAVE_PAUSE_S
+        self.send_home(
+            f"node {self._here} has no more than {self.room.memory_limit >> 20} MiB for it"
+        )
+
+    def send_home(self, reason: str) -> None:
+        """Asks for it; nothing is waited for."""
+        _log.info("guest %d of %s goes home: %s", self.guest.pid, self.guest.home, reason)
+        self.later(self._say_leave(reason))
+
+    async def _say_leave(self, reason: str) -> None:
+        with contextlib.suppress(OSError):  # it is going already
+            await self.send(Leave(reason=reason))
+
+    # ---- what the remote says ----
 
     async def handle(self, message: WorkerToNode) -> None:
         guest = self.guest
         match message:
             case MapIds():
                 await self.send(Mapped(error=self._map(message.carrier)))
+            case Intercept():
+                self.later(self._intercept(message.pid))
             case GuestState():
                 # The cgroup decides which processes are this guest's; one may be gone already.
                 if message.outer_pid in self.room.group.processes():
                     self._registry.update_guest(guest, message)
+            case Halting():
+                self._loan.let_it_go()
             case Dial():
                 # Only the image goes on from here; control and calls belong to home.
                 if message.purposes != ("bulk",):
@@ -118,6 +197,19 @@ class RemoteLink(WorkerLink):
                 )
             case _:
                 raise ProtocolError(f"a remote sent {type(message).__name__}")
+
+    async def _intercept(self, pid: int) -> None:
+        error = ""
+        try:
+            if self._module is None:  # a mosd that has died made it
+                raise KernelError("mosd there was started again meanwhile")
+            if pid not in self.room.group.processes():
+                raise ProtocolError(f"process {pid} is not of this guest")
+            await self._module.tier.add(pid, GUEST, self._module.owner, ORPHAN_KILL)
+        except MosixError as why:
+            error = why.line()[:2000]
+        with contextlib.suppress(OSError):  # the remote died meanwhile
+            await self.send(Intercepted(error=error))
 
     def _map(self, carrier: int) -> str:
         """Root's share: two writes and the cgroup. Returns why not."""
@@ -154,10 +246,12 @@ class Host:
         own_ip: str,
         directory: Path,
         adoption: Path,
-        max_guests: int,
+        settings: Settings,
         complaints: Complaints,
+        tier: KernelTier | None,
         owner: Owner,
     ) -> None:
+        self._tier = tier
         self._spawner = spawner
         self._owner = owner
         self._dialer = dialer
@@ -169,12 +263,14 @@ class Host:
         self._adoption = str(adoption)
         #: of a mosd that died: guests by their remotes, which have not come back yet
         self._expected: dict[Identity, GuestRecord] = {}
-        self._max_guests = max_guests
+        self._settings = settings
         self._coming = 0
+        self._coming_from: collections.Counter[str] = collections.Counter()
         self._complaints = complaints
         self._cgroups = Cgroups.detect()
         #: the cgroup that this node was given
         self.own_group = self._cgroups.own
+        self.shortage = Shortage(self.own_group, self._begun, own_ip)
         self._ids = IdPool()
         self._remotes: dict[bytes, RemoteLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -223,17 +319,26 @@ class Host:
         return True
 
     def _enter(
-        self, worker: Worker, guest: Guest, gid: int, room: Room, *, mapped: bool
+        self,
+        worker: Worker,
+        guest: Guest,
+        gid: int,
+        room: Room,
+        *,
+        mapped: bool,
+        module: Module | None = None,
     ) -> RemoteLink:
         link = RemoteLink(
             worker,
             self._dialer,
             self._features,
             guest,
+            here=self._own_ip,
             gid=gid,
             room=room,
             registry=self._registry,
             mapped=mapped,
+            module=module,
         )
         self._registry.guests[guest.token] = guest
         self._remotes[guest.token] = link
@@ -259,8 +364,18 @@ class Host:
         )
         records.write(self._records, guest.token.hex(), record)
 
+    def _begun(self) -> list[RemoteLink]:
+        return [link for link in self._remotes.values() if link.guest.begun]
+
     def remotes(self) -> list[RemoteLink]:
         return list(self._remotes.values())
+
+    async def all_remotes(self) -> list[RemoteLink]:
+        """The same, when those of a mosd that died have come back, if they do so in time."""
+        end = time.monotonic() + RETURN_S
+        while self._expected and time.monotonic() < end:
+            await asyncio.sleep(_RETURN_PAUSE_S)
+        return self.remotes()
 
     def memory_free(self) -> int:
         """Bytes this node can lend."""
@@ -270,6 +385,8 @@ class Host:
         """A new guest. RefusedError, KernelError: nothing is left of it."""
         if self.closed:
             raise RefusedError("mosd is stopping there")
+        if not self._settings.config.nodes.range_of(hello.sender):
+            raise RefusedError(f"{hello.sender} is not in its mosix.map any more")
         if not self._owner.said.takes_guests:
             raise RefusedError("its owner takes no guests now", "choose another node")
         if hello.job is None or hello.pid is None or hello.features is None:
@@ -278,30 +395,62 @@ class Host:
         if reason:
             raise RefusedError(reason, "choose another node")
         here = len(self._remotes) + self._coming
-        if here >= self._max_guests:
+        if here >= self._settings.config.max_guests:
             raise RefusedError(
                 f"it has {here} guests already and takes no more", "choose another node"
             )
+        empty = sum(
+            link.guest.home == hello.sender and not link.guest.begun
+            for link in self._remotes.values()
+        )
+        if empty + self._coming_from[hello.sender] >= MAX_EMPTY:
+            self._complaints.note("too many empty guests", hello.sender, f"{empty} at once")
+            raise RefusedError(
+                f"{empty} guests of {hello.sender} are there already that do not run yet",
+                "try again later",
+            )
+        with contextlib.ExitStack() as stack:
+            await self._make(hello, sock, stack)
+
+    async def _make(
+        self, hello: PeerHello, sock: socket.socket, stack: contextlib.ExitStack
+    ) -> None:
+        """`stack`: closes what is only ours until the remote has it."""
+        assert hello.job is not None
+        assert hello.pid is not None
         token = secrets.token_bytes(TOKEN_BYTES)
         room = self._reserve(token)
         self._coming += 1
+        self._coming_from[hello.sender] += 1
+        served: TaskOwner | None = None
         try:
             failpoints.hit("mosd.guest", sock)
+            if self._tier is not None:
+                served = self._tier.owner(HOME_HOOKS, GUEST_HOOKS)
+                stack.callback(served.close)
             worker = await self._spawner.spawn("remote", room.ids.owner, room.ids.owner)
         except BaseException:
             self._later(self._vacate(room))
             raise
         finally:
             self._coming -= 1
+            self._coming_from[hello.sender] -= 1
+            if not self._coming_from[hello.sender]:
+                del self._coming_from[hello.sender]
         guest = Guest(token, hello.job, hello.pid, hello.uid, hello.sender, hello.epoch)
-        link = self._enter(worker, guest, hello.gid, room, mapped=False)
+        module = Module(self._tier, served.number) if self._tier and served else None
+        link = self._enter(worker, guest, hello.gid, room, mapped=False, module=module)
+        if not self._owner.said.takes_guests:  # said meanwhile
+            link.worker.kill()
+            raise RefusedError("its owner takes no guests now", "choose another node")
         try:
             self._record(guest, hello.gid, room, Identity.of(worker.pid))
             failpoints.hit("mosd.welcome", sock)
             await Frames[PeerAnswer](sock, PeerAnswer).send(
                 PeerAccept(token=token, features=self._features)
             )
-            await link.send(self._welcome(hello, room), [sock.fileno()])
+            fds = [sock.fileno(), *((served.fd,) if served else ())]
+            await link.send(self._welcome(hello, room), fds)
         except BaseException:
             link.worker.kill()
             raise
@@ -317,11 +466,12 @@ class Host:
             epoch=hello.epoch,
             home=hello.sender,
             here=self._own_ip,
-            cgroup=str(_memory_directory(room.group)),
+            cgroup=str(room.group.memory_directory()[1]),
             outer_uid=room.ids.outer,
             features=self._features,
             memory_limit=room.memory_limit,
             adoption=self._adoption,
+            unhooked=self._tier.unhooked if self._tier else None,
         )
 
     async def attach(self, hello: PeerHello, sock: socket.socket) -> None:
@@ -360,7 +510,7 @@ class Host:
         limit = free - free // 10
         if limit < MIN_MEMORY:
             raise RefusedError(
-                f"out of memory: {free >> 20} MiB are free there", "choose another node"
+                f"out of memory: {free / 1e6:.0f} MB are free there", "choose another node"
             )
         ids = self._ids.allocate()
         try:
@@ -382,7 +532,10 @@ class Host:
             self._registry.guests.pop(link.guest.token, None)
             self._remotes.pop(link.guest.token, None)
             records.remove(self._records, link.guest.token.hex())
-            await self._vacate(link.room)
+            try:
+                await self._vacate(link.room)
+            finally:
+                link.vacated.set()
 
     async def _vacate(self, room: Room) -> None:
         try:
@@ -436,10 +589,3 @@ async def _ended(process: Identity) -> None:
             await until_ended(pidfd)
     finally:
         os.close(pidfd)
-
-
-def _memory_directory(group: Cgroup) -> Path:
-    for directory in group.directories:
-        if any((directory / name).exists() for name in ("memory.limit_in_bytes", "memory.max")):
-            return directory
-    return group.directories[0]

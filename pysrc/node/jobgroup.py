@@ -10,10 +10,10 @@ session it was started in. mosd makes and removes it (root); the deputy and mosd
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ PREFIX = "mosix-job-"
 #: Our own hierarchy, as mount(8) and /proc/PID/cgroup call it, and where it is mounted.
 OWN = "name=mosix"
 OWN_MOUNT = Path("/run/mosix/cgroup")
+#: With more processes than this that have come, all jobs are read again.
+MANY_NEW = 32
 _NAME = re.compile(rf"{PREFIX}([0-9a-f]{{16}})")
 
 
@@ -72,19 +74,53 @@ class Membership:
         return names[-1] if names else None
 
 
-def mount_own(where: Path = OWN_MOUNT) -> None:
-    """Mounts our own hierarchy, unless it is already or the kernel or our rights do not allow it.
+def mount_own(where: Path = OWN_MOUNT) -> str:
+    """Mounts our own hierarchy, unless it is already; returns why that cannot be, or "".
     It is one for the whole machine and stays mounted, like all cgroups."""
     options = f"none,{OWN},nosuid,nodev,noexec"
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if not where.is_mount():
-            where.mkdir(mode=0o755, parents=True, exist_ok=True)
-            subprocess.run(
-                ["mount", "-t", "cgroup", "-o", options, "mosix", str(where)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=True,
-            )
+    try:
+        if where.is_mount():
+            return ""
+        where.mkdir(mode=0o755, parents=True, exist_ok=True)
+        subprocess.run(
+            ["mount", "-t", "cgroup", "-o", options, "mosix", str(where)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+    except OSError as error:
+        return f"{where}: {error.strerror}"
+    except subprocess.CalledProcessError as error:
+        return " ".join(error.stderr.decode("utf-8", "replace").split()) or "mount failed"
+    return ""
+
+
+class Members:
+    """PIDs of jobs as they were when it was looked last, without asking the kernel for each job
+    every second: a job is read again when a process has come that belongs to it."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._seen: set[int] = set()
+        self._of: dict[str, list[int]] = {}
+
+    def look(self, processes: Set[int], jobs: Iterable[str]) -> None:
+        """`processes`: all that there are now; more (threads) do no harm. `jobs`: ids."""
+        new = processes - self._seen
+        changed = set(jobs) if len(new) > MANY_NEW else set(map(self._membership.job_of, new))
+        gone = self._seen - processes
+        self._of = {
+            job: [pid for pid in pids if pid not in gone] if gone else pids
+            for job, pids in self._of.items()
+            if job not in changed
+        }
+        self._seen = set(processes)
+
+    def of(self, job: str, group: JobGroup) -> list[int]:
+        found = self._of.get(job)
+        if not found:  # also of one whose first process has not joined yet
+            found = self._of[job] = group.pids()
+        return found
 
 
 @dataclass(frozen=True)
@@ -124,6 +160,12 @@ class JobGroup:
 
     def pids(self) -> list[int]:
         """The members; empty when the group is gone."""
+        try:
+            alone = os.stat(self.path).st_nlink == 2
+        except OSError:
+            return []
+        if alone:  # no groups inside, as in most jobs
+            return processes(self.path)
         found: list[int] = []
         for directory, _, _ in os.walk(self.path):
             found += processes(Path(directory))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import errno
 import logging
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,26 @@ _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Complaints:
-    """Counts everything, logs each kind once per peer and minute. Memory is bounded."""
+    """Counts everything, logs each kind once per peer and minute, and of all peers together no
+    more than `_MAX_LINES` in a minute: addresses may be invented. Memory is bounded."""
 
     _PERIOD_S = 60.0
     _MAX_PEERS = 1024
+    _MAX_LINES = 300
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: collections.OrderedDict[tuple[str, str], float] = collections.OrderedDict()
         self.counters: collections.Counter[str] = collections.Counter()
+        self._since = clock()
+        self._lines = 0
 
     def note(self, kind: str, peer: str, message: str) -> None:
         self.counters[kind] += 1
+        self.say(kind, peer, message)
+
+    def say(self, kind: str, peer: str, message: str) -> None:
+        """As `note`, for what is counted elsewhere."""
         now = self._clock()
         key = (kind, peer)
         last = self._last.get(key)
@@ -45,7 +54,41 @@ class Complaints:
         self._last.move_to_end(key)
         while len(self._last) > self._MAX_PEERS:
             self._last.popitem(last=False)
-        _log.warning("%s: %s: %s", peer, kind, message)
+        if now - self._since >= self._PERIOD_S:
+            self._since, self._lines = now, 0
+        self._lines += 1
+        if self._lines <= self._MAX_LINES:
+            _log.warning("%s: %s: %s", peer, kind, message)
+        elif self._lines == self._MAX_LINES + 1:
+            _log.warning("so many complaints in a minute that the rest is only counted")
+
+
+class Budget:
+    """Bytes that connections hold in this process: of one user, and of all. Root's count, and
+    are never refused."""
+
+    def __init__(self, of_one: int, of_all: int) -> None:
+        self._of_one = of_one
+        self._of_all = of_all
+        self._held: collections.Counter[int] = collections.Counter()
+
+    @contextlib.contextmanager
+    def holding(self, uid: int, size: int) -> Iterator[bool]:
+        """Whether `size` more may be held inside the block. Who holds nothing may hold one thing
+        of any size, as long as that of all lasts."""
+        mine = self._held[uid]
+        allowed = not uid or (
+            (not mine or mine + size <= self._of_one) and self._held.total() + size <= self._of_all
+        )
+        if allowed:
+            self._held[uid] += size
+        try:
+            yield allowed
+        finally:
+            if allowed:
+                self._held[uid] -= size
+            if not self._held[uid]:
+                del self._held[uid]
 
 
 def listen_at(path: Path, kind: int) -> socket.socket:

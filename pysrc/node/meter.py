@@ -1,7 +1,8 @@
 """mosd's measuring: once a second what this node has to do (`mosix.balancer.measure`).
 
-`NodeMeter.run` is a task of mosd; `load` is what is shown and, later, spread. Reading /proc takes
-milliseconds where there are many processes, so it happens in a thread.
+`NodeMeter.run` is a task of mosd; `load` is what is shown and spread, `reading` what the decider
+works on. Reading /proc takes milliseconds where there are many processes, so it happens in a
+thread.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from mosix.balancer.measure import Group, Meter, speed_of
-from mosix.config import NodeConfig
+from mosix.balancer.measure import Group, Meter, Times, speed_of
 from mosix.native.cpu import spin_ns
+from mosix.node.settings import Settings
 from mosix.wire.messages import NodeLoad
 
 _log = logging.getLogger("mosd.meter")
@@ -25,14 +27,33 @@ _log = logging.getLogger("mosd.meter")
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One window, from `began` to `ended` (monotonic seconds). `times`: of all threads, at its
+    end, by thread id."""
+
+    began: float
+    ended: float
+    load: NodeLoad
+    times: dict[int, Times]
+
+
 class NodeMeter:
     """`load` is None until the first second is over."""
 
-    def __init__(self, config: NodeConfig, group: Group, own: Callable[[], Iterable[int]]) -> None:
-        self._config = config
+    def __init__(self, settings: Settings, group: Group, own: Callable[[], Iterable[int]]) -> None:
+        self._settings = settings
         self._group = group
         self._own = own
+        self._measured: int | None = None
         self.load: NodeLoad | None = None
+        self._next: asyncio.Future[Reading] | None = None
+
+    async def reading(self) -> Reading:
+        """The next one, as soon as it is made."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._next)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -40,16 +61,32 @@ class NodeMeter:
         while True:
             await asyncio.sleep(meter.pause)
             try:
+                meter.speed = await asyncio.to_thread(self._speed)
                 self.load = await asyncio.to_thread(meter.sample, tuple(self._own()))
+                self._tell(Reading(meter.began, meter.ended, self.load, meter.times))
             except OSError as error:
                 _log.error("this node's load cannot be measured: %s", error)
+
+    def _tell(self, reading: Reading) -> None:
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            waiting.set_result(reading)
 
     def _begin(self) -> Meter:
         return Meter(
             self._group,
-            speed=self._config.speed or _measured_speed(self._config.paths.measured_speed),
+            speed=self._speed(),
             machine=os.readlink("/proc/self/ns/pid") == _FIRST_PID_NAMESPACE,
         )
+
+    def _speed(self) -> int:
+        """What the owner says now, else what was measured."""
+        config = self._settings.config
+        if config.speed is not None:
+            return config.speed
+        if self._measured is None:
+            self._measured = _measured_speed(config.paths.measured_speed)
+        return self._measured
 
 
 def _measured_speed(cache: Path) -> int:

@@ -15,26 +15,40 @@ import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from mosix.config import NodeConfig, load_secret
 from mosix.errors import ConfigError, KernelError, MosixError
 from mosix.node.accounting import Accounting, Choice
+from mosix.node.administration import Administration
 from mosix.node.adoption import Adoption
+from mosix.node.census import Census
+from mosix.node.compatible import Book, digest_of
 from mosix.node.control import ControlServer, Handlers
+from mosix.node.decider import Decider
 from mosix.node.deputies import Launcher
+from mosix.node.evacuation import Evacuation
 from mosix.node.features import probe
 from mosix.node.gossip import GossipService, own_row
 from mosix.node.guests import Host
-from mosix.node.jobgroup import mount_own
+from mosix.node.jobgroup import Members, mount_own
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
+from mosix.node.outlook import Outlook
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer, PeerServer
+from mosix.node.placing import Placer
+from mosix.node.privileges import forbid_dumps
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
+from mosix.node.settings import Settings
 from mosix.node.spawning import Programs, SpawnerClient
+from mosix.node.syslog import DEVICE, SystemLog
+from mosix.node.tier import Choice as TierChoice
+from mosix.node.tier import chosen as chosen_tier
+from mosix.node.tuned import Tuned
 from mosix.remote.confine import HELPER
 
 _log = logging.getLogger("mosd")
@@ -57,6 +71,9 @@ class Mosd:
         foreign_vdso: bool = False,
         date_ahead_ns: int = 0,
         accounting: Choice = "auto",
+        tier: TierChoice = "auto",
+        syslog: str = DEVICE,
+        balance: bool = True,
     ) -> None:
         self._config = config
         self._programs = programs
@@ -66,30 +83,35 @@ class Mosd:
         self._date_ahead_ns = date_ahead_ns
         self._stop_s = stop_s
         self._accounting = accounting
+        self._tier = tier
+        self._syslog = syslog
+        self._balance = balance
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: PLR0915 - the list of mosd's parts
         """Until SIGTERM or SIGINT. ConfigError, KernelError, MosixError (another one runs
         here): before anything was started for good."""
         paths = self._config.paths
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        with contextlib.ExitStack() as stack:
+        stop = _event_of(signal.SIGTERM, signal.SIGINT)
+        again = _event_of(signal.SIGHUP)
+        async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_locked_run_dir(self._config))
             _check_helper()
             spawner = SpawnerClient(self._programs, _worker_died, self._config)
             spawner.start()
             stack.callback(spawner.stop)
+            forbid_dumps()
             secret = load_secret(paths)
-            features = probe(foreign_vdso=self._foreign_vdso)
-            mount_own()
+            module = await stack.enter_async_context(chosen_tier(self._tier, paths.keeper))
+            tier = "kernel" if module else "portable"
+            features = probe(tier=tier, foreign_vdso=self._foreign_vdso)
+            _mount_own()
             registry = Registry()
             owner = Owner(paths.owner)
             complaints = Complaints()
-            dialer = Dialer(self._config, secret)
-            names = Names(self._config)
+            settings = Settings(self._config, secret, off=owner.said.off)
+            dialer = Dialer(settings)
+            names = Names(settings)
             launcher = Launcher(
                 spawner,
                 dialer,
@@ -98,9 +120,12 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.jobs,
                 adoption=paths.workers,
-                grace_s=self._config.grace_s,
+                settings=settings,
                 names=names,
+                system_log=SystemLog(paths.log_mosrun, self._syslog),
+                owner=owner,
                 date_ahead_ns=self._date_ahead_ns,
+                tier=module,
             )
             host = Host(
                 spawner,
@@ -110,23 +135,62 @@ class Mosd:
                 own_ip=self._config.ip,
                 directory=paths.guests,
                 adoption=paths.workers,
-                max_guests=self._config.max_guests,
+                settings=settings,
                 complaints=complaints,
+                tier=module,
                 owner=owner,
             )
             meter = NodeMeter(
-                self._config,
+                settings,
                 host.own_group,
                 lambda: (os.getpid(), spawner.pid or 0, *launcher.workers(), *host.workers()),
             )
-            accounting = Accounting(registry.at_home, self._accounting)
+            census = Census(registry, Members(launcher.membership), self._config.ip)
+            accounting = Accounting(census.at_home, census.busy_at_home, self._accounting)
             gossip = GossipService(
-                self._config,
+                settings.config,
                 secret,
-                lambda: own_row(self._config, meter.load, registry),
+                lambda: own_row(
+                    settings.config,
+                    meter.load,
+                    registry,
+                    outlook.promises.standing(time.monotonic()),
+                ),
                 lambda: owner.said.flags,
+                complaints,
+                features=digest_of(features),
+                logs=lambda: owner.said.logmap,
             )
             stack.callback(gossip.close)
+            dialer.down = gossip.down
+            administration = Administration(
+                settings,
+                owner,
+                Evacuation(launcher, host, registry),
+                gossip=gossip,
+                dialer=dialer,
+                names=names,
+                end=stop.set,
+            )
+            outlook = Outlook(
+                gossip,
+                registry,
+                owner,
+                Book(features, dialer),
+                Tuned(paths, lambda: settings.config.nodes),
+                settings=settings,
+            )
+            decider = Decider(
+                self._config.ip,
+                dialer=dialer,
+                meter=meter,
+                accounting=accounting,
+                outlook=outlook,
+                census=census,
+                owner=owner,
+                active=self._balance,
+            )
+            launcher.where_to = decider.where_to
             services = Services(
                 names,
                 launcher,
@@ -139,6 +203,10 @@ class Mosd:
                 meter=meter,
                 accounting=accounting,
                 gossip=gossip,
+                administration=administration,
+                settings=settings,
+                decider=decider,
+                placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
                 paths.control,
@@ -147,7 +215,9 @@ class Mosd:
                 f"node {self._config.ip}",
             )
             peers = PeerServer(
-                self._config, secret, PeerService(services, launcher, host).handle, complaints
+                settings,
+                PeerService(services, launcher, host, decider, administration).handle,
+                complaints,
             )
             try:
                 peers.listen()
@@ -171,16 +241,13 @@ class Mosd:
                 meter.run(),
                 accounting.run(),
                 gossip.run(),
+                administration.run(),
+                _reread_when(again, administration),
+                decider.run(services),
+                host.shortage.run(),
+                *watchdog(),
             )
-            _log.info(
-                "node %s, port %d, %d nodes in the map",
-                self._config.ip,
-                self._config.peer_port,
-                len(self._config.nodes),
-            )
-            for node, ip, line in self._config.nodes.nowhere():
-                why = f"{ip} is not in mosix.map: number {node} is no node"
-                _log.warning("%s", line.error(why).line())
+            _say_hello(settings.config)
             notify("READY=1")
             self._ready()
             await self._until(stop)
@@ -221,11 +288,43 @@ class Mosd:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
+def _say_hello(config: NodeConfig) -> None:
+    nodes = len(config.nodes)
+    _log.info("node %s, port %d, %d nodes in the map", config.ip, config.peer_port, nodes)
+    for number, ip, line in config.nodes.nowhere():
+        why = f"{ip} is not in mosix.map: number {number} is no node"
+        _log.warning("%s", line.error(why).line())
+
+
+def _event_of(*numbers: signal.Signals) -> asyncio.Event:
+    event = asyncio.Event()
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+async def _reread_when(again: asyncio.Event, administration: Administration) -> None:
+    """What setpe does, for SIGHUP. A wrong file is logged by who reads it."""
+    while True:
+        await again.wait()
+        again.clear()
+        with contextlib.suppress(ConfigError):
+            moved = (await administration.reread(off=False)).moved
+            if moved.left:
+                _log.error("could not go home yet: %s", "; ".join(moved.left))
+
+
 def _worker_died(pid: int, status: int) -> None:
     if status:
         code = os.waitstatus_to_exitcode(status)
         what = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         _log.warning("worker %d %s", pid, what)
+
+
+def _mount_own() -> None:
+    why_not = mount_own()
+    if why_not:
+        _log.warning("jobs begin slower, in a cgroup of another hierarchy: %s", why_not)
 
 
 def _check_helper() -> None:
@@ -273,6 +372,21 @@ def _locked_run_dir(config: NodeConfig) -> Iterator[None]:
         os.ftruncate(fd, 0)
     finally:
         os.close(fd)
+
+
+def watchdog() -> list[Coroutine[Any, Any, None]]:
+    """What tells a service manager that wants to be told so (sd_watchdog_enabled(3)) that mosd is
+    well: its loop goes round, and no part of it has ended (that would end mosd)."""
+    said = os.environ.get("WATCHDOG_USEC", "")
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return []
+    return [_ping(int(said) / 2e6)] if said.isdecimal() and int(said) else []
+
+
+async def _ping(pause_s: float) -> None:
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(pause_s)
 
 
 def notify(state: str) -> None:

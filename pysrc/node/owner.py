@@ -19,26 +19,33 @@ _log = logging.getLogger("mosd.owner")
 
 
 class OwnerFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Named as the commands of mosctl. `drain`: block, and everybody is to be where he belongs."""
+    """Named as the commands of mosctl. `drain`: block, and everybody is to be where he belongs;
+    `off`: the same, and the node belongs to no cluster (setpe -off)."""
 
     block: bool = False
     stay: bool = False
     lstay: bool = False
     drain: bool = False
+    off: bool = False
     #: changes of the map are logged
     logmap: bool = True
 
     @property
     def takes_guests(self) -> bool:
         """Whether a process of another node may come, by itself or because somebody says so."""
-        return not (self.block or self.drain)
+        return not (self.block or self.drain or self.off)
 
     def may_leave(self, *, own: bool) -> bool:
         """Whether the system may send a process that runs here elsewhere. `own`: its home is here;
         else it is a guest. People always may, and home always may take its own back."""
         if own:
-            return not (self.stay or self.lstay or self.drain)
-        return not self.stay or self.drain
+            return not (self.stay or self.lstay or self.drain or self.off)
+        return not self.stay or self.drain or self.off
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether processes of this node stay at home whoever wants them elsewhere."""
+        return self.drain or self.off
 
     @property
     def flags(self) -> Flags:
@@ -53,7 +60,8 @@ class OwnerFlags(msgspec.Struct, frozen=True, kw_only=True):
 
     def words(self) -> list[str]:
         """What is not as it is by default."""
-        said = [name for name in ("block", "stay", "lstay", "drain") if getattr(self, name)]
+        words = ("block", "stay", "lstay", "drain", "off")
+        said = [name for name in words if getattr(self, name)]
         return said if self.logmap else [*said, "nologmap"]
 
 

@@ -19,6 +19,7 @@ from mosix import failpoints
 from mosix.config import NodeConfig
 from mosix.errors import MosixError, NodeDownError, ProtocolError, RefusedError, from_code
 from mosix.node.listening import Complaints, Server
+from mosix.node.settings import Settings
 from mosix.wire.channel import Frames
 from mosix.wire.handshake import (
     DEADLINE_S,
@@ -39,13 +40,32 @@ from mosix.wire.mosd_messages import (
 _log = logging.getLogger("mosd.peers")
 
 CONNECT_TIMEOUT_S = 5.0
+#: For a node that gossip calls down to accept and prove itself: it may have come back just now, or
+#: UDP alone may be filtered.
+DOWN_TIMEOUT_S = 1.0
 #: From the proof to the answer; for a guest the other mosd makes a remote meanwhile, for which it
 #: has a minute itself.
 ANSWER_TIMEOUT_S = 20.0
 GUEST_TIMEOUT_S = 80.0
 _LINGER_S = 1.0
+#: Connections at once of one peer that has proved the secret, until a worker has them or they end.
+MAX_PROVED = 1024
 
-PURPOSES = frozenset({"guest", "call", "bulk", "home", "control", "drop", "status", "move"})
+PURPOSES = frozenset(
+    {
+        "guest",
+        "call",
+        "bulk",
+        "home",
+        "control",
+        "drop",
+        "status",
+        "move",
+        "balance",
+        "evacuate",
+        "measure",
+    }
+)
 #: A peer that acknowledges nothing for so long is dead, milliseconds.
 _USER_TIMEOUT_MS = 30_000
 
@@ -74,21 +94,20 @@ async def drive(sock: socket.socket, side: Initiator | Responder, first: bytes =
 class PeerServer(Server):
     """The peer port of this node, on its own address only."""
 
-    def __init__(
-        self, config: NodeConfig, secret: bytes, handler: Handler, complaints: Complaints
-    ) -> None:
+    def __init__(self, settings: Settings, handler: Handler, complaints: Complaints) -> None:
         super().__init__(complaints)
-        self._config = config
-        self._secret = secret
+        self._settings = settings
         self._handler = handler
         self._half_open: collections.Counter[str] = collections.Counter()
+        self._proved: collections.Counter[str] = collections.Counter()
 
     def listen(self) -> None:
         """OSError when the address or port cannot be had."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind((self._config.ip, self._config.peer_port))
+            config = self._settings.config
+            sock.bind((config.ip, config.peer_port))
             sock.listen(256)
         except OSError:
             sock.close()
@@ -110,7 +129,7 @@ class PeerServer(Server):
         try:
             hello = await self._prove(sock, ip)
             if hello is not None:
-                await self._handler(hello, sock)
+                await self._handle(hello, sock, ip)
         except (OSError, EOFError, TimeoutError) as error:
             self._complaints.note("broken connection", ip, str(error) or "timeout")
         except ProtocolError as error:
@@ -118,13 +137,32 @@ class PeerServer(Server):
         finally:
             sock.close()
 
+    async def _handle(self, hello: PeerHello, sock: socket.socket, ip: str) -> None:
+        if self._proved[ip] >= MAX_PROVED:
+            self._complaints.note("too many connections", ip, hello.purpose)
+            await refuse(
+                Frames(sock, PeerAnswer),
+                RefusedError(f"{ip} has {MAX_PROVED} connections already", "try again later"),
+            )
+            return
+        self._proved[ip] += 1
+        try:
+            await self._handler(hello, sock)
+        finally:
+            self._proved[ip] -= 1
+            if not self._proved[ip]:
+                del self._proved[ip]
+
     async def _prove(self, sock: socket.socket, ip: str) -> PeerHello | None:
         refuse = None
-        if ip not in self._config.nodes:
+        settings = self._settings
+        if not settings.is_peer(ip):
             refuse = RefusedError(
                 f"{ip} is not in its mosix.map", "add this node to mosix.map there"
             )
-        side = Responder(self._secret, self._config.ip, ip, refuse=refuse)
+            if settings.off:
+                refuse = RefusedError("it is off: it belongs to no cluster", "setpe there")
+        side = Responder(settings.secret, settings.config.ip, ip, refuse=refuse)
         try:
             tune(sock)
             await drive(sock, side)
@@ -148,23 +186,31 @@ class PeerServer(Server):
 class Dialer:
     """Proved connections to other nodes."""
 
-    def __init__(self, config: NodeConfig, secret: bytes) -> None:
-        self._config = config
-        self._secret = secret
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        #: why a node is taken to be down; "": it is not
+        self.down: Callable[[str], str] = lambda ip: ""
 
-    def check(self, ip: str) -> None:
-        """UnknownNodeError unless `ip` is in the map; RefusedError for this node itself."""
-        self._config.nodes.check_member(ip, ip)
-        if self._config.nodes.canonical(ip) == self._config.ip:
-            raise RefusedError("this is the node itself", "a process at home needs no connection")
+    @property
+    def _config(self) -> NodeConfig:
+        return self._settings.config
+
+    async def status(self, ip: str, *, patient: bool = False) -> PeerStatus:
+        """Of that node. As `dial`."""
+        sock, status = await self.dial(ip, "status", patient=patient)
+        sock.close()
+        if not isinstance(status, PeerStatus):
+            raise ProtocolError(f"node {ip} answers a status request with something else")
+        return status
 
     async def dial(
-        self, ip: str, purpose: str, **identity: Any
+        self, ip: str, purpose: str, *, patient: bool = False, **identity: Any
     ) -> tuple[socket.socket, PeerAccept | PeerStatus]:
-        """A connection whose purpose the other node accepted. `identity`: fields of PeerHello.
+        """A connection whose purpose the other node accepted. `identity`: fields of PeerHello;
+        `patient`: also with a node that is known to be down.
 
         UnknownNodeError, NodeDownError, RefusedError or whatever class the node answers."""
-        self.check(ip)
+        self._settings.check_peer(ip, purpose)
         hello = PeerHello(
             version=PROTOCOL_VERSION,
             sender=self._config.ip,
@@ -172,11 +218,13 @@ class Dialer:
             purpose=purpose,
             **identity,
         )
-        sock = await self._connect(ip)
+        down = "" if patient else self.down(ip)
+        sock = await self._connect(ip, down)
         try:
-            side = Initiator(self._secret, hello)
+            side = Initiator(self._settings.secret, hello)
             try:
-                await drive(sock, side, side.start())
+                async with asyncio.timeout(DOWN_TIMEOUT_S if down else None):
+                    await drive(sock, side, side.start())
                 async with asyncio.timeout(
                     GUEST_TIMEOUT_S if purpose == "guest" else ANSWER_TIMEOUT_S
                 ):
@@ -184,7 +232,8 @@ class Dialer:
                         sock, PeerAnswer
                     ).receive()
             except TimeoutError as error:
-                raise NodeDownError(f"node {ip} connects but does not answer") from error
+                so = f", and {down}" if down else ""
+                raise NodeDownError(f"node {ip} connects but does not answer{so}") from error
             except (OSError, EOFError) as error:
                 raise NodeDownError(
                     f"node {ip} closed the connection", "see the log of mosd there"
@@ -197,7 +246,8 @@ class Dialer:
             raise
         return sock, answer
 
-    async def _connect(self, ip: str) -> socket.socket:
+    async def _connect(self, ip: str, down: str) -> socket.socket:
+        patience_s = DOWN_TIMEOUT_S if down else CONNECT_TIMEOUT_S
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -205,12 +255,14 @@ class Dialer:
             sock.bind((self._config.ip, 0))
             tune(sock)
             failpoints.hit("mosd.dial", sock)
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 await asyncio.get_running_loop().sock_connect(sock, (ip, self._config.peer_port))
         except TimeoutError as error:
             sock.close()
             raise NodeDownError(
-                f"node {ip} does not answer within {CONNECT_TIMEOUT_S:.0f} s", "is it up?"
+                f"node {ip} does not answer within {patience_s:.0f} s"
+                + (f", and {down}" if down else ""),
+                "is it up?",
             ) from error
         except OSError as error:
             sock.close()

@@ -1,7 +1,8 @@
 """Giving up root's rights for good in a process just forked by the spawner.
 
-Only the spawner's children call this, before any other code of theirs. `capset` and the bounding
-set have no wrapper in Python's library: ctypes, once per process, never on a hot path.
+Only the spawner's children call this, before any other code of theirs, and mosd `forbid_dumps`.
+`capset` and the bounding set have no wrapper in Python's library: ctypes, once per process, never
+on a hot path.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _LIFTED = (
     resource.RLIMIT_MEMLOCK,
     resource.RLIMIT_SIGPENDING,
 )
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
@@ -80,6 +82,12 @@ def credentials_of(pid: int) -> Credentials:
             bounding=int(fields["CapBnd"][0], 16),
         ),
     )
+
+
+def forbid_dumps() -> None:
+    """Nobody without CAP_SYS_PTRACE gets at the memory of this process from now on, and no core
+    file or handler of cores: it is about to hold the secret. What it executes is not concerned."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def lift_limits() -> None:

@@ -35,3 +35,9 @@ def check_owner(uid: int, owner: int, pid: int) -> None:
         raise PermissionDeniedError(
             f"process {pid} belongs to uid {owner}", "only its owner or root may do this"
         )
+
+
+def check_root(uid: int, what: str) -> None:
+    """PermissionDeniedError unless `uid` is root's. `what`: only root may ..."""
+    if uid:
+        raise PermissionDeniedError(f"only root may {what}", "it concerns everybody on this node")

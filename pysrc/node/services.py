@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -31,13 +32,19 @@ from mosix.errors import (
     UnknownNodeError,
     from_code,
 )
+from mosix.node import bargain, measuring
 from mosix.node.accounting import Accounting
+from mosix.node.administration import Administration
+from mosix.node.census import Resident
+from mosix.node.decider import Decider
 from mosix.node.deputies import Client, DeputyLink, Launcher, LaunchOptions, check_moved
 from mosix.node.gossip import GossipService
+from mosix.node.groups import Groups
 from mosix.node.guests import Host
 from mosix.node.listening import Complaints
 from mosix.node.meter import NodeMeter
 from mosix.node.peers import PURPOSES, Dialer, refuse
+from mosix.node.placing import Placer
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
     EXECUTE,
@@ -45,32 +52,52 @@ from mosix.node.requests import (
     TO_STDOUT,
     Answer,
     Armed,
+    BestNode,
+    Evacuate,
     Failpoints,
     Launch,
     LaunchAnswer,
+    LinkMeasured,
     LocalStatus,
+    Measure,
     Migrate,
     Migrated,
+    MigrateJob,
+    Moves,
     NodeDetails,
+    NodeList,
     NodeName,
+    Nodes,
     NodeStatus,
     Processes,
     ProcessList,
     ProcessRow,
     Request,
+    Say,
+    Setpe,
     Status,
     Whois,
 )
 from mosix.node.rights import Caller, check_owner
+from mosix.node.settings import Settings
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
 from mosix.wire.messages import NodeFeatures, NodeLoad
-from mosix.wire.mosd_messages import PeerAccept, PeerHello, PeerMove, PeerMoved, PeerStatus
+from mosix.wire.mosd_messages import (
+    Automatic,
+    PeerAccept,
+    PeerHello,
+    PeerMove,
+    PeerMoved,
+    PeerStatus,
+)
 
 HOME = "home"
+OUT = "out"
 _MOVING = "moving"
 _AWAY = "away"
 _NAME_TIMEOUT_S = 5.0
+_LOOKUPS = 4
 _FORWARD_TIMEOUT_S = 600.0
 
 
@@ -86,6 +113,8 @@ class ParsedLaunch(Protocol):
     @property
     def node(self) -> str | None: ...
     @property
+    def best(self) -> bool: ...
+    @property
     def fallback(self) -> bool: ...
     @property
     def changes(self) -> Changes: ...
@@ -99,8 +128,18 @@ ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
 class Names:
     """Numbers, addresses and names of nodes."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        self.config = config
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # A user may ask for names whose servers never answer: nothing else waits for those.
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, "names")
+
+    @property
+    def config(self) -> NodeConfig:
+        return self._settings.config
+
+    def outsider(self, ip: str) -> bool:
+        """Whether processes of class 0 may not go to node `ip`."""
+        return self.config.nodes.outsider(ip)
 
     @property
     def own(self) -> str:
@@ -117,8 +156,13 @@ class Names:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_NAME_TIMEOUT_S):
-                found = await loop.getaddrinfo(
-                    text, None, family=socket.AF_INET, type=socket.SOCK_STREAM
+                found = await loop.run_in_executor(
+                    self._lookups,
+                    socket.getaddrinfo,
+                    text,
+                    None,
+                    socket.AF_INET,
+                    socket.SOCK_STREAM,
                 )
         except (OSError, UnicodeError, TimeoutError) as error:
             raise UnknownNodeError(
@@ -131,7 +175,9 @@ class Names:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_NAME_TIMEOUT_S):
-                host, _ = await loop.getnameinfo((ip, 0), socket.NI_NAMEREQD)
+                host, _ = await loop.run_in_executor(
+                    self._lookups, socket.getnameinfo, (ip, 0), socket.NI_NAMEREQD
+                )
         except (OSError, TimeoutError):
             return ""
         return host
@@ -154,8 +200,17 @@ class Services:
         meter: NodeMeter,
         accounting: Accounting,
         gossip: GossipService,
+        administration: Administration,
+        settings: Settings,
+        decider: Decider,
+        placer: Placer,
     ) -> None:
+        self._administration = administration
+        self._settings = settings
+        self._groups = Groups(registry, host)
         self._gossip = gossip
+        self._decider = decider
+        self._placer = placer
         self._names = names
         self._launcher = launcher
         self._host = host
@@ -179,12 +234,18 @@ class Services:
             return LaunchAnswer(where, parsed.status, 0, parsed.text)
         if self.stopping:
             raise RefusedError("mosd is stopping", "start it again: mosd")
-        node = await self._start_node(parsed)
-        options = LaunchOptions(node, parsed.fallback, parsed.changes, parsed.interface)
+        node = await self._start_node(caller, parsed)
+        fallback = parsed.fallback or parsed.best
+        options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
+        self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
         return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
 
-    async def _start_node(self, parsed: ParsedLaunch) -> str | None:
+    async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
+        if parsed.best:
+            need, job_class = (parsed.changes.get(name, 0) for name in ("needmem", "job_class"))
+            best = await self._placer.place(need, caller.pid, job_class=job_class)
+            return None if best == self._names.own else best
         if parsed.node is None:
             return None
         ip = await self._names.resolve(parsed.node)
@@ -192,22 +253,41 @@ class Services:
 
     # ---- the other commands ----
 
-    async def request(self, caller: Caller, request: Request) -> Answer:
+    async def request(self, caller: Caller, request: Request) -> Answer:  # noqa: PLR0911
         match request:
             case Migrate():
                 return await self._migrate(caller, request)
+            case MigrateJob():
+                return await self._groups.migrate(caller, request, self._migrate)
+            case Say() | Evacuate() | Setpe():
+                return await self._administration.request(caller, request)
             case Whois():
                 return await self._whois(request)
             case Status():
                 return await self._status(request)
-            case LocalStatus():
-                return self._details()
+            case Measure():
+                return await self._measure(caller, request.node)
             case Processes():
-                return self._processes(request)
+                found = self._processes(request)
+                return await self._explained(found) if request.why else found
+            case BestNode():
+                return await self._best_node(request)
             case Failpoints():
                 return await self._arm(caller, request.spec)
             case Launch():
                 raise ProtocolError("a launch is no ordinary request")
+            case _:
+                return self._known(request)
+
+    def _known(self, request: LocalStatus | Nodes | Moves) -> Answer:
+        """What need not be asked or awaited."""
+        match request:
+            case LocalStatus():
+                return self._details()
+            case Nodes():
+                return NodeList(own=self._names.own, nodes=self._gossip.nodes())
+            case Moves():
+                return self._registry.history.since(request.since, request.began_ns)
 
     async def _arm(self, caller: Caller, spec: str) -> Armed:
         if caller.uid or not failpoints.allowed():
@@ -220,6 +300,8 @@ class Services:
         return Armed()
 
     async def _migrate(self, caller: Caller, request: Migrate) -> Migrated:
+        if request.target == OUT:
+            return await self._groups.out(caller, request)
         target = None if request.target == HOME else await self._names.resolve(request.target)
         link = self._launcher.deputy_of(request.pid)
         if link is not None:
@@ -246,21 +328,43 @@ class Services:
         """UnknownNodeError unless a peer's `ip` is in our map too."""
         self._names.config.nodes.check_member(ip, ip)
 
-    async def move(self, link: DeputyLink, pid: int, target: str | None, wait: bool) -> Migrated:
+    async def move(
+        self,
+        link: DeputyLink,
+        pid: int,
+        target: str | None,
+        wait: bool,
+        automatic: Automatic | None = None,
+    ) -> Migrated:
         """Orders the move; with `wait` its outcome."""
         if target == self._names.own:
             target = None
         if self.stopping and target is not None:
             raise RefusedError("mosd is stopping", "start it again: mosd")
         failpoints.hit("mosd.move")
-        outcome = await link.move(pid, target)
+        outcome = await link.move(pid, target, automatic)
         if not wait:
             return Migrated()
         moved = check_moved(await outcome)
         return Migrated(freeze_ns=moved.freeze_ns, page_bytes=moved.page_bytes)
 
+    async def order(self, resident: Resident, target: str, automatic: Automatic) -> Migrated:
+        """What the decider wants, waited for. MosixError."""
+        if resident.guest is not None:
+            who = Caller(0, resident.uid, 0)
+            return await self._ask_home(who, resident.guest, target, True, automatic)
+        link = self._launcher.deputies.get(resident.job)
+        if link is None:
+            raise NoSuchProcessError("the job has ended")
+        return await self.move(link, resident.key[1], target, True, automatic)
+
     async def _ask_home(
-        self, caller: Caller, guest: Guest, target: str | None, wait: bool
+        self,
+        caller: Caller,
+        guest: Guest,
+        target: str | None,
+        wait: bool,
+        automatic: Automatic | None = None,
     ) -> Migrated:
         """`guest` runs here: its home decides."""
         sock, _ = await self._dialer.dial(
@@ -268,7 +372,8 @@ class Services:
         )
         with sock:
             try:
-                await Frames[PeerMoved](sock, PeerMoved).send(PeerMove(target=target, wait=wait))
+                order = PeerMove(target=target, wait=wait, automatic=automatic)
+                await Frames[PeerMoved](sock, PeerMoved).send(order)
                 async with asyncio.timeout(_FORWARD_TIMEOUT_S):
                     moved = await Frames[PeerMoved](sock, PeerMoved).receive()
             except (OSError, EOFError, TimeoutError) as error:
@@ -278,17 +383,21 @@ class Services:
 
     async def _whois(self, request: Whois) -> NodeName:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
-        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
+        return await self._named(ip)
 
     async def _status(self, request: Status) -> NodeStatus:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
             return self._own_status()
-        sock, status = await self._dialer.dial(ip, "status")
-        sock.close()
-        if not isinstance(status, PeerStatus):
-            raise ProtocolError(f"node {ip} answers a status request with something else")
-        return self._shown(ip, status)
+        return self._shown(ip, await self._dialer.status(ip, patient=request.wait))
+
+    async def _measure(self, caller: Caller, node: str) -> LinkMeasured:
+        if caller.uid:
+            raise PermissionDeniedError("only root may load the link", "sudo tune")
+        sock, _ = await self._dialer.dial(await self._names.resolve(node), "measure")
+        with sock:
+            turn_ns, mb_s = await measuring.measure(sock)
+        return LinkMeasured(turn_ns=turn_ns, mb_s=mb_s)
 
     def _details(self) -> NodeDetails:
         config = self._names.config
@@ -315,8 +424,10 @@ class Services:
 
     def _own_status(self) -> NodeStatus:
         counters = dict(self._complaints.counters) | self._gossip.refused()
-        shown = self._shown(self._names.own, self.peer_status())
-        return msgspec.structs.replace(shown, counters=counters, known=self._gossip.known())
+        status = self._shown(self._names.own, self.peer_status())
+        return msgspec.structs.replace(
+            status, counters=counters, known=self._gossip.known(), problem=self._settings.problem
+        )
 
     def _shown(self, ip: str, status: PeerStatus) -> NodeStatus:
         return NodeStatus(
@@ -331,6 +442,8 @@ class Services:
             guests=status.guests,
             date_bound_ns=status.date_bound_ns,
             load=status.load,
+            owner=list(status.owner),
+            topology=list(status.topology),
         )
 
     def peer_status(self) -> PeerStatus:
@@ -342,6 +455,8 @@ class Services:
             version=metadata.version("mosix"),
             date_bound_ns=self._registry.date_bound_ns(),
             load=self._load(),
+            owner=tuple(self._administration.words()),
+            topology=self._settings.config.features,
         )
 
     def _load(self) -> NodeLoad | None:
@@ -366,8 +481,42 @@ class Services:
             )
         return ProcessList(rows=sorted(rows, key=lambda row: row.pid))
 
+    async def _explained(self, found: ProcessList) -> ProcessList:
+        """With what the balancer says of each process."""
+
+        async def why(row: ProcessRow) -> str:
+            if row.where == _MOVING:
+                return ""
+            if row.origin_pid:
+                key = (row.home, row.origin_pid)
+                return self._decider.verdict(self._decider.census.residents.get(key))
+            return await self._decider.why(row.job, row.pid, row.where)
+
+        texts = await asyncio.gather(*map(why, found.rows))
+        return ProcessList(
+            rows=[
+                msgspec.structs.replace(row, balance=text)
+                for row, text in zip(found.rows, texts, strict=True)
+            ]
+        )
+
+    async def _best_node(self, request: BestNode) -> NodeName:
+        ip = await self._placer.place(request.need_mb)
+        if ip is None:
+            raise RefusedError(
+                f"no node that can be used has {request.need_mb} MB free",
+                "bestnode -w waits for one",
+            )
+        return await self._named(ip)
+
+    async def _named(self, ip: str) -> NodeName:
+        return NodeName(ip=ip, number=self._names.number_of(ip), host=await self._names.host_of(ip))
+
     def _process_row(self, job: Job, process: Process) -> ProcessRow:
         away = process.where not in (HOME, _MOVING)
+        why = process.why
+        if away and (down := self._gossip.down(process.where)):
+            why = f"mosd there does not answer: {down}" + (f" ({why})" if why else "")
         return ProcessRow(
             pid=process.pid,
             uid=job.uid,
@@ -376,7 +525,7 @@ class Services:
             home=self._names.own,
             home_number=self._names.number_of(self._names.own),
             nmigs=process.nmigs,
-            why=process.why,
+            why=why,
             job=job.id,
             job_class=process.attributes.job_class,
             command=_command(process.pid),
@@ -396,6 +545,9 @@ class Services:
         }
 
     def _guest_row(self, guest: Guest) -> ProcessRow:
+        why = "guest, frozen" if guest.frozen else "guest"
+        if down := self._gossip.down(guest.home):
+            why += f"; mosd of its home does not answer: {down}"
         return ProcessRow(
             pid=guest.outer_pid,
             uid=guest.uid,
@@ -403,7 +555,7 @@ class Services:
             home=guest.home,
             home_number=self._names.number_of(guest.home),
             nmigs=guest.epoch,
-            why="guest, frozen" if guest.frozen else "guest",
+            why=why,
             job=guest.job,
             origin_pid=guest.pid,
             command=_command(guest.outer_pid),
@@ -413,8 +565,17 @@ class Services:
 class PeerService:
     """What a proved peer may ask."""
 
-    def __init__(self, services: Services, launcher: Launcher, host: Host) -> None:
+    def __init__(
+        self,
+        services: Services,
+        launcher: Launcher,
+        host: Host,
+        decider: Decider,
+        administration: Administration,
+    ) -> None:
+        self._administration = administration
         self._services = services
+        self._decider = decider
         self._launcher = launcher
         self._host = host
 
@@ -432,8 +593,15 @@ class PeerService:
                     await frames.send(PeerAccept())
                 case "status":
                     await frames.send(self._services.peer_status())
+                case "measure":
+                    await frames.send(PeerAccept())
+                    await measuring.serve(sock)
                 case "move":
                     await self._move(hello, frames)
+                case "evacuate":
+                    await self._administration.serve(hello, sock)
+                case "balance":
+                    await bargain.serve(self._decider, hello, sock)
                 case _:
                     raise RefusedError(
                         f"purpose '{hello.purpose}' is not one of {', '.join(sorted(PURPOSES))}"
@@ -458,7 +626,11 @@ class PeerService:
         try:
             if order.target is not None:
                 self._services.check_node(order.target)
-            moved = await self._services.move(link, hello.pid, order.target, order.wait)
+            if order.automatic is not None and order.automatic.source != hello.sender:
+                raise RefusedError("a node decides only for what runs there")
+            moved = await self._services.move(
+                link, hello.pid, order.target, order.wait, order.automatic
+            )
         except MosixError as error:
             await frames.send(
                 PeerMoved(error=error.message[:2000], code=error.code, hint=error.hint[:2000])

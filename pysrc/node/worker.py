@@ -33,6 +33,8 @@ _log = logging.getLogger("mosd.worker")
 
 #: One worker's dials at once; a job with more moves at once waits.
 _MAX_DIALS = 16
+#: What one worker has asked for and that is not answered; who asks for more is not heard meanwhile.
+_MAX_PENDING = 512
 _WORKER_PURPOSES = ("guest", "call", "bulk", "home", "control")
 
 
@@ -76,8 +78,10 @@ class WorkerLink:
                     os.close(fd)  # no worker's message carries any
                 if isinstance(message, Armed):
                     self._armed.set()
-                else:
-                    await self.handle(message)
+                    continue
+                await self.handle(message)
+                while len(self._tasks) >= _MAX_PENDING:
+                    await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         except (EOFError, OSError):
             pass
         except ProtocolError as error:
@@ -103,6 +107,9 @@ class WorkerLink:
     def guest_made(self, pid: int, ip: str, token: Token) -> None:
         """A guest for process `pid` is at `ip` from now on, as far as mosd has to do with it."""
 
+    def check_dial(self, order: Dial) -> None:
+        """MosixError unless this worker may ask for that."""
+
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs beside the reception; cancelled when the worker is gone."""
         task = asyncio.create_task(work)
@@ -114,6 +121,7 @@ class WorkerLink:
         sockets: list[socket.socket] = []
         async with self._dials:
             try:
+                self.check_dial(order)
                 token = await self._dial_all(order, identity, sockets)
                 answer = Dialed(request=order.request, token=token)
             except MosixError as error:

@@ -126,6 +126,20 @@ class Cgroup:
             return _meminfo("MemTotal") - _meminfo("MemAvailable")
         return _usage(hierarchy, directory)
 
+    def memory_directory(self) -> tuple[int, Path]:
+        """Version of the hierarchy that limits memory, and where this is in it. KernelError."""
+        hierarchy, directory = self._with("memory")
+        return hierarchy.version, directory
+
+    def memory_total(self) -> int:
+        """What there is for it when it is alone: the tightest limit, or the machine's memory."""
+        try:
+            limit = self.memory_limit()
+        except KernelError:
+            limit = None
+        machine = _meminfo("MemTotal")
+        return machine if limit is None else min(limit, machine)
+
     def memory_limit(self) -> int | None:
         """The tightest limit of it and its visible ancestors; None without one."""
         hierarchy, directory = self._with("memory")

@@ -13,6 +13,8 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -27,11 +29,18 @@ from mosix.native import vdso
 from mosix.native.agent import Agent
 from mosix.native.blob import Mapped, mapped
 from mosix.native.cpu import own_vdso
-from mosix.native.stops import ERESTARTNOINTR, PTRACE_O_EXITKILL, Stop
+from mosix.native.stops import (
+    ERESTARTNOINTR,
+    PTRACE_EVENT_SECCOMP,
+    PTRACE_O_EXITKILL,
+    PTRACE_O_TRACESECCOMP,
+    Stop,
+)
 from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
 from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
+from mosix.remote.module import Module, ModuleRedirector
 from mosix.remote.notify import NotifyRedirector
 from mosix.remote.redirector import (
     ERESTARTSYS,
@@ -45,6 +54,7 @@ from mosix.remote.redirector import (
     Stopped,
 )
 from mosix.syscalls import filter as syscall_filter
+from mosix.syscalls.table import UNKNOWN
 from mosix.wire.messages import Ask, CallsLost, Cancel, GuestDied, NeedHome, ToDeputy
 
 _NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
@@ -52,9 +62,13 @@ _SIGTRAP = 5
 _FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
 _SIGINFO_BYTES = 128
 _SI_CODE = struct.Struct("<8xi")
+_SI_KERNEL = 0x80
+_RLIM_NONE = 2**64  # RLIM_INFINITY is -1 in 64 bits
 #: futex, futex_waitv, futex_wait: executed here, by the kernel
 _WAITING_HERE = frozenset((202, 449, 455))
 _INT3 = b"\xcc"
+#: of the instruction that makes a call: syscall, int 0x80, sysenter
+_CALL_BYTES = 2
 #: the files whose open may last, and in which the guest is stopped for what it asks
 _LASTING = frozenset(("migrate", "localtime"))
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
@@ -64,7 +78,8 @@ class Guest:
     """The process `shell.pid`, its redirector, and what it waits for.
 
     `say` sends a message to the deputy. `on_broken`: a system call can never be finished.
-    `foreign_vdso`: home's vdso is not this kernel's; `localtime`: its dates are this node's."""
+    `foreign_vdso`: home's vdso is not this kernel's; `localtime`: its dates are this node's.
+    `module`: mosix.ko takes its calls."""
 
     def __init__(
         self,
@@ -76,16 +91,21 @@ class Guest:
         foreign_vdso: bool,
         localtime: bool,
         interface: bool = False,
+        module: Module | None = None,
     ) -> None:
         self.shell = shell
+        self._module = module
         self._interface = interface
         self._on_broken = on_broken
         self.home_pid = shell.home_pid
+        #: CPU time that its body had used when it came
+        self.cpu_before_ns = 0
         #: job control has stopped it
         self.held = False
         self._watch = watch
         self._say = say
-        self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL)
+        walled = PTRACE_O_TRACESECCOMP if module else 0
+        self.tracee = Tracee.seize(shell.pid, PTRACE_O_EXITKILL | walled)
         self._agent: Agent | None = None
         #: opened when nobody waits yet: it takes milliseconds
         self._files = ProcFiles()
@@ -125,7 +145,17 @@ class Guest:
         self._owed = 0
         #: halted only until those have come
         self._owing = False
+        #: RLIMIT_CPU as the program set it, and what it had used elsewhere when it came here, less
+        #: what the guest had used before it (ns)
+        self._cpu_limit = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+        self._cpu_elsewhere_ns = 0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def went_home(self) -> tuple[int, int]:
+        """Calls that were made at home, and the bytes of them, since the guest is here."""
+        if self._redirector is None:
+            return 0, 0
+        return self._redirector.calls, self._redirector.bytes
 
     @property
     def redirector(self) -> NotifyRedirector:
@@ -156,10 +186,11 @@ class Guest:
         `room`: bytes that the guest may have. MoveFailedError, ProtocolError."""
         agent = self._agent
         assert agent is not None
-        image = stream.read_image(bulk.fileno())
+        image = stream.read_image(bulk.fileno(), room)
         if image.page_bytes * 11 // 10 > room:
             raise MoveFailedError(
-                f"not enough memory: {image.page_bytes >> 20} MiB and 10%, {room >> 20} MiB free"
+                f"not enough memory: {image.page_bytes / 1e6:.0f} MB and 10%, "
+                f"{room / 1e6:.0f} MB free"
             )
         number = agent.give_fd(bulk.fileno())
         clock = agent.give_fd(self.clock.fd)
@@ -167,16 +198,24 @@ class Guest:
         stream.read_end(bulk.fileno(), image)
         return image
 
-    def confine(self, image: Image, call: socket.socket) -> None:
-        """Installs the filter, starts the redirector, sets the final state: ready to run."""
+    async def confine(self, image: Image, call: socket.socket) -> None:
+        """Installs the filter, starts the redirector, sets the final state: ready to run.
+        MoveFailedError: its calls cannot be redirected."""
         agent, tracee = self._agent, self.tracee
         assert agent is not None
         agent.finish()
         self._watch.remove(tracee)
         self._vdso = self._find_vdso(image)
-        self._descriptors = (_install_filter(agent), call.detach())
+        redirector: type[NotifyRedirector] = NotifyRedirector
+        if self._module is None:
+            calls = _install_filter(agent)
+        else:
+            redirector, calls = ModuleRedirector, self._module.fd
+            agent.install_filter(syscall_filter.wall(self._module.unhooked), 0)
+            await self._module.intercept(tracee.pid)
+        self._descriptors = (calls, call.detach())
         self.clock.begin(image.header.date_ns)
-        self._redirector = NotifyRedirector(
+        self._redirector = redirector(
             *self._descriptors,
             tracee.pid,
             self.home_pid,
@@ -186,12 +225,15 @@ class Guest:
             interface=self._interface,
             clock=self.clock,
         )
+        self.cpu_before_ns = sum(image.process.cpu_ns)
         self._redirector.start(still=True)
         self._events = asyncio.create_task(self._listen())
         with self._redirector.injecting():
             agent.leave(*restore.guest_state(image))
         self._agent = None
         self._pending = image.threads[0].call
+        self._cpu_limit = image.process.rlimits.get(resource.RLIMIT_CPU, self._cpu_limit)
+        self._cpu_elsewhere_ns = sum(image.process.cpu_ns)
         self._watch.add(tracee, self._on_stop)
 
     def renew(self, call: socket.socket) -> None:
@@ -231,7 +273,9 @@ class Guest:
             self._pending = None
         if not self._begun:
             self._begun = True
-            self.redirector.body_begins(capture.cpu_clock(self.tracee.pid))
+            before_ns = capture.cpu_clock(self.tracee.pid)
+            self._cpu_elsewhere_ns -= before_ns
+            self.redirector.body_begins(before_ns)
         self._halted = False
         self._still.clear()
         self._event = None
@@ -359,6 +403,7 @@ class Guest:
             )
         image.header = msgspec.structs.replace(image.header, date_ns=self.clock.date_ns())
         image.process.cpu_ns = self.redirector.cpu_ns()
+        image.process.rlimits[resource.RLIMIT_CPU] = self._cpu_limit  # the guest's is lower
         image.process.pid = image.threads[0].tid = self.home_pid
         image.process.stopped = self.held
         return image
@@ -411,6 +456,8 @@ class Guest:
             self._say(GuestDied(status=stop.wait_status))
         elif stop.kind == "signal":
             self._on_signal(stop)
+        elif stop.kind == "event" and stop.event == PTRACE_EVENT_SECCOMP:
+            self._on_wall()
         elif stop.quiet:
             self._stopped.set()
             if not self._halting and not self.held:
@@ -421,8 +468,14 @@ class Guest:
     def _on_signal(self, stop: Stop) -> None:
         """A signal is about to be taken in the guest: one from home, a fault or a CPU timer."""
         tracee = self.tracee
+        if stop.signal == signal.SIGXCPU and self._dies_of_its_limit(tracee.siginfo):
+            # At home, where it counts for more, so that status and core are its own.
+            tracee.stop(on_signal=lambda _: 0)
+            self._stopped.set()
+            self._spawn_need_home("used all the CPU time that it may", -1)
+            return
         if stop.signal in _FAULTS and _SI_CODE.unpack_from(tracee.siginfo)[0] > 0:
-            caught, blocked = _handled(tracee.pid, stop.signal)
+            caught, blocked, _ = _handled(tracee.pid, stop.signal)
             if not caught or blocked:
                 # It dies: at home, of its own fault, so that status and core are its own.
                 tracee.stop(on_signal=lambda _: 0)
@@ -432,6 +485,41 @@ class Guest:
                 self._spawn_need_home(f"fault (signal {stop.signal})", -1)
                 return
         tracee.cont(stop.signal)
+
+    def _on_wall(self) -> None:
+        """It is about to make a call that the module does not take: only home can do it."""
+        tracee = self.tracee
+        registers = tracee.get_registers()
+        nr = registers.orig_rax
+        registers.orig_rax = -1  # not made here
+        if self._unsupported:
+            self._unsupported = False
+            registers.rax = -errno.ENOSYS
+            tracee.set_registers(registers)
+            tracee.cont()
+            return
+        registers.rip -= _CALL_BYTES
+        registers.rax = nr
+        tracee.set_registers(registers)
+        if not tracee.stop().ended:
+            self._stopped.set()
+            self._spawn_need_home(UNKNOWN, nr)
+
+    def leave(self, reason: str) -> None:
+        """This node has no memory for it, or no more: it stops and goes home. While it is filled
+        it cannot, and then home is told when it may run."""
+        self._spawn_need_home(reason, -1)
+
+    def _dies_of_its_limit(self, siginfo: bytes) -> bool:
+        """Whether the program, given this SIGXCPU by the guest's kernel, would end natively."""
+        if _SI_CODE.unpack_from(siginfo)[0] != _SI_KERNEL:
+            return False
+        caught, _, ignored = _handled(self.tracee.pid, signal.SIGXCPU)
+        used_ns = self._cpu_elsewhere_ns + capture.cpu_clock(self.tracee.pid)
+        hard = self._cpu_limit[1]
+        return not (caught or ignored) or (
+            hard % _RLIM_NONE != _RLIM_NONE - 1 and used_ns >= hard * 10**9
+        )
 
     def _spawn_need_home(self, reason: str, nr: int) -> None:
         task = asyncio.create_task(self._need_home(reason, nr))
@@ -532,12 +620,13 @@ def _step_back_over_int3(tracee: Tracee) -> None:
             tracee.set_registers(registers)
 
 
-def _handled(pid: int, number: int) -> tuple[bool, bool]:
-    """(has a handler, is blocked) for signal `number` of process `pid`."""
+def _handled(pid: int, number: int) -> tuple[bool, bool, bool]:
+    """(has a handler, is blocked, is ignored) for signal `number` of process `pid`."""
     bit = 1 << (number - 1)
     masks = {}
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
-            if line.startswith(("SigCgt:", "SigBlk:")):
+            if line.startswith(("SigCgt:", "SigBlk:", "SigIgn:")):
                 masks[line[:6]] = int(line.split()[1], 16)
-    return bool(masks["SigCgt"] & bit), bool(masks["SigBlk"] & bit)
+    caught, blocked, ignored = (bool(masks[name] & bit) for name in ("SigCgt", "SigBlk", "SigIgn"))
+    return caught, blocked, ignored

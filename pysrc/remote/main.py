@@ -28,15 +28,18 @@ from mosix.remote.cgroup import Cgroups
 from mosix.remote.confine import GuestShell
 from mosix.remote.guest import Guest
 from mosix.remote.homedate import INTERVAL_S, HomeDate
+from mosix.remote.module import Module
 from mosix.remote.notify import arm_redirectors
 from mosix.syscalls import descriptors
 from mosix.syscalls import filter as syscall_filter
 from mosix.wire.adoption import returned
+from mosix.wire.attributes import JobAttributes
 from mosix.wire.channel import Packets
 from mosix.wire.dialer import STALL, Dialer, make_blocking
 from mosix.wire.lasting import Lasting
 from mosix.wire.messages import (
     AskDate,
+    Attributes,
     Cancelled,
     Date,
     Drop,
@@ -67,6 +70,9 @@ from mosix.wire.mosd_messages import (
     Attach,
     Dialed,
     GuestState,
+    Halting,
+    Intercept,
+    Intercepted,
     Leave,
     MapIds,
     Mapped,
@@ -84,10 +90,16 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: Orders that wait for the one before them; signals are most of them.
+_MAX_ORDERS = 65536
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
 #: For the answer to a `Drop`: home may be gone (seconds).
 _LAST_WORD = 5
+#: How often it is looked whether a guest has made many calls since (seconds), and how many calls
+#: or bytes that is.
+_COUNT_EVERY_S = 1.0
+_MANY_CALLS, _MANY_BYTES = 20, 1 << 17
 #: A guest that is not run ends, whatever else is said: so long until it is asked for (home's mosd
 #: makes four connections meanwhile), then until its body is here, then until it runs (seconds).
 _UNUSED = {"asked for": 180, "filled": 3600, "run": 60}
@@ -125,9 +137,17 @@ class Remote:
         self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
         self._dialer = Dialer(self._to_node.put_nowait)
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
+        #: the module's file, if that takes the guest's calls
+        self._device = -1
+        self._intercepted: asyncio.Queue[Intercepted] = asyncio.Queue()
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
         self._receiving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
+        #: what mosd was told last of the calls and bytes that went home
+        self._told = (0, 0)
+        self._attributes = JobAttributes()
+        self._date_bound_ns: int | None = None
         self._date = HomeDate()
         self._broken = asyncio.Event()
         self._steps = {step: asyncio.Event() for step in _UNUSED}
@@ -147,8 +167,9 @@ class Remote:
 
     async def main(self) -> None:
         message, fds = await self._node.receive()
-        if not isinstance(message, Welcome) or len(fds) != 1:
+        if not isinstance(message, Welcome) or len(fds) != (1 if message.unhooked is None else 2):
             raise ProtocolError("the first message to a remote must be Welcome")
+        self._device = fds[1] if fds[1:] else -1
         self._welcome = message
         self._control = Lasting(socket.socket(fileno=fds[0]), ToRemote)
         self._watch.start()
@@ -173,8 +194,8 @@ class Remote:
         except MosixError as error:
             log.warning("guest %d: %s", message.pid, error.line())
         finally:
-            begun = (task for task in (self._receiving, self._asking) if task is not None)
-            await _end(*tasks, *begun)
+            begun = (self._receiving, self._asking, self._counting)
+            await _end(*tasks, *(task for task in begun if task is not None))
             if self._guest is not None:
                 await self._guest.destroy()
             await _end(*workers)
@@ -264,12 +285,17 @@ class Remote:
                     self.guest.cancel_was_early()
                 case Told():
                     self.guest.told(message.result)
+                case Attributes():
+                    self._attributes = message.attributes
+                    self._tell_node()
                 case Drop():
                     self._say(Dropped())
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._control.drained(), _LAST_WORD)
                     return
                 case _:
+                    if self._orders.qsize() >= _MAX_ORDERS:
+                        raise ProtocolError("more orders than anybody can carry out")
                     self._orders.put_nowait(message)
 
     async def _obey(self) -> None:
@@ -284,9 +310,11 @@ class Remote:
                     self._steps["run"].set()
                     self._hit("remote.run")
                     self._epoch = message.epoch
+                    self._tell_node()
                     self._say(Running(epoch=message.epoch))
                     self.guest.resume(held=message.held)
                     self._hit("remote.running")
+                    self._counting = asyncio.create_task(self._count())
                 case Signal():
                     self._hit("remote.signal")
                     await self.guest.deliver(message.siginfo)
@@ -303,6 +331,7 @@ class Remote:
         if self._guest is not None:
             raise ProtocolError("a second Prepare")
         self._grace_s = order.grace_s
+        self._attributes = order.attributes
         reason, hint = room.why_not(order.needs, room.look(self._memory()))
         if reason:
             self._say(Refused(reason=reason, hint=hint))
@@ -331,6 +360,7 @@ class Remote:
                 interface=order.interface,
                 foreign_vdso=order.features.vdso != welcome.features.vdso,
                 localtime=order.localtime,
+                module=self._module(),
             )
             self._guest.prepare()
             await asyncio.to_thread(self._guest.prefault, order.prefault)
@@ -340,7 +370,7 @@ class Remote:
         except MosixError as error:
             self._say(Refused(reason=error.message[:2000], hint=error.hint[:2000]))
             return
-        self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=welcome.pid))
+        self._tell_node()
         if not order.localtime:
             # The ping told it like an answer does: to a question of a round trip before.
             round_trip_ns = order.monotonic_ns - order.pinged_ns
@@ -360,10 +390,32 @@ class Remote:
         estimate = self._date.answered(asked_ns, date_ns, now_ns)
         ahead_ns = self.guest.clock.set_date(estimate.offset_ns)
         # until the next answer comes
-        bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
+        self._date_bound_ns = estimate.bound_ns(now_ns + int(INTERVAL_S * 1e9)) + ahead_ns
+        self._tell_node()
+
+    async def _count(self) -> None:
+        """As long as the guest runs: what goes home is counted by mosd, which decides by it where
+        the guest should be. Of one that only computes it hears nothing more."""
+        self._tell_node()
+        while True:
+            await asyncio.sleep(_COUNT_EVERY_S)
+            calls, size = self.guest.went_home()
+            if calls - self._told[0] >= _MANY_CALLS or size - self._told[1] >= _MANY_BYTES:
+                self._tell_node()
+
+    def _tell_node(self) -> None:
+        """How the guest is, for mosd."""
+        self._told = self.guest.went_home()
         self._to_node.put_nowait(
             GuestState(
-                outer_pid=self.guest.tracee.pid, pid=self.welcome.pid, date_bound_ns=bound_ns
+                outer_pid=self.guest.shell.pid,
+                pid=self.welcome.pid,
+                runs=self._epoch is not None,
+                cpu_before_ns=self.guest.cpu_before_ns,
+                calls=self._told[0],
+                call_bytes=self._told[1],
+                attributes=self._attributes,
+                date_bound_ns=self._date_bound_ns,
             )
         )
 
@@ -381,7 +433,7 @@ class Remote:
                 self._hit("remote.image", call, bulk)
                 image = await asyncio.to_thread(self.guest.restore, bulk, self._memory())
             self._hit("remote.restored", call)
-            self.guest.confine(image, call)
+            await self.guest.confine(image, call)
             self._hit("remote.ready")
             behind = image.header.monotonic_ns - self.guest.clock_ns()
             if behind > 0:  # the new clock is never behind the old one's last reading
@@ -442,12 +494,12 @@ class Remote:
             # mosd is gone: the guest stays, and can still go home.
             self._dialer.fail_all()
             self._mapped.put_nowait(Mapped(error="mosd does not run there any more"))
+            self._intercepted.put_nowait(Intercepted(error="mosd does not run there any more"))
             self._node.close()
             self._node = Packets(await returned(self.welcome.adoption), NodeToWorker)
             self._dialer.back()
             if self._guest is not None:
-                shell = self._guest.shell
-                self._to_node.put_nowait(GuestState(outer_pid=shell.pid, pid=self.welcome.pid))
+                self._tell_node()
 
     async def _hear_node(self) -> None:
         while True:
@@ -456,6 +508,8 @@ class Remote:
                 self._attach(message.purpose, socket.socket(fileno=fds[0]))
             elif isinstance(message, Mapped):
                 self._mapped.put_nowait(message)
+            elif isinstance(message, Intercepted):
+                self._intercepted.put_nowait(message)
             elif isinstance(message, Dialed):
                 self._dialer.answered(message, fds)
             elif isinstance(message, Arm):
@@ -463,7 +517,18 @@ class Remote:
                 arm_redirectors(failpoints.taken("redirect."))
                 self._to_node.put_nowait(Armed())
             elif isinstance(message, Leave):
-                self._say(NeedHome(reason=f"node {self.welcome.here} stops", nr=-1))
+                self._leave(message)
+
+    def _leave(self, order: Leave) -> None:
+        if not order.reason:
+            what = "is wanted by its owner" if order.evicted else "stops"
+            reason = f"node {self.welcome.here} {what}"
+            self._say(NeedHome(reason=reason, nr=-1, evicted=order.evicted))
+            return
+        if self._guest is not None:
+            # Its task is begun, and so the guest told to stop, before the message goes out.
+            self._guest.leave(order.reason)
+        self._to_node.put_nowait(Halting())
 
     def _attach(self, purpose: str, sock: socket.socket) -> None:
         queue = self._attached.get(purpose)
@@ -481,6 +546,21 @@ class Remote:
             # The old connection is dead for home, whatever our kernel knows of it.
             with contextlib.suppress(OSError):
                 self._control.sock.shutdown(socket.SHUT_RDWR)
+
+    def _module(self) -> Module | None:
+        unhooked = self.welcome.unhooked
+        if unhooked is None:
+            return None
+        return Module(self._device, frozenset(unhooked), self._intercept)
+
+    async def _intercept(self, pid: int) -> None:
+        while not self._intercepted.empty():  # of a mosd that has died
+            self._intercepted.get_nowait()
+        self._to_node.put_nowait(Intercept(pid=pid))
+        async with asyncio.timeout(_MOSD):
+            answer = await self._intercepted.get()
+        if answer.error:
+            raise MoveFailedError(f"redirecting its calls: {answer.error}")
 
     async def _map_ids(self, carrier: int) -> None:
         self._to_node.put_nowait(MapIds(carrier=carrier))

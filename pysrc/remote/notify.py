@@ -66,7 +66,7 @@ class NotifyRedirector(Redirector):
     """`pid`: the guest as seen from here; `home_pid`: its number at home. The offsets are the
     guest's clocks minus ours, the carried times what its body used on other nodes (ns).
     `interface`: it has the files /proc/self/{special}. `clock`: makes its dates; None: they are
-    this node's."""
+    this node's. `device`: `listener` is a file of /dev/mosix (`mosix.remote.module`)."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class NotifyRedirector(Redirector):
         carried_ns: tuple[int, int] = (0, 0),
         interface: bool = False,
         clock: ClockPage | None = None,
+        device: bool = False,
     ) -> None:
         table = packed()
         self._c = lib.mx_redirect_new(listener, call_fd, pid, home_pid, table, len(table))
@@ -88,6 +89,7 @@ class NotifyRedirector(Redirector):
         self._c.monotonic_offset_ns = monotonic_offset_ns
         self._c.boottime_offset_ns = boottime_offset_ns
         self._c.interface = interface
+        self._c.device = device
         self._clock = clock  # kept as long as we read it
         self._c.clock = clock.c if clock is not None else ffi.NULL
         self._c.carried_user_ns, self._c.carried_system_ns = carried_ns
@@ -190,6 +192,10 @@ class NotifyRedirector(Redirector):
     @property
     def calls(self) -> int:
         return int(self._c.total_calls)
+
+    @property
+    def bytes(self) -> int:
+        return int(self._c.total_bytes)
 
     def close(self) -> None:
         if self._c == ffi.NULL:

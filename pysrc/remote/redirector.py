@@ -200,6 +200,11 @@ class Redirector(ABC):
     def calls(self) -> int:
         """Calls redirected so far."""
 
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """Bytes of those on the call socket, headers included."""
+
     @abstractmethod
     def close(self) -> None:
         """End the thread and release memory; descriptors stay the caller's."""

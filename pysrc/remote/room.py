@@ -104,4 +104,4 @@ def _by_limits(needs: Needs, room: Room) -> tuple[str, str]:
 
 
 def _mb(size: int) -> str:
-    return f"{size >> 20} MiB"
+    return f"{size / 1e6:.0f} MB"

@@ -1,8 +1,9 @@
-"""The guest's seccomp filter, generated from the table.
+"""The guest's seccomp filters, generated from the table.
 
 `program()` is handed to the guest's launcher, which installs it with a listener. The filter
 allows what runs where the body is and notifies everything else: other architectures, x32
 numbers, calls that are not in the table. It never kills and never fails a call by itself.
+`wall()` is for guests whose calls the kernel module takes: what is behind it the module has.
 
 The kernel evaluates a filter on every call (and caches "always allowed" numbers), so numbers
 are found by binary search, not by a chain of comparisons.
@@ -11,6 +12,7 @@ are found by binary search, not by a chain of comparisons.
 from __future__ import annotations
 
 import struct
+from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -28,6 +30,7 @@ MAX_INSTRUCTIONS = 4096
 
 # linux/seccomp.h, linux/audit.h
 RET_ALLOW = 0x7FFF0000
+RET_TRACE = 0x7FF00000
 RET_USER_NOTIF = 0x7FC00000
 AUDIT_ARCH_X86_64 = 0xC000003E
 FLAG_NEW_LISTENER = 1 << 3
@@ -153,8 +156,12 @@ def _search(asm: _Assembler, intervals: list[tuple[int, str | Row]]) -> None:
 
 
 @cache
-def program(rows: tuple[Row, ...] = TABLE) -> bytes:
+def program() -> bytes:
     """The filter as an array of struct sock_filter (8 bytes each)."""
+    return _assembled(TABLE)
+
+
+def _assembled(rows: tuple[Row, ...]) -> bytes:
     asm = _Assembler()
     native = asm.label()
     asm.emit(BPF_LD_W_ABS, _ARCH)
@@ -168,6 +175,26 @@ def program(rows: tuple[Row, ...] = TABLE) -> bytes:
     assert len(code) // _INSTRUCTION.size <= MAX_INSTRUCTIONS
     assert all(rule_mask <= MASK64 for row in rows for rule_mask in _masks(row))
     return code
+
+
+@cache
+def wall(unhooked: frozenset[int] = frozenset()) -> bytes:
+    """The filter of a guest whose calls mosix.ko redirects: it lets through what runs where the
+    body is and what the module takes, and stops the guest, for its tracer, before all the rest.
+    `unhooked`: numbers of calls that this kernel's module cannot take."""
+    code = _assembled(_walled(TABLE, unhooked))
+    notify, trace = (_INSTRUCTION.pack(BPF_RET_K, 0, 0, to) for to in (RET_USER_NOTIF, RET_TRACE))
+    instructions = (code[at : at + len(notify)] for at in range(0, len(code), len(notify)))
+    return b"".join(trace if each == notify else each for each in instructions)
+
+
+def _walled(rows: tuple[Row, ...], unhooked: Container[int]) -> tuple[Row, ...]:
+    """As if all that the module takes were local, and what it should and cannot, unknown."""
+    return tuple(
+        Row(row.nr, row.name, Class.LOCAL)
+        for row in rows
+        if row.nr not in unhooked or (_is_plain(row) and row.cls == Class.LOCAL)
+    )
 
 
 def _masks(row: Row) -> list[int]:

@@ -70,6 +70,8 @@ class Special(IntEnum):
     TIMES = 17
     IOCTL = 18
     DATE = 19
+    #: what it has written is there also when it fails: all its memory is updated
+    ON_ERROR = 20
 
 
 class Timeout(IntEnum):

@@ -62,6 +62,9 @@ UNKNOWN = "a system call unknown to MOSIX"
 DESCRIPTORS = "has no descriptor left"
 #: The agent has no memory for the arguments; at home the program needs none.
 MEMORY = "has no memory left for a large system call"
+#: Memory that is not there or may not be written, a size that no table expects: which error wins,
+#: and what is done before it, is the kernel's business.
+ARGUMENTS = "made a call with wrong arguments"
 PROC_REASON = "reads its own maps, status or memory in /proc"
 
 
@@ -150,7 +153,8 @@ _CPU_CLOCK = (
     _go_home(has(0, 0x80000000), reason="a timer on another clock"),
 )
 _OWN = "another process's"
-_NO_MASK = "waits with a temporary signal mask"
+#: the length is told although it fails
+_NO_ADDRESS = _go_home(null(1), reason=ARGUMENTS)
 _ZEROCOPY = _go_home(has(3, 0x4000000), reason="zero-copy send")  # MSG_ZEROCOPY
 _ZEROCOPY_MSG = _go_home(has(2, 0x4000000), reason="zero-copy send")
 
@@ -368,9 +372,9 @@ TABLE: tuple[Row, ...] = (
     _home(48, "shutdown", fd, value),
     _home(49, "bind", fd, reads_n(2), value),
     _home(50, "listen", fd, value),
-    _home(51, "getsockname", fd, writes_length_at(2), length),
-    _home(52, "getpeername", fd, writes_length_at(2), length),
-    _home(53, "socketpair", value, value, value, writes(8)),
+    _home(51, "getsockname", fd, writes_length_at(2), length, rules=(_NO_ADDRESS,)),
+    _home(52, "getpeername", fd, writes_length_at(2), length, rules=(_NO_ADDRESS,)),
+    _home(53, "socketpair", value, value, value, updates(8), special=Special.ON_ERROR),
     # SO_ATTACH_FILTER 26 and SO_ATTACH_REUSEPORT_CBPF 51 of SOL_SOCKET, all of IPPROTO_IP's
     # netfilter (64…) hold pointers
     _home(
@@ -484,15 +488,16 @@ TABLE: tuple[Row, ...] = (
     _home(115, "getgroups", value, writes_result(0, 4)),
     _home(116, "setgroups", value, reads_n(0, 4)),
     _home(117, "setresuid", value, value, value),
-    _home(118, "getresuid", writes(4), writes(4), writes(4)),
+    _home(118, "getresuid", updates(4), updates(4), updates(4), special=Special.ON_ERROR),
     _home(119, "setresgid", value, value, value),
-    _home(120, "getresgid", writes(4), writes(4), writes(4)),
+    _home(120, "getresgid", updates(4), updates(4), updates(4), special=Special.ON_ERROR),
     _home(121, "getpgid", value),
     _home(122, "setfsuid", value),
     _home(123, "setfsgid", value),
     _home(124, "getsid", value),
-    _home(125, "capget", updates(8), updates(24)),
-    _home(126, "capset", updates(8), reads(24)),
+    # a version that the kernel does not know fails, and the one it prefers is told
+    _home(125, "capget", updates(8), updates(24), special=Special.ON_ERROR),
+    _home(126, "capset", updates(8), reads(24), special=Special.ON_ERROR),
     # ---- signals ----
     _home(127, "rt_sigpending", writes_n(1), value),
     _home(
@@ -506,7 +511,7 @@ TABLE: tuple[Row, ...] = (
         timeout=(Timeout.TIMESPEC, 2),
     ),
     _home(129, "rt_sigqueueinfo", value, value, reads(_SIGINFO)),
-    _at_home(130, "rt_sigsuspend", _NO_MASK),
+    _home(130, "rt_sigsuspend", reads(_SIGSET), value, cancel=_RESTART),
     _local(131, "sigaltstack"),
     _home(132, "utime", path, reads(16)),
     _home(133, "mknod", path, value, value),
@@ -709,7 +714,17 @@ TABLE: tuple[Row, ...] = (
     _at_home(244, "mq_notify"),
     _home(245, "mq_getsetattr", fd, reads(64), writes(64)),
     _at_home(246, "kexec_load"),
-    _home(247, "waitid", value, value, updates(_SIGINFO), value, updates(_RUSAGE), cancel=_RESTART),
+    _home(
+        247,
+        "waitid",
+        value,
+        value,
+        updates(_SIGINFO),
+        value,
+        updates(_RUSAGE),
+        cancel=_RESTART,
+        special=Special.ON_ERROR,
+    ),
     _at_home(248, "add_key", "kernel keys"),
     _at_home(249, "request_key", "kernel keys"),
     _at_home(250, "keyctl", "kernel keys"),
@@ -751,11 +766,10 @@ TABLE: tuple[Row, ...] = (
         updates_n(1, 8),
         value,
         updates(_TIMESPEC),
-        value,
+        reads(_SIGSET),
         value,
         cancel=_REMAINING,
         timeout=(Timeout.TIMESPEC, 2),
-        rules=(_go_home(given(3), reason=_NO_MASK),),
     ),
     _at_home(272, "unshare"),
     _local(273, "set_robust_list"),
@@ -774,11 +788,10 @@ TABLE: tuple[Row, ...] = (
         writes_result(2, 12),
         value,
         value,
-        value,
+        reads(_SIGSET),
         value,
         cancel=_REMAINING,
         timeout=(Timeout.MILLISECONDS, 3),
-        rules=(_go_home(given(4), reason=_NO_MASK),),
     ),
     _home(282, "signalfd", fd, reads_n(2), value),
     _home(283, "timerfd_create", value, value),
@@ -916,11 +929,10 @@ TABLE: tuple[Row, ...] = (
         writes_result(2, 12),
         value,
         reads(_TIMESPEC),
-        value,
+        reads(_SIGSET),
         value,
         cancel=_REMAINING,
         timeout=(Timeout.TIMESPEC, 3),
-        rules=(_go_home(given(4), reason=_NO_MASK),),
     ),
     _home(442, "mount_setattr", fd, path, value, reads_n(4), value),
     _at_home(443, "quotactl_fd"),
@@ -935,7 +947,7 @@ TABLE: tuple[Row, ...] = (
         _go_home(given(3), is_(4, 0), reason="waits on a futex until a date"),
     ),
     _at_home(450, "set_mempolicy_home_node", "NUMA placement"),
-    _home(451, "cachestat", fd, reads(16), writes(32), value),
+    _home(451, "cachestat", fd, reads(16), writes(40), value),
     _home(452, "fchmodat2", fd, path, value, value),
     _at_home(453, "map_shadow_stack"),
     _local(454, "futex_wake"),
@@ -963,17 +975,28 @@ TABLE: tuple[Row, ...] = (
 BY_NR: dict[int, Row] = {row.nr: row for row in TABLE}
 BY_NAME: dict[str, Row] = {row.name: row for row in TABLE}
 
-#: The reasons as the marshaller numbers them; the first two are known to native/redirect.h.
+#: The reasons as the marshaller numbers them; the first four are known to native/redirect.h.
 REASONS: tuple[str, ...] = tuple(
     dict.fromkeys(
         (
             UNKNOWN,
             DESCRIPTORS,
             MEMORY,
+            ARGUMENTS,
             PROC_REASON,
             *(reason for row in TABLE for reason in (row.reason, *(r.reason for r in row.rules))),
         )
     )
 )
 
-__all__ = ["BY_NAME", "BY_NR", "MASK32", "MASK64", "NO_ARG", "PROC_REASON", "REASONS", "TABLE"]
+__all__ = [
+    "BY_NAME",
+    "BY_NR",
+    "MASK32",
+    "MASK64",
+    "NO_ARG",
+    "PROC_REASON",
+    "REASONS",
+    "TABLE",
+    "UNKNOWN",
+]

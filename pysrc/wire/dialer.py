@@ -47,6 +47,7 @@ class Dialer:
         epoch: int,
         token: Token | None,
         *,
+        job_class: int = 0,
         limit_s: float = DIAL,
     ) -> tuple[Token, list[socket.socket]]:
         """Authenticated connections to node `ip`, one per purpose (guest, call, bulk, home,
@@ -64,7 +65,15 @@ class Dialer:
         self._open[request] = future
         try:
             self._ask(
-                Dial(request=request, ip=ip, purposes=purposes, pid=pid, epoch=epoch, token=token)
+                Dial(
+                    request=request,
+                    ip=ip,
+                    purposes=purposes,
+                    pid=pid,
+                    epoch=epoch,
+                    token=token,
+                    job_class=job_class,
+                )
             )
             answer, fds = await asyncio.wait_for(future, limit_s)
         except TimeoutError as error:

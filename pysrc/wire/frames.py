@@ -39,6 +39,11 @@ class FrameDecoder:
         """True in the middle of a frame: the end of the stream here is an error."""
         return self._size is not None or bool(self._buffer)
 
+    @property
+    def sized(self) -> bool:
+        """How large the frame being received will be is known: `wanted` tells."""
+        return self._size is not None
+
     def feed(self, data: bytes) -> bytes | None:
         """At most `wanted` bytes; a frame when it is complete. ProtocolError."""
         if len(data) > self.wanted:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 _ACK_EVERY = 16
 #: Nobody answers that many without having heard the first.
 _MAX_KEPT = 1 << 16
+#: Answers that wait to be sent: who does not read them may not ask for more.
+_MAX_LOOSE = 256
 #: From a new connection to the other side's first word on it (seconds).
 _REJOIN_S = 10
 _UNCOUNTED = (Ack, CallsLost, Ping, Pong, Rejoin, Rejoined)
@@ -81,6 +83,8 @@ class Lasting(Generic[T]):
     async def receive(self) -> T:
         """The next message. EOFError, OSError; ProtocolError."""
         while True:
+            if len(self._loose) > _MAX_LOOSE:
+                raise ProtocolError("the other side asks and does not hear")
             message = await self._frames.receive()
             if isinstance(message, Ack):
                 self._heard(message.received)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from mosix.errors import ProtocolError
+from mosix.wire.attributes import JobAttributes
 
 #: Peers whose numbers differ refuse each other, naming both.
 PROTOCOL_VERSION = 1
@@ -21,12 +22,14 @@ Uid = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)]
 Ns = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-Ip = Annotated[str, msgspec.Meta(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+Ip = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]{1,3}){3}\Z")]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Word = Annotated[str, msgspec.Meta(max_length=64)]
+CallNumber = Annotated[int, msgspec.Meta(ge=0, le=511)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86400)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+JobId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 SigInfo = Annotated[bytes, msgspec.Meta(min_length=128, max_length=128)]
 
 
@@ -43,7 +46,7 @@ class NodeFeatures(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Text
     vdso: Text  # hex digest of the vdso's code: equal digests need no patching
     page_size: int
-    cpu_features: tuple[Text, ...]
+    cpu_features: Annotated[tuple[Text, ...], msgspec.Meta(max_length=1000)]
     xsave_size: int
     cpus: int  # the highest number of a CPU in use, plus 1
     tier: Text = "portable"
@@ -80,7 +83,9 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     mappings: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     promised: Size = 0
     largest: Size = 0
-    rlimits: dict[int, Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]] = {}
+    rlimits: Annotated[
+        dict[int, Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]], msgspec.Meta(max_length=64)
+    ] = {}
 
 
 # ---- deputy → remote ----
@@ -97,7 +102,7 @@ class Prepare(Tagged, frozen=True, kw_only=True):
     comm: Text
     epoch: Epoch
     needs: Needs
-    prefault: list[tuple[int, int]] = []
+    prefault: Annotated[list[tuple[Size, Size]], msgspec.Meta(max_length=1 << 16)] = []
     pinged_ns: Ns
     monotonic_ns: Ns
     boottime_ns: Ns
@@ -108,6 +113,7 @@ class Prepare(Tagged, frozen=True, kw_only=True):
     grace_s: Seconds
     #: it has the files /proc/self/{special}
     interface: bool = False
+    attributes: JobAttributes = JobAttributes()
 
 
 class Run(Tagged, frozen=True, kw_only=True):
@@ -177,6 +183,12 @@ class Rejoin(Tagged, frozen=True, kw_only=True):
     received: Ns
 
 
+class Attributes(Tagged, frozen=True, kw_only=True):
+    """What the guest's user says of it has changed; for the node's balancer."""
+
+    attributes: JobAttributes
+
+
 class Told(Tagged, frozen=True, kw_only=True):
     """Answer to `Ask`: what the open returns, or -errno."""
 
@@ -204,6 +216,7 @@ ToRemote = (
     | Rejoin
     | Date
     | Told
+    | Attributes
 )
 
 
@@ -270,10 +283,12 @@ class Ask(Tagged, frozen=True, kw_only=True):
 
 
 class NeedHome(Tagged, frozen=True, kw_only=True):
-    """The guest made a call that only home can do; it stands before it, rewound."""
+    """The guest made a call that only home can do; it stands before it, rewound. `nr` -1: it made
+    none, and runs. `evicted`: its node's owner wants it gone, so it does not go back there."""
 
     reason: Text
     nr: int
+    evicted: bool = False
 
 
 class GuestDied(Tagged, frozen=True, kw_only=True):

@@ -13,6 +13,8 @@ from typing import Annotated
 import msgspec
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import (
+    Amount,
+    CallNumber,
     Epoch,
     Ip,
     JobId,
@@ -26,18 +28,20 @@ from mosix.wire.messages import (
     Text,
     Token,
     Uid,
+    Word,
 )
 
 #: mosd and workers that one of another build has started leave each other alone, naming both. To be
 #: counted up when `NodeToWorker` or `WorkerToNode` change.
-WORKER_VERSION = 1
+WORKER_VERSION = 2
 
 # ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
 
 
 class Launch(Tagged, frozen=True, kw_only=True):
     """First message to a deputy; rides with the launching process's pidfd and its stderr, and
-    with the listener of its filter and the memory for that, if it has one.
+    with the listener of its filter and the memory for that, if it has one, or with the file of the
+    kernel module that intercepts it.
     `node`: where to send the program at its first instruction."""
 
     job: JobId
@@ -71,21 +75,29 @@ class Join(Tagged, frozen=True, kw_only=True):
 
 
 class Named(Tagged, frozen=True, kw_only=True):
-    """Answer to `Name`."""
+    """Answer to `Name` and `Consider`."""
 
     request: int
     ip: Ip | None = None
     number: int | None = None
 
 
+class Automatic(msgspec.Struct, frozen=True, kw_only=True):
+    """What the system's order for a move says besides."""
+
+    source: Text
+    why: Text
+
+
 class Move(Tagged, frozen=True, kw_only=True):
-    """Move process `pid` of the job; `target` None: home. Answered by `Moved`."""
+    """Move process `pid` of the job; `target` None: home. Answered by `Moved`. By a person, or
+    by the system: then only from where it is said to be ("home" or an IP), not if it is
+    locked, and `why` is what mosps shows."""
 
     request: int
     pid: Pid
     target: Ip | None
-    #: ordered by a person: -L does not forbid it
-    manual: bool = True
+    automatic: Automatic | None = None
 
 
 class ComeHome(Tagged, frozen=True, kw_only=True):
@@ -120,6 +132,8 @@ class Welcome(Tagged, frozen=True, kw_only=True):
     adoption: Text
     features: NodeFeatures
     memory_limit: Size
+    #: the module takes the guest's calls, but those of these numbers; its file rides along
+    unhooked: tuple[CallNumber, ...] | None = None
 
 
 class Attach(Tagged, frozen=True, kw_only=True):
@@ -134,8 +148,19 @@ class Mapped(Tagged, frozen=True, kw_only=True):
     error: Text = ""
 
 
+class Intercepted(Tagged, frozen=True, kw_only=True):
+    """Answer to `Intercept`."""
+
+    error: Text = ""
+
+
 class Leave(Tagged, frozen=True, kw_only=True):
-    """mosd of a guest's node stops: ask the deputy to take the guest home."""
+    """Ask the deputy to take the guest home: mosd of its node stops; `evicted`, the owner of the
+    node wants it gone; or, with a reason, there is not enough memory: the guest halts at once, and
+    `Halting` says so."""
+
+    reason: Text = ""
+    evicted: bool = False
 
 
 class Arm(Tagged, frozen=True, kw_only=True):
@@ -145,7 +170,18 @@ class Arm(Tagged, frozen=True, kw_only=True):
 
 
 NodeToWorker = (
-    Launch | Join | Move | ComeHome | Dialed | Named | Welcome | Attach | Mapped | Leave | Arm
+    Launch
+    | Join
+    | Move
+    | ComeHome
+    | Dialed
+    | Named
+    | Welcome
+    | Attach
+    | Mapped
+    | Intercepted
+    | Leave
+    | Arm
 )
 
 
@@ -167,7 +203,16 @@ class Name(Tagged, frozen=True, kw_only=True):
     """Which node is `node`: a number of the user's view, or an IP? Answered by `Named`."""
 
     request: int
-    node: Annotated[str, msgspec.Meta(pattern=r"^\d{1,10}(\.\d{1,3}){0,3}$")]
+    node: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,10}(\.[0-9]{1,3}){0,3}\Z")]
+
+
+class Consider(Tagged, frozen=True, kw_only=True):
+    """Where had process `pid` better be, which is at `where` ("home" or an IP) now? Answered by
+    `Named`, without an IP: there."""
+
+    request: int
+    pid: Pid
+    where: Text
 
 
 class Moved(Tagged, frozen=True, kw_only=True):
@@ -186,10 +231,12 @@ class Dial(Tagged, frozen=True, kw_only=True):
 
     request: int
     ip: Ip
-    purposes: tuple[Text, ...]
+    purposes: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)]
     pid: Pid
     epoch: Epoch
     token: Token | None = None
+    #: of the process: those of class 0 have no guests at outsiders
+    job_class: int = 0
 
 
 class ProcessState(Tagged, frozen=True, kw_only=True):
@@ -200,11 +247,15 @@ class ProcessState(Tagged, frozen=True, kw_only=True):
     nmigs: int
     why: Text  # "home: REASON", or how the last order ended
     epoch: Epoch
-    stats: dict[str, int] = msgspec.field(default_factory=dict)
+    stats: Annotated[dict[Word, int], msgspec.Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
     attributes: JobAttributes = JobAttributes()
     ended: bool = False
     #: names the guest there, if it is away: for a mosd that has not made it
     token: Token | None = None
+    #: it has just moved from there ("home" or an IP); "": no news of a move
+    origin: Text = ""
 
 
 class MapIds(Tagged, frozen=True, kw_only=True):
@@ -214,14 +265,32 @@ class MapIds(Tagged, frozen=True, kw_only=True):
     carrier: Pid
 
 
+class Intercept(Tagged, frozen=True, kw_only=True):
+    """Let the kernel module redirect the calls of process `pid`, which is in the guest's cgroup, to
+    the file that came with `Welcome`."""
+
+    pid: Pid
+
+
 class GuestState(Tagged, frozen=True, kw_only=True):
-    """For mosps and the registry of the guest's node: its PID here."""
+    """For mosps and the registry of the guest's node: its PID here; for the balancer: whether it
+    has begun to run, the CPU time that its body used before it came, and how many calls and bytes
+    have gone home since."""
 
     outer_pid: Pid
     pid: Pid
     frozen: bool = False
+    runs: bool = False
+    cpu_before_ns: Ns = 0
+    calls: Ns = 0
+    call_bytes: Ns = 0
+    attributes: JobAttributes = JobAttributes()
     #: how far its date may be from home's; None: it has this node's
     date_bound_ns: Ns | None = None
+
+
+class Halting(Tagged, frozen=True, kw_only=True):
+    """The guest was told to stop for a `Leave`: given some more memory, it will do nothing else."""
 
 
 class Armed(Tagged, frozen=True, kw_only=True):
@@ -249,11 +318,14 @@ WorkerToNode = (
     Started
     | Joined
     | Name
+    | Consider
     | Moved
     | Dial
     | ProcessState
     | MapIds
+    | Intercept
     | GuestState
+    | Halting
     | Forsaken
     | Armed
     | Returned
@@ -271,7 +343,9 @@ class PeerHello(Tagged, frozen=True, kw_only=True):
     be able to go home when a mosd has died), control (`token`; instead of a lost one),
     drop (`token`; its deputy has died),
     status (answer with `PeerStatus`, then closed), move (a guest's node asks home to move process
-    `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow)."""
+    `pid` of `job` on behalf of user `uid`: after Accept `PeerMove` and `PeerMoved` follow),
+    balance (after Accept the conversation of `mosix.wire.bargain`), evacuate (user `uid`, root:
+    after Accept `PeerEvacuate` and `PeerEvacuated` follow)."""
 
     version: int
     sender: Ip
@@ -311,6 +385,9 @@ class PeerStatus(Tagged, frozen=True, kw_only=True):
     version: Text
     date_bound_ns: Ns | None = None
     load: NodeLoad | None = None  # mosd has only just been started
+    #: what its owner has said, and its topological features
+    owner: tuple[Text, ...] = ()
+    topology: tuple[Text, ...] = ()
 
 
 PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
@@ -318,10 +395,12 @@ PeerAnswer = PeerAccept | PeerRefuse | PeerStatus
 
 class PeerMove(Tagged, frozen=True, kw_only=True):
     """What is asked for on a connection of purpose move. `target` None: home; `wait`: answer
-    when the move is over, else as soon as it is ordered."""
+    when the move is over, else as soon as it is ordered. `automatic`: nobody has asked for it
+    but the balancer of the guest's node."""
 
     target: Ip | None
     wait: bool
+    automatic: Automatic | None = None
 
 
 class PeerMoved(Tagged, frozen=True, kw_only=True):
@@ -330,3 +409,23 @@ class PeerMoved(Tagged, frozen=True, kw_only=True):
     hint: Text = ""
     freeze_ns: Ns = 0
     page_bytes: Size = 0
+
+
+class PeerEvacuate(Tagged, frozen=True, kw_only=True):
+    """What is asked for on a connection of purpose evacuate: drain the node, for at most
+    `deadline_s` seconds (None: until it is done), or, `undo`, let guests come again."""
+
+    undo: bool = False
+    deadline_s: Amount | None = None
+
+
+class PeerEvacuated(Tagged, frozen=True, kw_only=True):
+    """How many guests and own processes are where they belong now, and, in words, who is not."""
+
+    guests: int = 0
+    own: int = 0
+    seconds: Amount = 0.0
+    left: tuple[Text, ...] = ()
+    error: Text = ""
+    code: int = 1
+    hint: Text = ""

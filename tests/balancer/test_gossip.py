@@ -419,3 +419,23 @@ def test_a_random_history_ends_in_agreement() -> None:
         for k in running:
             table = network.node(k).table
             assert {int(j) for j in np.flatnonzero(table.alive())} == running
+
+
+def test_another_secret_is_heard_by_who_has_it_too() -> None:
+    one, two = (Gossip(own, (A, B), SECRET, Rules(2), wall_ms=1000) for own in (A, B))
+    two.set_secret(b"the next one")
+
+    def heard() -> bool:
+        """What comes of a push and of the introductions that it brings about."""
+        letters = [(datagram, A) for datagram in one.tick(1.0)]
+        letters += [(datagram, A) for datagram in one._send(1, Kind.PUSH, 0, 1.0)]
+        while letters:
+            datagram, sender = letters.pop()
+            receiver, other = (two, B) if datagram.to == B else (one, A)
+            letters += [(d, other) for d in receiver.receive(1.0, sender, datagram.data)]
+        return bool(two.table.version[two.table.index(A)])
+
+    assert not heard()
+    assert set(two.counts.refused) == {"forged"}
+    one.set_secret(b"the next one")
+    assert heard()

@@ -61,8 +61,8 @@ def proc(tmp_path: Path) -> Path:
 
 
 def tell(proc: Path, *, ran_s: float, waited_s: float, steal: int, stalls_us: int) -> None:
-    (proc / "7/task/7/schedstat").write_text(f"{int(ran_s * 1e9)} {int(waited_s * 1e9)} 5\n")
-    (proc / "8/task/8/schedstat").write_text(f"{int(ran_s * 9e9)} 0 5\n")
+    (proc / "7/schedstat").write_text(f"{int(ran_s * 1e9)} {int(waited_s * 1e9)} 5\n")
+    (proc / "8/schedstat").write_text(f"{int(ran_s * 9e9)} 0 5\n")
     (proc / "stat").write_text(f"cpu  {400 - steal} 0 0 {int(ran_s * 100)} 0 0 0 {steal} 0 0\n")
     line = f"some avg10=9.00 avg60=9.00 avg300=9.00 total={stalls_us}\nfull total=1\n"
     for resource in ("memory", "io"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,7 @@ def words(text: str) -> list[bytes]:
         ("-e -m100 ls", Parsed(program=2, changes={"unsupportok": 1, "needmem": 100})),
         ("-wn ls", Parsed(program=1, changes={"unsupportok": 2, "cpujob": 0})),
         ("-c -d 10000 ls", Parsed(program=3, changes={"cpujob": 1, "decayrate": 10000})),
+        ("-bm100 ls", Parsed(program=1, best=True, changes={"needmem": 100})),
         ("-j7 -F ls", Parsed(program=2, node="7", fallback=True)),
     ],
 )
@@ -46,7 +49,8 @@ def test_the_manuals_options_are_understood(line: str, parsed: Parsed) -> None:
         "-3 -4.5.6.7 -rx",
         "--nope ls",
         "-q ls",
-        "-Fb ls",
+        "-Fq ls",
+        "-b -3 ls",
         "-c -n ls",
         "-m262144 ls",
         "-d -1 ls",
@@ -79,10 +83,18 @@ def test_options_of_later_versions_are_refused_by_name(letter: str) -> None:
     assert f"option -{letter}: {LATER[letter]}: not supported yet" in parsed.text
 
 
+def test_it_tells_its_version() -> None:
+    assert parse(words("-3 --version"), 80).text == f"mosrun {metadata.version('mosix')}\n"
+    assert parse(words("ls --version"), 80).text is None
+
+
 def test_help_lists_what_is_accepted_and_what_is_refused() -> None:
     text = " ".join((parse(words("--help"), 80).text or "").split())
     accepted, refused = text.split("are not supported yet and are refused")
     assert all(f" -{letter} " in accepted for letter in "hrjFLlmdcnewu")
+    assert all(f"{shown} " in accepted for shown in ("-{node}, -{a.b.c.d}", "-G[{class}]"))
+    assert "--node" not in text
+    assert "--class" not in text
     assert all(f" -{letter}" in refused for letter in LATER)
 
 

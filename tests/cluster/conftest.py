@@ -23,7 +23,11 @@ _GRACE_S = 5.0
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Cluster]:
     """Three nodes; n1 is home in all tests."""
-    name = f"t{os.getpid()}-lab"
+    yield from a_lab("lab")
+
+
+def a_lab(kind: str) -> Iterator[Cluster]:
+    name = f"t{os.getpid()}-{kind}"
     cluster = None
     os.environ[failpoints.ENVIRONMENT] = ""  # they may be armed, and are not
     try:

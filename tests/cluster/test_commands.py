@@ -135,7 +135,18 @@ def test_rstatus_is_a_number_for_programs(lab: Cluster) -> None:
         assert lab[1].check(["mosctl", "rstatus", "3"]) == "1\n"
     finally:
         lab[3].mosd("start")
-    assert lab[1].run(["mosctl", "rstatus", "9"]).returncode == 6
+    assert lab[1].check(["mosctl", "rstatus", "9"]) == "0\n"
+
+
+def test_whereami_tells_of_a_process_and_of_this_node(lab: Cluster, scene: tuple[Job, Job]) -> None:
+    home, away = (job.pid for job in scene)
+    assert f"node 2, {lab[2].ip}" in lab[1].check(["mosctl", "whereami", str(away)])
+    assert "(its home)" in lab[1].check(["mosctl", "whereami", str(home)])
+    said = json.loads(lab[1].check(["mosctl", "whereami", "--json", str(away)]))
+    assert said == {"pid": away, "where": lab[2].ip, "number": 2}
+    assert "not in a job" in lab[1].check(["mosctl", "whereami"])
+    assert lab[1].run(["mosctl", "whereami", "1"]).returncode == 5
+    assert "(its home): process" in lab[1].check(["mosrun", "mosctl", "whereami"])
 
 
 @pytest.fixture

@@ -40,7 +40,8 @@ def test_pages_are_those_that_the_commands_make_now() -> None:
 
 def test_every_command_has_its_page() -> None:
     assert {page.name for page in PAGES} == {
-        "mosrun.1", "migrate.1", "mosps.1", "mosctl.1", "mosix-lab.1", "mosd.8", "mosix.7",
+        "bestnode.1", "mosrun.1", "migrate.1", "mosps.1", "mosctl.1", "mosix-lab.1", "mosd.8",
+        "mosix.7", "mosconf.8", "setpe.8", "mon.1", "tune.1",
     }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class Node:
     def command(self) -> list[str]:
         workers = ["--deputy", "fake_workers:deputy", "--remote", "fake_workers:remote"]
         # eBPF, begun while a test looks at processes and descriptors, would disturb it.
-        workers += ["--accounting", self.accounting]
+        workers += ["--no-balance", "--accounting", self.accounting]
         return [sys.executable, *self.program, *workers, *self.options]
 
     def start(self) -> None:

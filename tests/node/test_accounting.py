@@ -33,7 +33,7 @@ def counted(node: Node, expected: str) -> None:
         try:
             eventually(lambda: read_per_s(node, job.pid) > 1000, 30)
             assert how(node) == expected
-            assert f"counting {expected}" in node.mosix("mosctl", "status").out
+            assert f"counted by {expected}" in node.mosix("mosctl", "status").out
         finally:
             job.kill()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mosix.errors import KernelError
-from mosix.node.jobgroup import JobGroup, Membership
+from mosix.node.jobgroup import MANY_NEW, JobGroup, Members, Membership
 
 JOB = "0123456789abcdef"
 
@@ -68,3 +68,33 @@ def test_a_cgroup_outside_of_the_mount_is_named() -> None:
     assert elsewhere.mount.path_in("5:pids:/lab/n1\n") == "/lab/n1"
     assert elsewhere.mount.directory("/lab/n1") == Path("/c/pids/n1")
     assert elsewhere.mount.directory("/labour") is None
+
+
+def test_members_are_known_without_reading_every_job_each_time() -> None:
+    if os.geteuid():
+        pytest.skip("needs root")
+    membership = Membership.detect()
+    group = JobGroup.create(membership, JOB, os.getpid(), 65534)
+    members, processes = Members(membership), []
+    try:
+        members.look({os.getpid()}, [JOB])
+        assert members.of(JOB, group) == []
+        for _ in range(2):
+            process = subprocess.Popen(["sleep", "1000"])
+            processes.append(process)
+            group.add(process.pid)
+            # the first joins a job that was empty, the second is new
+            members.look({os.getpid(), *(one.pid for one in processes)}, [JOB])
+            assert sorted(members.of(JOB, group)) == sorted(one.pid for one in processes)
+        processes[0].kill()
+        processes[0].wait()
+        members.look({os.getpid(), processes[1].pid}, [JOB])
+        assert members.of(JOB, group) == [processes[1].pid]
+        many = set(range(10**6, 10**6 + MANY_NEW + 1)) | {os.getpid(), processes[1].pid}
+        members.look(many, [JOB])
+        assert members.of(JOB, group) == [processes[1].pid]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        assert group.remove()

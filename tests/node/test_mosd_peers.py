@@ -16,6 +16,7 @@ from mosix.config import Paths, load
 from mosix.errors import RefusedError
 from mosix.node.guests import group_prefix
 from mosix.node.peers import Dialer
+from mosix.node.settings import Settings
 from mosix.remote.cgroup import Cgroups
 from mosix.wire.handshake import ABI_VERSION, MAX_HALF_OPEN
 from mosix.wire.messages import PROTOCOL_VERSION
@@ -49,7 +50,7 @@ def test_a_process_goes_away_and_comes_home_and_leaves_nothing_there(cluster: Cl
     one, two = cluster.node(1), cluster.node(2)
     job = one.job(uid=NOBODY)
     done = one.mosix("migrate", job.pid, 2, "--wait", uid=NOBODY)
-    assert (done.status, done.out) == (0, "moved: frozen for 1.5 ms, 2.0 MiB sent\n"), done
+    assert (done.status, done.out) == (0, "moved: frozen for 1.5 ms, 2.1 MB sent\n"), done
     row = one.row(job.pid)
     assert (row["where"], row["where_number"], row["nmigs"], row["uid"]) == (two.ip, 2, 1, NOBODY)
     (guest,) = two.rows()
@@ -245,7 +246,7 @@ def test_a_token_is_only_good_for_its_guest(cluster: Cluster) -> None:
     three = cluster.node(3, start=False)
     job = one.job()
     moved_away(one, two, job.pid)
-    dialer = Dialer(load(Paths(three.directory)), three.secret.encode())
+    dialer = Dialer(Settings(load(Paths(three.directory)), three.secret.encode()))
 
     async def attach() -> None:
         sock, _ = await dialer.dial(

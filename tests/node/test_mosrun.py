@@ -38,7 +38,7 @@ def test_what_cannot_be_executed_is_126_or_127_as_with_env(node: Node) -> None:
     [
         ([], "which program"),
         (["--nope", "true"], "no such option: --nope"),
-        (["-b", "true"], "-b: choosing the best node: not supported yet"),
+        (["-q", "true"], "-q: the queue: not supported yet"),
         (["-L", "-l", "true"], "only one of -L and -l"),
         (["-9", "true"], "there is no node number 9"),
         (["-10.1.2.3", "true"], "10.1.2.3 is not in mosix.map"),
@@ -69,7 +69,7 @@ def test_without_mosd_it_says_so(cluster: Cluster) -> None:
 
 def test_help_and_wrong_options_need_no_mosd(cluster: Cluster) -> None:
     running, absent = cluster.node(1), cluster.node(2, start=False)
-    for options in (["--help"], ["--nope", "true"], ["-b", "true"], ["-L", "-l", "true"], []):
+    for options in (["--help"], ["--nope", "true"], ["-q", "true"], ["-L", "-l", "true"], []):
         assert absent.mosrun(*options) == running.mosrun(*options)
     done = absent.mosrun("-L", "--", "true")
     assert (done.status, done.out) == (125, "")

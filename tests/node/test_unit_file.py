@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mosix.errors import ConfigError, KernelError, PermissionDeniedError, UsageError
 from mosix.node.mosd import STOP_S
+from mosix.remote.cgroup import GUEST_CPU_WEIGHT
 
 UNIT = Path(__file__).resolve().parents[2] / "systemd" / "mosd.service"
 
@@ -41,15 +42,32 @@ def test_mosd_announces_itself_and_is_started_again(service: configparser.Sectio
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
 
 
+def test_a_mosd_that_stands_still_is_started_again(service: configparser.SectionProxy) -> None:
+    """Its pings come from the process that the unit starts."""
+    assert float(service["WatchdogSec"]) >= 2 * STOP_S
+    assert (service["NotifyAccess"], service["Restart"]) == ("main", "on-failure")
+
+
 def test_a_stop_leaves_time_and_workers_to_come_home(service: configparser.SectionProxy) -> None:
     assert float(service["TimeoutStopSec"]) > STOP_S
     assert service["KillMode"] == "process"
+
+
+def test_guests_stand_back_behind_all_that_is_the_owners(
+    service: configparser.SectionProxy,
+) -> None:
+    """A weight deeper in the tree would only count among mosd's own."""
+    slices = configparser.ConfigParser(interpolation=None)
+    slices.read(UNIT.with_name(service["Slice"]))
+    assert int(slices["Slice"]["CPUWeight"]) == GUEST_CPU_WEIGHT
+    assert "-" not in service["Slice"]  # so it is beside user.slice and system.slice
 
 
 def test_systemd_understands_it(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here")
     copy = tmp_path / "mosd.service"
+    (tmp_path / "mosix.slice").write_text(UNIT.with_name("mosix.slice").read_text())
     copy.write_text(UNIT.read_text().replace("/usr/local/bin/mosd", sys.executable))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(copy)],

@@ -118,7 +118,7 @@ def test_a_guest_has_its_home_pid_and_uid_and_nothing_else(ids: IdPair) -> None:
     (mount,) = seen["mounts"].splitlines()
     assert mount.split()[1:3] == ["/", "tmpfs"]
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(mount.split()[3].split(","))
-    assert seen["oom"] == "500\n"
+    assert seen["oom"] == "1000\n"
     assert not set(seen["ns"].values()) & set(namespaces(os.getpid()).values())
     # Out of the way of what a body may occupy.
     starts = [int(line.split("-")[0], 16) for line in seen["maps"].splitlines()]

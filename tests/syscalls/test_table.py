@@ -138,7 +138,7 @@ def test_the_filter_is_short() -> None:
         ("setitimer", (1, 1, 0, 0, 0, 0), Class.LOCAL),
         ("rt_sigprocmask", (0, 0, 1, 8, 0, 0), Class.LOCAL),
         ("rt_sigprocmask", (0, 1, 0, 8, 0, 0), Class.BOTH),
-        ("ppoll", (1, 1, 0, 1, 8, 0), Class.AT_HOME),
+        ("ppoll", (1, 1, 0, 1, 8, 0), Class.HOME),
         ("clock_gettime", (1, 1, 0, 0, 0, 0), Class.LOCAL),
         ("clock_gettime", (2, 1, 0, 0, 0, 0), Class.HERE),
         ("clock_gettime", (0, 1, 0, 0, 0, 0), Class.HERE),

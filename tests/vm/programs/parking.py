@@ -527,7 +527,12 @@ def main() -> None:
     subprocess.run(["insmod", MODULE], check=True)
     with Intercept() as intercept:
         control = Device.open()
-        equal(intercept.attach(control, [*CALLS, "no_such_call"]), ["no_such_call"])
+        where = mosix_device.addresses()
+        calls = [*CALLS, "no_such_call"]
+        equal(intercept.attach(control, calls[:2]), [])  # found by their names
+        equal(intercept.attach(control, calls[2:], where=where), ["no_such_call"])
+        assert not control.hook("getuid", 0, where["getppid"])  # that is not where it is
+        intercept.decide(control)
         equal(control.counters()["hooks"], 0)
         redirected = dict.fromkeys(
             (GETPPID, GETCWD, PREAD, PAUSE, GETPGID), mosix_intercept.REDIRECT

@@ -1,0 +1,201 @@
+"""Who could move from here, and what each of them does: own processes at home, guests.
+
+Taken once a second by `mosix.node.decider` out of what is measured anyway: the meter's reading,
+the accounting of processes at home, what remotes say of their guests. Memory is read only of
+those that are looked at closely. Must never decide anything.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from mosix.balancer.account import Use
+from mosix.balancer.measure import Times
+from mosix.balancer.statistics import COLUMN, STATISTICS, Statistics
+from mosix.node.jobgroup import Members
+from mosix.node.meter import Reading
+from mosix.node.registry import Guest, Process, Registry
+from mosix.wire.attributes import JobAttributes
+
+Key = tuple[str, int]
+
+HOME: Final = "home"
+_PAGE_MB: Final = os.sysconf("SC_PAGESIZE") / 1e6
+_NS: Final = 1e-9
+
+
+@dataclass
+class Resident:
+    """One process that runs here. `key`: the IP of its home and its PID there; `pid`: here."""
+
+    key: Key
+    pid: int
+    job: str
+    uid: int
+    #: None: its home is here
+    guest: Guest | None = None
+    attributes: JobAttributes = field(default_factory=JobAttributes)
+    #: since when it is here, monotonic seconds; -inf: it began here
+    since: float = -math.inf
+    times: Times | None = None
+    #: CPU seconds that it used before, elsewhere
+    before_s: float = 0.0
+    #: of a guest: calls and bytes that went home
+    went_home: tuple[int, int] = (0, 0)
+    #: of the last second it ran or wanted to for so long, seconds
+    demand: float = 0.0
+
+    @property
+    def home(self) -> str:
+        return self.key[0]
+
+    def size_mb(self) -> tuple[float, float]:
+        """What it holds, and what would travel: all but what it shares with files. (0, 0): it
+        has ended."""
+        try:
+            fd = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return 0.0, 0.0
+        try:
+            _, resident, shared, *_ = os.read(fd, 256).split()
+        except (OSError, ValueError):
+            return 0.0, 0.0
+        finally:
+            os.close(fd)
+        return int(resident) * _PAGE_MB, max(0, int(resident) - int(shared)) * _PAGE_MB
+
+
+class Census:
+    """`residents` by key; `statistics` has a row for each of them."""
+
+    def __init__(self, registry: Registry, members: Members, own_ip: str) -> None:
+        self._registry = registry
+        self._members = members
+        self._own = own_ip
+        self.residents: dict[Key, Resident] = {}
+        self.statistics = Statistics()
+        self._ended = 0.0
+
+    def take(self, reading: Reading, uses: dict[int, Use]) -> list[Resident]:
+        """What they did in the reading's window; who came in it from elsewhere. `uses`: of
+        processes at home, by PID."""
+        seconds = reading.ended - (self._ended or reading.began)
+        self._ended = reading.ended
+        self._members.look(reading.times.keys(), self._registry.jobs)
+        found = self._here()
+        for key in self.residents.keys() - found.keys():
+            del self.residents[key]
+            self.statistics.remove(key)
+        rows: list[Hashable] = []
+        amounts, came = [], []
+        for key, new in found.items():
+            resident = self.residents.get(key)
+            times = reading.times.get(new.pid)
+            if resident is None or resident.pid != new.pid:
+                if resident is not None:
+                    self.statistics.remove(key)
+                self._add(key, new, times)
+                if new.since > -math.inf:
+                    came.append(new)
+                continue
+            self._renew(resident, new)
+            did = self._did(resident, times, uses.get(new.pid), seconds)
+            if did is not None:
+                rows.append(key)
+                amounts.append(did)
+        width = len(STATISTICS)
+        self.statistics.advance(
+            seconds, self.statistics.rows(rows), np.array(amounts).reshape(-1, width)
+        )
+        return came
+
+    def at_home(self) -> set[int]:
+        """PIDs of the processes of own jobs that are here."""
+        return {one.pid for one in self.residents.values() if one.guest is None}
+
+    def busy_at_home(self) -> set[int]:
+        """Those of them that have done anything in the last second."""
+        return {one.pid for one in self.residents.values() if one.guest is None and one.demand}
+
+    def _here(self) -> dict[Key, Resident]:
+        found: dict[Key, Resident] = {}
+        for job in self._registry.jobs.values():
+            for pid in self._members.of(job.id, job.group):
+                process = job.processes.get(pid) or Process(pid, attributes=job.attributes)
+                if process.where == HOME:
+                    key = (self._own, pid)
+                    found[key] = Resident(
+                        key,
+                        process.pid,
+                        job.id,
+                        job.uid,
+                        attributes=process.attributes,
+                        since=process.since,
+                        before_s=process.stats.get("cpu_away_ms", 0) / 1e3,
+                    )
+        for guest in self._registry.guests.values():
+            if guest.outer_pid and guest.since < math.inf and not guest.frozen:
+                key = (guest.home, guest.pid)
+                found[key] = Resident(
+                    key,
+                    guest.outer_pid,
+                    guest.job,
+                    guest.uid,
+                    guest=guest,
+                    attributes=guest.attributes,
+                    since=guest.since,
+                    before_s=guest.cpu_before_s,
+                    went_home=(guest.calls, guest.call_bytes),
+                )
+        return found
+
+    def _add(self, key: Key, new: Resident, times: Times | None) -> None:
+        here_s = 0.0 if times is None else times.ran * _NS
+        self.statistics.add(
+            key,
+            decayrate=new.attributes.decayrate,
+            cpujob=bool(new.attributes.cpujob),
+            age_s=here_s + new.before_s,
+        )
+        new.times = times
+        self.residents[key] = new
+
+    def _renew(self, resident: Resident, new: Resident) -> None:
+        if resident.attributes != new.attributes:
+            self.statistics.set_decayrate(resident.key, new.attributes.decayrate)
+            self.statistics.set_cpujob(resident.key, bool(new.attributes.cpujob))
+        resident.attributes, resident.guest, resident.since = (
+            new.attributes,
+            new.guest,
+            new.since,
+        )
+
+    def _did(
+        self, resident: Resident, times: Times | None, use: Use | None, seconds: float
+    ) -> list[float] | None:
+        """Amounts since the last time, None: nothing."""
+        before, resident.times = resident.times, times
+        if before is None or times is None or times == before or times.ran < before.ran:
+            resident.demand = 0.0
+            return None
+        ran = (times.ran - before.ran) * _NS
+        waited = max(0, times.waited - before.waited) * _NS
+        resident.demand = (ran + waited) / max(seconds, 1e-6)
+        amounts = [0.0] * len(STATISTICS)
+        amounts[COLUMN["cpu"]] = ran
+        guest = resident.guest
+        if guest is not None:
+            now = guest.calls, guest.call_bytes
+            amounts[COLUMN["calls"]] = now[0] - resident.went_home[0]
+            amounts[COLUMN["written_bytes"]] = now[1] - resident.went_home[1]
+            resident.went_home = now
+        elif use is not None:
+            amounts[COLUMN["calls"]] = use.calls * seconds
+            amounts[COLUMN["read_bytes"]] = use.read_bytes * seconds
+            amounts[COLUMN["written_bytes"]] = use.written_bytes * seconds
+        return amounts

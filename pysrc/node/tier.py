@@ -1,0 +1,197 @@
+"""How this node intercepts calls: by seccomp (portable), or by mosix.ko and eBPF (kernel).
+
+`chosen` is asked once, at mosd's start; what it finds decides how jobs and guests are made from
+then on. `KernelTier` is mosd's side of the keeper (`mosix.kernel.keeper`), which holds the program.
+Nothing here serves a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mosix.errors import KernelError
+from mosix.kernel.device import PATH, Device
+from mosix.kernel.keeper import Add, Count, Done, Greet, Order, version
+from mosix.native.listener import special_names
+from mosix.wire.channel import Packets
+
+_log = logging.getLogger("mosd.tier")
+
+Choice = Literal["auto", "portable", "kernel"]
+
+#: The eBPF program is compiled at each start of a keeper: that takes seconds, emulated many.
+_START_S = 240.0
+_ANSWER_S = 20.0
+_END_S = 10.0
+_POLL_S = 0.05
+#: /proc/self/ns/pid of the first PID namespace (linux/proc_ns.h)
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+_PASSED_ENVIRONMENT = ("PATH", "PYTHONPATH", "BCC_KERNEL_SOURCE", "PYTHONDONTWRITEBYTECODE")
+
+
+@dataclass(frozen=True)
+class TaskOwner:
+    """An owner of tasks at the module: its number, and the file to serve them through."""
+
+    number: int
+    fd: int
+
+    def close(self) -> None:
+        """Our copy of the file: whoever serves has its own."""
+        os.close(self.fd)
+
+
+class KernelTier:
+    """The keeper, as mosd sees it. Every method raises KernelError when it is gone."""
+
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
+        self._packets: Packets[Done] = Packets(sock, Done)
+        self._process = process
+        self._asking = asyncio.Lock()
+        #: numbers of calls of guests that cannot be hooked
+        self.unhooked: tuple[int, ...] = ()
+
+    @classmethod
+    async def start(cls, path: Path) -> KernelTier:
+        """The keeper that listens at `path`, or a new one. KernelError says why there is none."""
+        Device.open().close()
+        if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
+            raise KernelError(
+                "mosd runs in a PID namespace", hint="the kernel tier needs the first"
+            )
+        tier = await cls._found(path)
+        if tier is None:
+            tier = await cls._started(path)
+        try:
+            tier.unhooked = (await tier._ask(Greet(version=version()))).unhooked
+        except BaseException:
+            await tier.close()
+            raise
+        return tier
+
+    @classmethod
+    async def _found(
+        cls, path: Path, process: subprocess.Popen[bytes] | None = None
+    ) -> KernelTier | None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        return cls(sock, process)
+
+    @classmethod
+    async def _started(cls, path: Path) -> KernelTier:
+        environment = {k: v for k in _PASSED_ENVIRONMENT if (v := os.environ.get(k))}
+        command = [sys.executable, "-P", "-m", "mosix.kernel.keeper", str(path), *special_names()]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**environment, "LC_ALL": "C.UTF-8"},
+        )
+        reading = asyncio.create_task(asyncio.to_thread(_last_line, process))
+        try:
+            async with asyncio.timeout(_START_S):
+                while True:
+                    tier = await cls._found(path, process)
+                    if tier is not None:
+                        return tier
+                    if process.poll() is not None:
+                        raise KernelError(await reading or "the keeper of the kernel tier ended")
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            process.kill()
+            process.wait()
+            raise KernelError(f"the eBPF program is not there within {_START_S:.0f} s") from error
+
+    async def _ask(self, order: Order) -> Done:
+        try:
+            async with asyncio.timeout(_ANSWER_S), self._asking:
+                await self._packets.send(order)
+                done, _ = await self._packets.receive()
+        except (OSError, EOFError, TimeoutError) as error:
+            raise KernelError(
+                "the keeper of the kernel tier is gone", "start mosd again"
+            ) from error
+        if done.error:
+            raise KernelError(done.error)
+        return done
+
+    @staticmethod
+    def owner(*sets: int) -> TaskOwner:
+        """A new owner of tasks that need these sets of hooks."""
+        device = Device.open(blocking=True)
+        try:
+            return TaskOwner(device.own(sum(1 << each for each in sets)), device.fd)
+        except OSError as error:
+            device.close()
+            raise KernelError(f"no owner at {PATH}: {error.strerror}") from error
+
+    async def add(self, tid: int, policy: int, owner: int, orphan: int) -> None:
+        """From now on task `tid` and its descendants are intercepted for `owner`."""
+        await self._ask(Add(tid=tid, policy=policy, owner=owner, orphan=orphan))
+
+    async def counts(self) -> dict[str, int]:
+        """How often the program has decided what, and the module done what."""
+        device = Device.open()
+        try:
+            module = {f"module_{name}": value for name, value in device.counters().items()}
+        finally:
+            device.close()
+        return (await self._ask(Count())).counts | module
+
+    async def close(self) -> None:
+        """Let go of the keeper, which ends unless tasks are still intercepted."""
+        self._packets.close()
+        if self._process is None:
+            return
+        try:
+            await asyncio.to_thread(self._process.wait, _END_S)
+        except subprocess.TimeoutExpired:
+            _log.info("jobs stay intercepted by the module")
+
+
+def _last_line(process: subprocess.Popen[bytes]) -> str:
+    assert process.stderr is not None
+    with process.stderr as stream:
+        lines = stream.read().decode(errors="replace").strip().splitlines()
+    return lines[-1][:2000] if lines else ""
+
+
+@contextlib.asynccontextmanager
+async def chosen(choice: Choice, path: Path) -> AsyncIterator[KernelTier | None]:
+    """The kernel tier, where it is wanted and possible; None: the portable one. KernelError: it
+    was asked for and is not possible."""
+    tier, why_not = await _choose(choice, path)
+    _log.info("tier %s", "kernel" if tier else f"portable: {why_not}")
+    try:
+        yield tier
+    finally:
+        if tier is not None:
+            await tier.close()
+
+
+async def _choose(choice: Choice, path: Path) -> tuple[KernelTier | None, str]:
+    if choice == "portable":
+        return None, "mosd --tier portable"
+    if choice == "auto" and not PATH.exists():
+        return None, "mosix.ko is not loaded"
+    try:
+        return await KernelTier.start(path), ""
+    except KernelError as error:
+        if choice == "kernel":
+            raise
+        return None, error.line()
