@@ -47,7 +47,6 @@ LATER = {
     "X": "private temporary files",
     "i": "batch jobs",
     "q": "the queue",
-    "z": "argument lists with a name of their own",
 }
 _MAX_NUMBER = 65535
 _CLASS = re.compile(r"-G(\d{0,10})")
@@ -71,6 +70,8 @@ class Parsed:
     #: attributes that were given; a mosrun inside a job leaves the others as they are
     changes: Changes = field(default_factory=dict)
     interface: bool = True
+    #: the arguments behind the program begin with argv[0]
+    own_name: bool = False
 
 
 class _Option(click.Option):
@@ -104,7 +105,7 @@ class _Command(click.Command):
         formatter.write_usage(
             "mosrun",
             "[-h | -r{host} | -{node} | -{a.b.c.d} | -j{n1-n2[,n3-n4]...}] [-F] [-L | -l] "
-            "[-t | -T] [-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-e | -u | -w] "
+            "[-t | -T] [-G[{class}]] [-m{mb}] [-d{0-10000}] [-c | -n] [-z] [-e | -u | -w] "
             "program [args]...",
         )
 
@@ -178,6 +179,7 @@ class _Command(click.Command):
 @click.option("-e", "unsupported", flag_value="e", help="ENOSYS where the way home is missing.")
 @click.option("-w", "unsupported", flag_value="w", help="The same, with a message on stderr.")
 @click.option("-u", "unsupported", flag_value="u", help="The process is killed (the default).")
+@click.option("-z", "own_name", is_flag=True, help="Its arguments begin with argv[0], its name.")
 @click.option(
     "--no-interface",
     is_flag=True,
@@ -203,6 +205,7 @@ def command(
     cpujob: bool,
     no_cpujob: bool,
     unsupported: str | None,
+    own_name: bool,
     no_interface: bool,
     program: tuple[str, ...],
 ) -> Parsed:
@@ -227,6 +230,8 @@ def command(
     }
     if not program:
         raise click.UsageError("which program? Nothing to run was given")
+    if own_name and len(program) == 1:
+        raise click.UsageError("-z: behind the program its argv[0] is missing")
     return Parsed(
         program=len(program),
         node=host if host is not None else node,
@@ -234,6 +239,7 @@ def command(
         fallback=fallback,
         changes={name: value for name, value in changes.items() if value is not None},
         interface=not no_interface,
+        own_name=own_name,
     )
 
 
@@ -283,6 +289,7 @@ def parse(argv: Sequence[bytes], columns: int) -> Parsed:
         fallback=parsed.fallback,
         changes=parsed.changes,
         interface=parsed.interface,
+        own_name=parsed.own_name,
     )
 
 

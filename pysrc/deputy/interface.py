@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from mosix.deputy.process import JobProcess, Place
 from mosix.errors import (
     MosixError,
@@ -24,7 +25,7 @@ from mosix.errors import (
     PermissionDeniedError,
     UnknownNodeError,
 )
-from mosix.wire.attributes import HIGHEST, attribute_of, changed
+from mosix.wire.attributes import HIGHEST, JobAttributes, attribute_of, changed
 from mosix.wire.messages import Attributes
 
 READ = os.O_RDONLY
@@ -33,6 +34,8 @@ EXCHANGE = os.O_RDWR | os.O_CREAT
 
 MIGRATE = "migrate"
 LOCALTIME = "localtime"
+CLEAR = "clear"
+_READ_ONLY = ("whereami", "nmigs")
 _CONSIDER = 2**32 - 1
 #: Numbers of userview.map end here; above are IP addresses.
 _HIGHEST_NUMBER = 65535
@@ -62,10 +65,20 @@ class Orders(Protocol):
 
 async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, value: int) -> int:
     """What the open of any file but migrate returns."""
-    if name == "whereami":
-        return await _where(orders, process) if flags == READ else -errno.EACCES
-    if name == "nmigs":
-        return process.nmigs if flags == READ else -errno.EACCES
+    if name in _READ_ONLY:
+        if flags != READ:
+            return -errno.EACCES
+        return process.nmigs if name == "nmigs" else await _where(orders, process)
+    if name == CLEAR:
+        if flags != WRITE:
+            return -errno.EACCES
+        cleared = process.attributes.cleared + 1
+        _set(orders, process, msgspec.structs.replace(process.attributes, cleared=cleared))
+        return 0
+    return _attribute(orders, process, name, flags, value)
+
+
+def _attribute(orders: Orders, process: JobProcess, name: str, flags: int, value: int) -> int:
     attribute = attribute_of(name)
     if attribute is None:
         return -errno.ENOENT
@@ -76,12 +89,16 @@ async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, v
         attributes = changed(process.attributes, {attribute: value})
     except ValueError:
         return -errno.EINVAL
+    _set(orders, process, attributes)
+    return old if flags == EXCHANGE else 0
+
+
+def _set(orders: Orders, process: JobProcess, attributes: JobAttributes) -> None:
     orders.settle()
     process.attributes = attributes
     process.report()
     if process.link is not None:
         process.link.post(Attributes(attributes=attributes))
-    return old if flags == EXCHANGE else 0
 
 
 async def _where(orders: Orders, process: JobProcess) -> int:

@@ -76,6 +76,11 @@ struct mx_reply {
  * body (own_proc.h), by a path that did not show it.  Nothing was opened. */
 #define MX_REP_GO_HOME 2
 
+/* Before it executes an exit the agent calls times(NULL, MX_LAST_TIMES, user, system), in ns: what
+ * its body has used on all nodes, for the listener of the job (cputime.h).  Where nobody listens
+ * that is a times(NULL). */
+#define MX_LAST_TIMES 0x7473616c2e786d00ULL
+
 /* ---- the agent's blob: position independent, mapped rwx in one piece ---- */
 
 #define MX_AGENT_MAGIC 0x746e6761786f6dULL

@@ -346,6 +346,10 @@ static long execute(struct mx_agent_state *state, struct mx_request *request)
 				return result;
 		}
 		break;
+	case __NR_exit:
+	case __NR_exit_group:
+		mx_syscall(__NR_times, 0, MX_LAST_TIMES, args[1], args[2], 0, 0);
+		break;
 	case __NR_open:
 	case __NR_openat:
 	case NR_OPENAT2:

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /* What is promised here is described in cputime.h. */
 #include "cputime.h"
+#include "abi.h"
 #include "parked.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +24,8 @@
 #define SECTOR_SHIFT 9
 /* Enough for all of /proc that is read here, but for thousands of groups. */
 #define TEXT 8192
+/* Of a process that counts; above them are no shells that somebody waits for. */
+#define MAX_ANCESTORS 8
 
 enum { USER, SYSTEM };
 
@@ -31,18 +35,25 @@ struct account {
 	int64_t told[2];
 };
 
+/* A process that has used CPU time on other nodes, or an ancestor of one. */
 struct mx_cputime {
 	struct mx_cputime *next;
 	int pid;
-	int pidfd; /* -1: there was no descriptor; only tells a reused number */
+	int pidfd; /* -1: there was no descriptor */
+	int parent;
+	int is_told; /* of itself: its body is here, or was here when it ended */
 	struct account process, thread;
+	/* of the children that it has waited for: what home's kernel does not know */
+	int64_t children[2], told_children[2];
+	long rss, rss_of_children; /* highest, KB */
 };
 
 /* What home's kernel says. */
 struct counted {
 	int64_t ns;
 	unsigned long ticks[2], of_children[2];
-	unsigned long minor, major;
+	unsigned long minor, major, minor_of_children, major_of_children;
+	int parent;
 };
 
 static int read_text(int pid, int thread, const char *name, char text[TEXT])
@@ -90,8 +101,9 @@ static int count(int pid, int thread, struct counted *c)
 	if (error)
 		return error;
 	p = strrchr(text, ')');
-	if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %lu %*u %lu %*u %lu %lu %lu %lu", &c->minor, &c->major,
-			 &c->ticks[USER], &c->ticks[SYSTEM], &c->of_children[USER], &c->of_children[SYSTEM]) != 6)
+	if (!p || sscanf(p + 2, "%*c %d %*d %*d %*d %*d %*u %lu %lu %lu %lu %lu %lu %lu %lu", &c->parent, &c->minor,
+			 &c->minor_of_children, &c->major, &c->major_of_children, &c->ticks[USER], &c->ticks[SYSTEM],
+			 &c->of_children[USER], &c->of_children[SYSTEM]) != 9)
 		return -EINVAL;
 	c->ns = clock_of(pid, thread);
 	return c->ns < 0 ? c->ns : 0;
@@ -138,6 +150,19 @@ static int has_ended(const struct mx_cputime *one)
 	return poll(&p, 1, 0) == 1;
 }
 
+/* Somebody has waited for it, or nobody had to. */
+static int is_gone(const struct mx_cputime *one)
+{
+	return has_ended(one) && syscall(SYS_pidfd_send_signal, one->pidfd, 0, NULL, 0) < 0 && errno == ESRCH;
+}
+
+static struct mx_cputime *find(struct mx_cputime *all, int pid)
+{
+	while (all && all->pid != pid)
+		all = all->next;
+	return all;
+}
+
 static void remove_at(struct mx_cputime **at)
 {
 	struct mx_cputime *one = *at;
@@ -148,13 +173,93 @@ static void remove_at(struct mx_cputime **at)
 	free(one);
 }
 
+/* The number behind a name at the beginning of a line; 0: there is none. */
+static unsigned long number(const char *text, const char *name)
+{
+	const char *at = strstr(text, name);
+
+	return at ? strtoul(at + strlen(name), NULL, 10) : 0;
+}
+
+/* Its kernel counts nothing for who does not want to know when its children end. */
+static int ignores_children(int pid)
+{
+	char text[TEXT], *at;
+
+	if (read_text(pid, 0, "status", text) || !(at = strstr(text, "\nSigIgn:")))
+		return 0;
+	return strtoull(at + 8, NULL, 16) >> (SIGCHLD - 1) & 1;
+}
+
+/* What the kernel does when a child is waited for. */
+static void credit(struct mx_cputime *all, const struct mx_cputime *child)
+{
+	struct mx_cputime *parent = find(all, child->parent);
+	long rss = child->rss > child->rss_of_children ? child->rss : child->rss_of_children;
+	int i;
+
+	if (!parent || ignores_children(parent->pid))
+		return;
+	for (i = USER; i <= SYSTEM; i++)
+		parent->children[i] += child->children[i] + child->process.away[i];
+	if (rss > parent->rss_of_children)
+		parent->rss_of_children = rss;
+}
+
+/* Who is gone counts for its parent: first those whose own children are not still to be counted. */
+static void settle(struct mx_cputime **all)
+{
+	struct mx_cputime **at, *child;
+	int settled;
+
+	do {
+		settled = 0;
+		for (at = all; *at;) {
+			for (child = *all; child && !(child->parent == (*at)->pid && is_gone(child));
+			     child = child->next)
+				;
+			if (child || !is_gone(*at)) {
+				at = &(*at)->next;
+				continue;
+			}
+			credit(*all, *at);
+			remove_at(at);
+			settled = 1;
+		}
+	} while (settled);
+}
+
 void mx_cputime_remove(struct mx_cputime **all, int pid)
 {
-	while (*all)
-		if ((*all)->pid == pid || has_ended(*all))
-			remove_at(all);
-		else
-			all = &(*all)->next;
+	struct mx_cputime *one = find(*all, pid);
+	struct counted c;
+
+	if (one && !has_ended(one))
+		one->is_told = 0;
+	else if (one && !count(pid, 0, &c))
+		one->parent = c.parent; /* it may have got another one */
+	settle(all);
+}
+
+/* Its record, and those of its ancestors; NULL: there is none, nor memory for one. */
+static struct mx_cputime *record_of(struct mx_cputime **all, int pid, int depth)
+{
+	struct mx_cputime *one = find(*all, pid);
+	struct counted c;
+
+	if (one || count(pid, 0, &c))
+		return one;
+	one = calloc(1, sizeof(*one));
+	if (!one)
+		return NULL;
+	one->pid = pid;
+	one->pidfd = syscall(SYS_pidfd_open, pid, 0);
+	one->parent = c.parent;
+	one->next = *all;
+	*all = one;
+	if (c.parent > 1 && depth < MAX_ANCESTORS)
+		record_of(all, c.parent, depth + 1);
+	return one;
 }
 
 int mx_cputime_add(struct mx_cputime **all, int pid, int64_t user_ns, int64_t system_ns)
@@ -162,40 +267,38 @@ int mx_cputime_add(struct mx_cputime **all, int pid, int64_t user_ns, int64_t sy
 	const int64_t used[2] = { user_ns, system_ns };
 	struct counted process, thread;
 	struct mx_cputime *one;
+	char text[TEXT];
 	int error = count(pid, 0, &process);
 
 	if (!error)
 		error = count(pid, 1, &thread);
-	mx_cputime_remove(all, pid);
+	settle(all);
 	if (error)
 		return error;
-	one = malloc(sizeof(*one));
+	one = record_of(all, pid, 0);
 	if (!one)
 		return -ENOMEM;
-	one->pid = pid;
-	one->pidfd = syscall(SYS_pidfd_open, pid, 0);
 	/* Away both clocks are the process's: its body has one thread. */
 	begin(&one->process, &process, used);
 	begin(&one->thread, &thread, used);
-	one->next = *all;
-	*all = one;
+	one->is_told = 1;
+	if (!read_text(pid, 0, "status", text))
+		one->rss = number(text, "\nVmHWM:");
 	return 0;
 }
 
 int mx_cputime_used(struct mx_cputime *all, int pid, int64_t *used)
 {
+	struct mx_cputime *one = find(all, pid);
 	struct counted c;
 	int error;
 
-	for (; all; all = all->next) {
-		if (all->pid != pid || has_ended(all))
-			continue;
-		error = count(pid, 0, &c);
-		if (!error)
-			memcpy(used, tell(&all->process, &c), sizeof(all->process.told));
-		return error;
-	}
-	return -ENOENT;
+	if (!one || !one->is_told || has_ended(one))
+		return -ENOENT;
+	error = count(pid, 0, &c);
+	if (!error)
+		memcpy(used, tell(&one->process, &c), sizeof(one->process.told));
+	return error;
 }
 
 /* ---- answers ---- */
@@ -246,27 +349,36 @@ static int tell_clock(struct mx_cputime *one, int listener, const struct seccomp
 	return poke(listener, n, n->data.args[1], &t, sizeof(t));
 }
 
+/* Of the children that it has waited for; they never run back. */
+static const int64_t *tell_children(struct mx_cputime *one, const struct counted *c)
+{
+	int i;
+
+	for (i = USER; i <= SYSTEM; i++) {
+		int64_t ns = c->of_children[i] * TICK_NS + one->children[i];
+
+		if (ns > one->told_children[i])
+			one->told_children[i] = ns;
+	}
+	return one->told_children;
+}
+
 static int tell_times(struct mx_cputime *one, int listener, const struct seccomp_notif *n, int64_t *result)
 {
 	struct counted c;
 	struct tms t;
-	const int64_t *told;
+	const int64_t *told, *children;
 
 	/* Without a buffer only the time since boot is asked for. */
 	if (!n->data.args[0] || count(one->pid, 0, &c))
 		return 0;
-	told = tell(&one->process, &c);
-	t = (struct tms){ told[USER] / TICK_NS, told[SYSTEM] / TICK_NS, c.of_children[USER], c.of_children[SYSTEM] };
+	told = one->is_told ? tell(&one->process, &c)
+			    : (int64_t[]){ c.ticks[USER] * TICK_NS, c.ticks[SYSTEM] * TICK_NS };
+	children = tell_children(one, &c);
+	t = (struct tms){ told[USER] / TICK_NS, told[SYSTEM] / TICK_NS, children[USER] / TICK_NS,
+			  children[SYSTEM] / TICK_NS };
 	*result = syscall(SYS_times, NULL);
 	return poke(listener, n, n->data.args[0], &t, sizeof(t));
-}
-
-/* The number behind a name at the beginning of a line; 0: there is none. */
-static unsigned long number(const char *text, const char *name)
-{
-	const char *at = strstr(text, name);
-
-	return at ? strtoul(at + strlen(name), NULL, 10) : 0;
 }
 
 static struct timeval timeval_of(int64_t ns)
@@ -301,20 +413,47 @@ static int tell_rusage(struct mx_cputime *one, int listener, const struct seccom
 	return poke(listener, n, n->data.args[1], &usage, sizeof(usage));
 }
 
-int mx_cputime_answer(struct mx_cputime *all, int listener, const struct seccomp_notif *n, int64_t *result)
+/* What of the rest its kernel alone knows is left out: 0. */
+static int tell_rusage_of_children(struct mx_cputime *one, int listener, const struct seccomp_notif *n)
+{
+	struct rusage usage = { 0 };
+	struct counted c;
+	const int64_t *told;
+
+	if (count(one->pid, 0, &c))
+		return 0;
+	told = tell_children(one, &c);
+	usage.ru_utime = timeval_of(told[USER]);
+	usage.ru_stime = timeval_of(told[SYSTEM]);
+	usage.ru_minflt = c.minor_of_children;
+	usage.ru_majflt = c.major_of_children;
+	usage.ru_maxrss = one->rss_of_children;
+	return poke(listener, n, n->data.args[1], &usage, sizeof(usage));
+}
+
+int mx_cputime_answer(struct mx_cputime **all, int listener, const struct seccomp_notif *n, int64_t *result)
 {
 	long nr = n->data.nr;
 	struct mx_cputime *one;
 
-	if (!all || (nr != SYS_clock_gettime && nr != SYS_times && nr != SYS_getrusage))
-		return 0;
-	one = of_thread(all, n->pid);
-	if (!one)
+	if (nr != SYS_clock_gettime && nr != SYS_times && nr != SYS_getrusage)
 		return 0;
 	*result = 0;
-	if (nr == SYS_clock_gettime)
-		return tell_clock(one, listener, n);
+	if (nr == SYS_times && !n->data.args[0] && n->data.args[1] == MX_LAST_TIMES)
+		return !mx_cputime_add(all, n->pid, n->data.args[2], n->data.args[3]);
+	if (!*all)
+		return 0;
+	settle(all);
+	one = of_thread(*all, n->pid);
+	if (!one)
+		return 0;
 	if (nr == SYS_times)
 		return tell_times(one, listener, n, result);
+	if (nr == SYS_getrusage && (int32_t)n->data.args[0] == RUSAGE_CHILDREN)
+		return one->children[USER] + one->children[SYSTEM] > 0 && tell_rusage_of_children(one, listener, n);
+	if (!one->is_told)
+		return 0;
+	if (nr == SYS_clock_gettime)
+		return tell_clock(one, listener, n);
 	return tell_rusage(one, listener, n);
 }

@@ -52,7 +52,7 @@
 /* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: a signal does not end a call that was received. */
 #define FILTER_WAIT_KILLABLE (1u << 5)
 
-enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, PREPARE = 3 };
+enum { EXECUTE = 0, TO_STDOUT = 1, TO_STDERR = 2, PREPARE = 3, EXECUTE_AS = 4 };
 
 struct buffer {
 	unsigned char *data;
@@ -378,20 +378,21 @@ static int install_filter(int *unprivileged)
 	const int of_cpu_time = 5;
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 18),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 19),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 12, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_open, 9, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 13, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_open, 10, 0),
 		/* of_cpu_time */
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clock_gettime, 2, 0),
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getrusage, 4, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_times, 13, 12),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_times, 14, 13),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, clock_or_who),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CLOCK_PROCESS_CPUTIME_ID, 11, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CLOCK_THREAD_CPUTIME_ID, 10, 9),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CLOCK_PROCESS_CPUTIME_ID, 12, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CLOCK_THREAD_CPUTIME_ID, 11, 10),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, clock_or_who),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RUSAGE_SELF, 8, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RUSAGE_THREAD, 7, 6),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RUSAGE_SELF, 9, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RUSAGE_THREAD, 8, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)RUSAGE_CHILDREN, 7, 6),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, flags_of_open),
 		BPF_STMT(BPF_JMP | BPF_JA, 1),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, flags_of_openat),
@@ -405,7 +406,7 @@ static int install_filter(int *unprivileged)
 	unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | FILTER_WAIT_KILLABLE;
 	long fd;
 
-	_Static_assert(sizeof(code) / sizeof(code[0]) == 22, "the jumps are counted");
+	_Static_assert(sizeof(code) / sizeof(code[0]) == 23, "the jumps are counted");
 	for (;;) {
 		fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
 		if (fd >= 0)
@@ -489,20 +490,20 @@ int main(int argc, char **argv)
 		prepare(fd, directory, answer.number, &unprivileged);
 		receive_answer(fd, &answer, &directory);
 	}
-	if (answer.what != EXECUTE) {
+	if (answer.what != EXECUTE && answer.what != EXECUTE_AS) {
 		FILE *out = answer.what == TO_STDOUT ? stdout : stderr;
 
 		if (fwrite(answer.text, 1, answer.text_size, out) != answer.text_size || fflush(out))
 			return LAUNCH_FAILED;
 		return answer.number;
 	}
-	if (answer.number >= (uint64_t)argc - 1)
+	if (answer.number + (answer.what == EXECUTE_AS) >= (uint64_t)argc - 1)
 		fail("mosd's answer is malformed", "", "are mosrun and mosd of one version?");
 	prctl(PR_SET_PTRACER, (unsigned long)answer.deputy, 0, 0, 0);
 	program = argv + 1 + answer.number;
 	if (unprivileged)
 		warn_of_setuid(program[0]);
-	execvp(program[0], program);
+	execvp(program[0], program + (answer.what == EXECUTE_AS));
 	error = errno;
 	complain(program[0], strerror(error), "");
 	return error == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;

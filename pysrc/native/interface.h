@@ -27,7 +27,7 @@ static inline int mx_interface_flags(unsigned int flags)
 
 #define MX_INTERFACE_NAMES                                                                                         \
 	"migrate", "lock", "whereami", "nmigs", "sigmig", "unsupportok", "glob", "needmem", "cpujob", "decayrate", \
-		"localtime"
+		"localtime", "clear"
 
 /* The name of the special file behind `path`, or NULL.  Those of the manual that are not here
  * are not served yet: they are opened like any other path, and do not exist. */

@@ -169,7 +169,7 @@ static int knows(struct mx_listener *l, const struct seccomp_notif *n, int64_t *
 	int known;
 
 	pthread_mutex_lock(&l->lock);
-	known = mx_cputime_answer(l->cputime, l->fd, n, result);
+	known = mx_cputime_answer(&l->cputime, l->fd, n, result);
 	pthread_mutex_unlock(&l->lock);
 	return known;
 }

@@ -482,7 +482,7 @@ static int build_transfer(struct mx_redirect *r)
 int build(struct mx_redirect *r)
 {
 	struct internal *in = r->internal;
-	uint64_t args[6];
+	uint64_t args[6], faults[2];
 
 	begin_request(r);
 	switch (in->call->special) {
@@ -500,6 +500,11 @@ int build(struct mx_redirect *r)
 	case MX_SPECIAL_SELECT:
 	case MX_SPECIAL_PSELECT:
 		return build_select(r, in->call->special == MX_SPECIAL_PSELECT);
+	case MX_SPECIAL_EXIT: /* of which the kernel takes one argument: abi.h, MX_LAST_TIMES */
+		memcpy(args, r->args, sizeof(args));
+		if (cpu_used(r, &args[1], &args[2], faults))
+			args[1] = args[2] = 0;
+		return build_shapes(r, r->nr, args, in->call);
 	default:
 		memcpy(args, r->args, sizeof(args));
 		return build_shapes(r, r->nr, args, in->call);

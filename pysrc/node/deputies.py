@@ -166,19 +166,19 @@ class DeputyLink(WorkerLink):
         registry: Registry,
         names: NodeNames,
         last_words: LastWords,
-        home: str,
         where_to: WhereTo,
+        home: str,
         forsake: Callable[[DeputyLink, int, str, Token], None],
         system_log: SystemLog,
         owner: Owner,
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
-        #: how users are told where the deputy is
-        self.place = f"at home, node {home},"
         self._system_log = system_log
         self._owner = owner
         self._where_to = where_to
+        #: how users are told where the deputy is
+        self.place = f"at home, node {home},"
         self.job = job
         self.last_words = last_words
         self._names = names
@@ -558,8 +558,8 @@ class Launcher:
             registry=self._registry,
             names=self._names,
             last_words=last_words,
-            home=self._own_ip,
             where_to=self.where_to,
+            home=self._own_ip,
             forsake=self._forsake,
             system_log=self.system_log,
             owner=self._owner,

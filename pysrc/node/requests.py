@@ -144,10 +144,12 @@ EXECUTE = 0
 TO_STDOUT = 1
 TO_STDERR = 2
 PREPARE = 3
+EXECUTE_AS = 4
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """`what` EXECUTE: execute argv[number], `deputy` may trace it. TO_STDOUT, TO_STDERR: print
+    """`what` EXECUTE: execute argv[number], `deputy` may trace it. EXECUTE_AS: the same, but its
+    arguments begin behind that with its own name (-z). TO_STDOUT, TO_STDERR: print
     `text` there and exit with `number`. PREPARE: try to join the cgroup whose directory rides
     along, if one does; install the filter of the interface, if `number` is 1; say so with one
     byte, with which rides the filter's listener, and wait for the next answer."""

@@ -48,6 +48,7 @@ from mosix.node.placing import Placer
 from mosix.node.registry import Guest, Job, Process, Registry
 from mosix.node.requests import (
     EXECUTE,
+    EXECUTE_AS,
     TO_STDERR,
     TO_STDOUT,
     Answer,
@@ -120,6 +121,8 @@ class ParsedLaunch(Protocol):
     def changes(self) -> Changes: ...
     @property
     def interface(self) -> bool: ...
+    @property
+    def own_name(self) -> bool: ...
 
 
 ParseLaunch = Callable[[Sequence[bytes], int], ParsedLaunch]
@@ -238,8 +241,10 @@ class Services:
         fallback = parsed.fallback or parsed.best
         options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
-        self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
-        return LaunchAnswer(EXECUTE, parsed.program, link.worker.pid)
+        command = request.argv[parsed.program :]
+        self._launcher.system_log.launched(link.job, caller.pid, command, node)
+        what = EXECUTE_AS if parsed.own_name else EXECUTE
+        return LaunchAnswer(what, parsed.program, link.worker.pid)
 
     async def _start_node(self, caller: Caller, parsed: ParsedLaunch) -> str | None:
         if parsed.best:

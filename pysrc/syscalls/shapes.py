@@ -72,6 +72,8 @@ class Special(IntEnum):
     DATE = 19
     #: what it has written is there also when it fails: all its memory is updated
     ON_ERROR = 20
+    #: says what CPU time the body has used
+    EXIT = 21
 
 
 class Timeout(IntEnum):

@@ -411,7 +411,7 @@ TABLE: tuple[Row, ...] = (
     _at_home(57, "fork", "fork"),
     _at_home(58, "vfork", "vfork"),
     _at_home(59, "execve", "execve"),
-    _home(60, "exit", value),
+    _home(60, "exit", value, special=Special.EXIT),
     _home(61, "wait4", value, updates(4), value, updates(_RUSAGE), cancel=_RESTART),
     _home(62, "kill", value, value),
     _home(63, "uname", writes(390)),
@@ -680,7 +680,7 @@ TABLE: tuple[Row, ...] = (
         special=Special.CLOCK_NANOSLEEP,
         reason="sleeps on an unusual clock",
     ),
-    _home(231, "exit_group", value),
+    _home(231, "exit_group", value, special=Special.EXIT),
     _home(
         232,
         "epoll_wait",

@@ -32,6 +32,7 @@ def words(text: str) -> list[bytes]:
         ("-wn ls", Parsed(program=1, changes={"unsupportok": 2, "cpujob": 0})),
         ("-c -d 10000 ls", Parsed(program=3, changes={"cpujob": 1, "decayrate": 10000})),
         ("-bm100 ls", Parsed(program=1, best=True, changes={"needmem": 100})),
+        ("-z ls -l", Parsed(program=1, own_name=True)),
         ("-j7 -F ls", Parsed(program=2, node="7", fallback=True)),
     ],
 )
@@ -61,6 +62,7 @@ def test_the_manuals_options_are_understood(line: str, parsed: Parsed) -> None:
         "-j1-65536 ls",
         "-j1,,2 ls",
         "-j1 -h ls",
+        "-z ls",
     ],
 )
 def test_mistakes_are_one_line_and_125(line: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from jobs import PROGRAMS, PYTHON, Job
 from mosix.lab.drive import Cluster, wait_for
 from mosix.lab.programs import built
+from mosix.remote.homedate import INTERVAL_S
 
 
 def program(*arguments: str) -> list[str]:
@@ -115,6 +116,62 @@ def test_a_body_that_leaves_again_has_all_that_it_used_before(
         assert used + 0.3 <= now < used + 0.6
         used = now
         job.move("home")
+    job.write("\n")
+    assert job.finish()[::2] == (0, "")
+
+
+#: Waits for whatever it is told to run, and says what CPU time its children have used by then.
+PARENT = """
+import os, resource, subprocess, sys
+while line := sys.stdin.readline().strip():
+    subprocess.run(eval(line))
+    usage, times = resource.getrusage(resource.RUSAGE_CHILDREN), os.times()
+    print(usage.ru_utime + usage.ru_stime, times.children_user + times.children_system,
+          usage.ru_maxrss, flush=True)
+"""
+CHILD = "trap 'exit 0' USR1; echo $$; while :; do :; done"
+
+
+@pytest.mark.parametrize("ends", ["away", "home"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_parent_is_told_what_its_children_used_away(
+    ends: str, wrapped: bool, lab: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start([PYTHON, "-c", PARENT])
+    command = ["/bin/sh", "-c", CHILD]
+    if wrapped:
+        command = ["/bin/sh", "-c", '"$@"; :', "sh", *command]
+    told = 0.0
+    for _ in range(2):
+        job.write(f"{command}\n")
+        pid = int(job.line())
+        job.home.migrate(pid, "2")
+        (guest,) = (outer for outer, line in lab[2].processes().items() if CHILD in line)
+        work(guest, 0.5)
+        if ends == "home":
+            job.home.migrate(pid, "home")
+        job.home.check(["kill", "-USR1", str(pid)])
+        by_rusage, by_times, rss = map(float, job.line().split())
+        assert told + 0.5 <= by_rusage < told + 20
+        assert abs(by_rusage - by_times) < 0.05
+        assert rss > 100
+        told = by_rusage
+    job.write("\n")
+    assert job.finish()[::2] == (0, "")
+
+
+@pytest.mark.full
+def test_of_a_child_that_was_killed_away_its_parent_is_told_nearly_all(
+    lab: Cluster, start: Callable[..., Job]
+) -> None:
+    job = start([PYTHON, "-c", PARENT])
+    job.write(f"{['/bin/sh', '-c', CHILD]}\n")
+    pid = int(job.line())
+    job.home.migrate(pid, "2")
+    (guest,) = (outer for outer, line in lab[2].processes().items() if CHILD in line)
+    work(guest, INTERVAL_S + 1)
+    job.home.check(["kill", "-KILL", str(pid)])
+    assert float(job.line().split()[0]) > 0.9
     job.write("\n")
     assert job.finish()[::2] == (0, "")
 

@@ -35,6 +35,11 @@ def test_program_inherits_what_it_would_natively(lab: Cluster) -> None:
         assert job == plain
 
 
+def test_with_z_a_program_gets_its_name_from_the_arguments(lab: Cluster) -> None:
+    command = ["mosrun", "-z", "/bin/sh", "another name", "-c", 'echo "$0"']
+    assert lab[1].check(command) == "another name\n"
+
+
 def test_setuid_programs_get_their_rights_without_the_interface(lab: Cluster) -> None:
     """Without the filter of the interface: with it, and so no_new_privs, they do not."""
     command = ["passwd", "-S"]  # reads /etc/shadow
