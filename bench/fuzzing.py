@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ def serves(cluster: Cluster) -> list[str]:
         cluster[1].check(["mosrun", "-2", "sh", "-c", "exit 0"], user="nobody")
     except MosixError as error:
         wrong.append(error.line())
+    except subprocess.TimeoutExpired as error:
+        wrong.append(f"not in {error.timeout:.0f} s: {error.cmd}")
     return wrong
 
 

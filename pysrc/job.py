@@ -74,6 +74,11 @@ def consider_migration() -> None:
     _open("migrate", _WRITE, _CONSIDER)
 
 
+def clear() -> None:
+    """What this process did so far does not count any more for where it should be."""
+    _open("clear", _WRITE, 1)
+
+
 def nmigs() -> int:
     """How many moves this process has made, those of its ancestors before its birth included."""
     return _open("nmigs", _READ, 0)

@@ -110,9 +110,9 @@ class View:
         self.steep = (self._base / np.maximum(memory_mb, 1.0)).astype(np.float32)
         held = [running, cores, pace, free_mb, self.steep]
         columns = [_pointer("float", column, n) for column in held]
-        self._held = (held, call_s, usable)  # C reads them, Python must not free them
         calls = ffi.NULL if call_s is None else _pointer("float", call_s, n)
         mask = ffi.NULL if usable is None else _pointer("uint8_t", usable.view(np.uint8), n)
+        self._held = (columns, calls, mask)  # C reads them, Python must not free them
         self._nodes = ffi.new("struct mx_nodes *", [n, *columns, calls, mask])
         self._rules = ffi.new(
             "struct mx_rules *",
@@ -159,7 +159,7 @@ class View:
 def _pointer(kind: str, array: NDArray[Any], n: int) -> Any:
     if len(array) != n or not array.flags.c_contiguous or array.dtype.itemsize != ffi.sizeof(kind):
         raise ValueError("columns must be contiguous and of one length and type")
-    return ffi.cast(f"{kind} *", array.ctypes.data)
+    return ffi.from_buffer(f"{kind}[]", array)
 
 
 class Pair(View):

@@ -16,6 +16,7 @@ from mosix.config.node import load_grace, load_max_guests, load_port, load_speed
 from mosix.config.nodemap import read_map
 from mosix.config.paths import Paths
 from mosix.config.secret import load_secret
+from mosix.config.tuning import load_tuning
 from mosix.errors import ConfigError
 
 #: Of the manual, but nothing reads them yet.
@@ -23,7 +24,6 @@ _UNREAD = {
     "ecsecret": "batch jobs",
     "essecret": "batch jobs",
     "freeze.conf": "freezing",
-    "mostune": "tuning constants",
     "private.conf": "private temporary files",
     "queue.conf": "the queue",
     "retainpri": "other clusters",
@@ -85,6 +85,7 @@ def files_in(paths: Paths) -> list[str]:
         paths.max_guests,
         paths.grace,
         paths.speed,
+        paths.tuning,
         paths.features,
         paths.own_features,
         paths.secret,
@@ -98,6 +99,7 @@ def _check_map(paths: Paths) -> Iterator[Finding]:
     yield from map(_finding, errors)
     if nodes.ranges and not any(error.path == paths.map for error in errors):
         yield from _check(lambda paths: own_ip(paths, nodes), paths)
+        yield from _check(lambda paths: load_tuning(paths, nodes.resolve_number_or_ip), paths)
     for number, ip, line in nodes.nowhere():
         reason = f"{ip} is not in mosix.map: number {number} is no node"
         yield Finding(str(line.path), line.number, reason, wrong=False)

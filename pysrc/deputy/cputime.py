@@ -56,6 +56,12 @@ class CpuTime:
         if sum(self._away_ns) > 0:
             self._watching = asyncio.create_task(self._hold_limit())
 
+    def used_away(self, used_ns: tuple[int, int]) -> None:
+        """The body, which is away, has used `used_ns` on all nodes: what its parent will be told if
+        it is killed there. Of an exit the agent tells more exactly."""
+        if self._listener is not None:
+            self._listener.came_home(self._pid, used_ns)
+
     def stop(self) -> None:
         """The body is not here, or has ended."""
         if self._listener is not None:

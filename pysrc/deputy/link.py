@@ -39,6 +39,7 @@ from mosix.wire.messages import (
     ToDeputy,
     Token,
     ToRemote,
+    Used,
 )
 
 #: How often a remote that is waited for is asked whether it lives, in seconds.
@@ -50,7 +51,7 @@ _MAX_KEPT = 16
 
 M = TypeVar("M", bound=msgspec.Struct)
 T = TypeVar("T")
-Unasked = Cancel | Ask | NeedHome | GuestDied | CallsLost
+Unasked = Cancel | Ask | NeedHome | GuestDied | CallsLost | Used
 
 
 class RemoteLink:
@@ -288,7 +289,7 @@ class RemoteLink:
         if isinstance(message, AskDate):
             self.post(Date(asked_ns=message.asked_ns, date_ns=self.date_ns()))
             return
-        if isinstance(message, (Cancel, Ask, NeedHome, GuestDied, CallsLost)):
+        if isinstance(message, (Cancel, Ask, NeedHome, GuestDied, CallsLost, Used)):
             if self._early is None:
                 self._on_unasked(self, message)
                 return

@@ -40,6 +40,7 @@ from mosix.wire.messages import (
     Resume,
     Signal,
     Token,
+    Used,
 )
 from mosix.wire.mosd_messages import ProcessState
 
@@ -411,6 +412,8 @@ class JobProcess:
             self._needs = message
             if not wanted:
                 self.spawn(self._come_home())
+        elif isinstance(message, Used):
+            self.cpu_time.used_away(message.cpu_ns)
         elif isinstance(message, GuestDied):
             self._guest_died(message.status)
         elif isinstance(message, CallsLost) and self.tracee is not None and not self.tracee.dying:

@@ -3,8 +3,8 @@
 Started by mosd (`mosix.node.tier`) as ``python -m mosix.kernel.keeper SOCKET``, and not part of it:
 bcc brings a compiler along, and jobs and guests must stay intercepted when mosd dies. The next mosd
 finds the keeper at its socket, which is there once the program decides. It takes orders from one
-mosd at a time and ends when that is gone and nobody owns tasks any more. Should it be killed, the
-module keeps the program for those tasks, but none can be added. It never serves a call.
+mosd at a time, and ends some time after that is gone if nobody owns tasks any more. Should it be
+killed, the module keeps the program for those tasks, but none can be added. It never serves a call.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from mosix.kernel.headers import KERNEL
 from mosix.kernel.intercept import Intercept
 from mosix.wire.messages import decode, encode
 
-#: How long it waits for its first mosd, and between two looks whether it is still needed (s).
-_FIRST_S, _LOOK_S = 30.0, 1.0
+#: How long it waits for a mosd before it looks whether it is needed at all (seconds): one that is
+#: started again need not have the program compiled again.
+_PATIENCE_S = 30.0
 _MAX_ORDER_BYTES = 4096
 _UCRED = struct.Struct("3i")
 #: What the program and the module say to each other, and what this package says to both.
@@ -123,9 +124,8 @@ class Keeper:
 
     def serve(self, listener: socket.socket) -> None:
         """Until nobody needs it any more."""
-        patience_s = _FIRST_S
         while True:
-            if not select.select([listener], [], [], patience_s)[0]:
+            if not select.select([listener], [], [], _PATIENCE_S)[0]:
                 if not self.device.counters()["owners"]:
                     return
                 continue
@@ -136,9 +136,6 @@ class Keeper:
                 )
                 if uid == 0:
                     self._serve(sock)
-            if not self.device.counters()["owners"]:
-                return
-            patience_s = _LOOK_S
 
     def _serve(self, sock: socket.socket) -> None:
         """One mosd, until it is gone."""

@@ -27,8 +27,8 @@ HOME_HOOKS, GUEST_HOOKS = 0, 1
 
 _OPEN, _OPENAT = 2, 257
 _CLOCK_GETTIME, _GETRUSAGE, _TIMES = 228, 98, 100
-#: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID; RUSAGE_SELF, RUSAGE_THREAD
-_CPU_CLOCKS, _OWN_USAGE = (2, 3), (0, 1)
+#: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID; RUSAGE_SELF, RUSAGE_THREAD, RUSAGE_CHILDREN
+_CPU_CLOCKS, _USAGE = (2, 3), (0, 1, -1)
 _AT_HOME = frozenset((_OPEN, _OPENAT, _CLOCK_GETTIME, _GETRUSAGE, _TIMES))
 
 #: read, mmap, openat: a kernel in which these are not found hides what it has.
@@ -46,7 +46,7 @@ _FUNCTIONS = {
 
 
 def _one_of(argument: int, values: tuple[int, ...]) -> ByArguments:
-    rules = tuple(((Condition(argument, MASK32, each),), REDIRECT) for each in values)
+    rules = tuple(((Condition(argument, MASK32, each & MASK32),), REDIRECT) for each in values)
     return ByArguments(rules, NATIVE)
 
 
@@ -57,7 +57,7 @@ def home_actions() -> dict[int, int | ByArguments]:
         _OPEN: OWN_PROC,
         _OPENAT: OWN_PROC_AT,
         _CLOCK_GETTIME: _one_of(0, _CPU_CLOCKS),
-        _GETRUSAGE: _one_of(0, _OWN_USAGE),
+        _GETRUSAGE: _one_of(0, _USAGE),
         _TIMES: REDIRECT,
     }
 

@@ -200,6 +200,9 @@ static int begin(struct mx_redirect *r)
 	in->deadline = 0;
 	if (in->inject)
 		return send_answer(r, 0, CONTINUE_YES), 0;
+	/* This number says to the kernel that there is no call: it would not make it again at home. */
+	if (r->nr == -1)
+		return send_answer(r, -ENOSYS, CONTINUE_NO), 0;
 	if (in->notif.data.arch != AUDIT_ARCH_X86_64_ || r->nr < 0 || r->nr >= MX_TABLE_CALLS ||
 	    !in->table->calls[r->nr].count) {
 		r->reason = MX_REASON_UNKNOWN;

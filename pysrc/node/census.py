@@ -92,16 +92,15 @@ class Census:
             del self.residents[key]
             self.statistics.remove(key)
         rows: list[Hashable] = []
-        amounts, came = [], []
+        amounts, new_ones = [], []
         for key, new in found.items():
             resident = self.residents.get(key)
             times = reading.times.get(new.pid)
             if resident is None or resident.pid != new.pid:
                 if resident is not None:
                     self.statistics.remove(key)
-                self._add(key, new, times)
-                if new.since > -math.inf:
-                    came.append(new)
+                new.times = times
+                new_ones.append(new)
                 continue
             self._renew(resident, new)
             did = self._did(resident, times, uses.get(new.pid), seconds)
@@ -112,7 +111,10 @@ class Census:
         self.statistics.advance(
             seconds, self.statistics.rows(rows), np.array(amounts).reshape(-1, width)
         )
-        return came
+        # Of this second nothing is known of them.
+        for new in new_ones:
+            self._add(new)
+        return [new for new in new_ones if new.since > -math.inf]
 
     def at_home(self) -> set[int]:
         """PIDs of the processes of own jobs that are here."""
@@ -154,23 +156,22 @@ class Census:
                 )
         return found
 
-    def _add(self, key: Key, new: Resident, times: Times | None) -> None:
-        here_s = 0.0 if times is None else times.ran * _NS
+    def _add(self, new: Resident) -> None:
+        here_s = 0.0 if new.times is None else new.times.ran * _NS
         self.statistics.add(
-            key,
+            new.key,
             decayrate=new.attributes.decayrate,
             cpujob=bool(new.attributes.cpujob),
             age_s=here_s + new.before_s,
         )
-        new.times = times
-        self.residents[key] = new
+        self.residents[new.key] = new
 
     def _renew(self, resident: Resident, new: Resident) -> None:
         if resident.attributes != new.attributes:
             self.statistics.set_decayrate(resident.key, new.attributes.decayrate)
             self.statistics.set_cpujob(resident.key, bool(new.attributes.cpujob))
-            if resident.attributes.cleared != new.attributes.cleared:
-                self.statistics.clear(resident.key)
+        if resident.attributes.cleared != new.attributes.cleared:
+            self.statistics.clear(resident.key)
         resident.attributes, resident.guest, resident.since = (
             new.attributes,
             new.guest,

@@ -57,6 +57,8 @@ _log = logging.getLogger("mosd.decider")
 _RUNNER: Final = 0.5
 #: Where memory runs out a process counts as if it had used so much CPU time, seconds.
 _URGENT_AGE_S: Final = 60.0
+#: A node that is slower than this one by less is as fast: so exact no measurement is.
+_CLEARLY_SLOWER: Final = 1.1
 #: A guest whose calls and bytes cost so many seconds a second may go home all the same.
 _ASKS_HOME: Final = 0.05
 
@@ -378,11 +380,14 @@ class Decider:
     def _most_loaded(self, truth: NodeTruth) -> list[str]:
         outlook, now = self.outlook, time.monotonic()
         table = outlook.table
-        view = outlook.view(table.alive())
+        busy = table.alive() & (table.column("running") + table.column("inbound") >= _RUNNER)
+        busy[outlook.here] = False
+        if not busy.any():
+            return []
+        view = outlook.view(busy)
         waiting = view.running > view.cores
-        faster = view.pace > view.pace[outlook.here] * 1.01
-        worth = table.alive() & (view.running > 0) & (waiting | faster)
-        worth[outlook.here] = False
+        slower = view.pace > view.pace[outlook.here] * _CLEARLY_SLOWER
+        worth = busy & (view.running >= _RUNNER) & (waiting | slower)
         crowd = np.where(worth, view.running / view.cores * view.pace, -1)
         for ip in self._silent.waiting(now):
             if outlook.index(str(ip)) >= 0:

@@ -78,7 +78,7 @@ class Evacuation:
         while left:
             for link in left:
                 await link.evict()
-            await _first_of([link.vacated.wait() for link in left], end)
+            await _all_done([link.vacated.wait() for link in left], end, AGAIN_S)
             left = [link for link in left if not link.vacated.is_set()]
             if _over(end):
                 break
@@ -104,11 +104,11 @@ class Evacuation:
             if which(process) and (process.where != "home" or (settle and process.nmigs))
         ]
         while orders:
-            await _first_of(orders, end, all_of_them=True)
+            await _all_done(orders, end)
             left = self._away(which)
             if not left or _over(end):
                 break
-            await _first_of([asyncio.sleep(AGAIN_S)], end)
+            await _all_done([asyncio.sleep(AGAIN_S)], end)
             orders = [self._one_home(link, pid, why) for pid, link in left.items()]
         outcome.own = len(away.keys() - left.keys())
         outcome.left += [f"process {pid}" + (f": {why[pid]}" if pid in why else "") for pid in left]
@@ -133,24 +133,21 @@ def _over(end: float | None) -> bool:
     return end is not None and time.monotonic() >= end
 
 
-async def _first_of(
-    works: list[Coroutine[Any, Any, Any]], end: float | None, *, all_of_them: bool = False
-) -> bool:
-    """Waits until one (or all) of them are done, `AGAIN_S` have passed (not with `all_of_them`), or
-    `end` has come; whether some are not done, which are given up then."""
-    timeout = None if all_of_them else AGAIN_S
+async def _all_done(
+    works: list[Coroutine[Any, Any, Any]], end: float | None, limit_s: float | None = None
+) -> None:
+    """Waits until all are done, but not behind `end`, nor longer than `limit_s`: then the rest is
+    given up."""
     if end is not None:
         left = max(0.0, end - time.monotonic())
-        timeout = left if timeout is None else min(timeout, left)
+        limit_s = left if limit_s is None else min(limit_s, left)
     tasks = [asyncio.ensure_future(work) for work in works]
-    when = asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_COMPLETED
     try:
-        _, pending = await asyncio.wait(tasks, timeout=timeout, return_when=when)
+        await asyncio.wait(tasks, timeout=limit_s)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return bool(pending)
 
 
 def _guest_text(link: RemoteLink) -> str:

@@ -61,11 +61,14 @@ class NodeMeter:
         while True:
             await asyncio.sleep(meter.pause)
             try:
-                meter.speed = await asyncio.to_thread(self._speed)
-                self.load = await asyncio.to_thread(meter.sample, tuple(self._own()))
+                self.load = await asyncio.to_thread(self._sample, meter, tuple(self._own()))
                 self._tell(Reading(meter.began, meter.ended, self.load, meter.times))
             except OSError as error:
                 _log.error("this node's load cannot be measured: %s", error)
+
+    def _sample(self, meter: Meter, own: tuple[int, ...]) -> NodeLoad:
+        meter.speed = self._speed()
+        return meter.sample(own)
 
     def _tell(self, reading: Reading) -> None:
         waiting, self._next = self._next, None

@@ -241,7 +241,8 @@ class Services:
         fallback = parsed.fallback or parsed.best
         options = LaunchOptions(node, fallback, parsed.changes, parsed.interface)
         link = await self._launcher.launch(caller, options, client)
-        self._launcher.system_log.launched(link.job, request.argv[parsed.program :], node)
+        command = request.argv[parsed.program :]
+        self._launcher.system_log.launched(link.job, caller.pid, command, node)
         what = EXECUTE_AS if parsed.own_name else EXECUTE
         return LaunchAnswer(what, parsed.program, link.worker.pid)
 

@@ -31,12 +31,13 @@ class SystemLog:
         self._device = device
         self._complained = False
 
-    def launched(self, job: Job, command: Sequence[bytes], node: str | None) -> None:
-        """`command`: the program and its arguments; `node`: where it starts, None: home."""
+    def launched(self, job: Job, pid: int, command: Sequence[bytes], node: str | None) -> None:
+        """`pid`: of the process that will be the program; `command`: that and its arguments;
+        `node`: where it starts, None: home."""
         words = b" ".join(command).decode("utf-8", "replace")
         text = "".join(c if c.isprintable() else "?" for c in words)[:_MAX_COMMAND]
         at = f" on node {node}" if node else ""
-        self._write(f"mosrun: uid {job.uid}, process {job.pid}, job {job.id}{at}: {text}")
+        self._write(f"mosrun: uid {job.uid}, process {pid}, job {job.id}{at}: {text}")
 
     def moved(self, job: Job, pid: int, where: str) -> None:
         """`where`: "home" or an IP."""

@@ -32,7 +32,6 @@ Choice = Literal["auto", "portable", "kernel"]
 #: The eBPF program is compiled at each start of a keeper: that takes seconds, emulated many.
 _START_S = 240.0
 _ANSWER_S = 20.0
-_END_S = 10.0
 _POLL_S = 0.05
 #: /proc/self/ns/pid of the first PID namespace (linux/proc_ns.h)
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
@@ -54,9 +53,8 @@ class TaskOwner:
 class KernelTier:
     """The keeper, as mosd sees it. Every method raises KernelError when it is gone."""
 
-    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._packets: Packets[Done] = Packets(sock, Done)
-        self._process = process
         self._asking = asyncio.Lock()
         #: numbers of calls of guests that cannot be hooked
         self.unhooked: tuple[int, ...] = ()
@@ -69,27 +67,25 @@ class KernelTier:
             raise KernelError(
                 "mosd runs in a PID namespace", hint="the kernel tier needs the first"
             )
-        tier = await cls._found(path)
+        tier = cls._found(path)
         if tier is None:
             tier = await cls._started(path)
         try:
             tier.unhooked = (await tier._ask(Greet(version=version()))).unhooked
         except BaseException:
-            await tier.close()
+            tier.close()
             raise
         return tier
 
     @classmethod
-    async def _found(
-        cls, path: Path, process: subprocess.Popen[bytes] | None = None
-    ) -> KernelTier | None:
+    def _found(cls, path: Path) -> KernelTier | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sock.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
             return None
-        return cls(sock, process)
+        return cls(sock)
 
     @classmethod
     async def _started(cls, path: Path) -> KernelTier:
@@ -106,7 +102,7 @@ class KernelTier:
         try:
             async with asyncio.timeout(_START_S):
                 while True:
-                    tier = await cls._found(path, process)
+                    tier = cls._found(path)
                     if tier is not None:
                         return tier
                     if process.poll() is not None:
@@ -153,15 +149,9 @@ class KernelTier:
             device.close()
         return (await self._ask(Count())).counts | module
 
-    async def close(self) -> None:
-        """Let go of the keeper, which ends unless tasks are still intercepted."""
+    def close(self) -> None:
+        """Let go of the keeper, which ends by itself unless the next mosd comes soon."""
         self._packets.close()
-        if self._process is None:
-            return
-        try:
-            await asyncio.to_thread(self._process.wait, _END_S)
-        except subprocess.TimeoutExpired:
-            _log.info("jobs stay intercepted by the module")
 
 
 def _last_line(process: subprocess.Popen[bytes]) -> str:
@@ -181,7 +171,7 @@ async def chosen(choice: Choice, path: Path) -> AsyncIterator[KernelTier | None]
         yield tier
     finally:
         if tier is not None:
-            await tier.close()
+            tier.close()
 
 
 async def _choose(choice: Choice, path: Path) -> tuple[KernelTier | None, str]:

@@ -14,14 +14,13 @@ import contextlib
 import errno
 import os
 import resource
-import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
 
 import msgspec
 from mosix import failpoints
-from mosix.errors import KernelError, MosixError, MoveFailedError
+from mosix.errors import KernelError, MosixError, MoveFailedError, ProtocolError
 from mosix.image import capture, pending, plans, restore, stream
 from mosix.image.capture import GuestVdso, ProcFiles
 from mosix.image.model import Image, PendingCall
@@ -38,6 +37,7 @@ from mosix.native.stops import (
 )
 from mosix.native.tracee import Tracee
 from mosix.native.watch import Watch
+from mosix.remote import deaths
 from mosix.remote.clock import ClockPage
 from mosix.remote.confine import GuestShell
 from mosix.remote.module import Module, ModuleRedirector
@@ -58,15 +58,9 @@ from mosix.syscalls.table import UNKNOWN
 from mosix.wire.messages import Ask, CallsLost, Cancel, GuestDied, NeedHome, ToDeputy
 
 _NR_RT_TGSIGQUEUEINFO, _NR_MUNMAP = 297, 11
-_SIGTRAP = 5
-_FAULTS = frozenset((4, _SIGTRAP, 7, 8, 11))  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV
 _SIGINFO_BYTES = 128
-_SI_CODE = struct.Struct("<8xi")
-_SI_KERNEL = 0x80
-_RLIM_NONE = 2**64  # RLIM_INFINITY is -1 in 64 bits
 #: futex, futex_waitv, futex_wait: executed here, by the kernel
 _WAITING_HERE = frozenset((202, 449, 455))
-_INT3 = b"\xcc"
 #: of the instruction that makes a call: syscall, int 0x80, sysenter
 _CALL_BYTES = 2
 #: the files whose open may last, and in which the guest is stopped for what it asks
@@ -145,10 +139,10 @@ class Guest:
         self._owed = 0
         #: halted only until those have come
         self._owing = False
-        #: RLIMIT_CPU as the program set it, and what it had used elsewhere when it came here, less
-        #: what the guest had used before it (ns)
+        #: RLIMIT_CPU as the program set it, and what it had used elsewhere when it came here (user
+        #: and system), less what the guest had used before it (ns)
         self._cpu_limit = resource.RLIM_INFINITY, resource.RLIM_INFINITY
-        self._cpu_elsewhere_ns = 0
+        self._cpu_elsewhere_ns = 0, 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def went_home(self) -> tuple[int, int]:
@@ -187,6 +181,8 @@ class Guest:
         agent = self._agent
         assert agent is not None
         image = stream.read_image(bulk.fileno(), room)
+        if len(image.threads) != 1:
+            raise ProtocolError(f"a body of {len(image.threads)} threads")
         if image.page_bytes * 11 // 10 > room:
             raise MoveFailedError(
                 f"not enough memory: {image.page_bytes / 1e6:.0f} MB and 10%, "
@@ -233,7 +229,7 @@ class Guest:
         self._agent = None
         self._pending = image.threads[0].call
         self._cpu_limit = image.process.rlimits.get(resource.RLIMIT_CPU, self._cpu_limit)
-        self._cpu_elsewhere_ns = sum(image.process.cpu_ns)
+        self._cpu_elsewhere_ns = image.process.cpu_ns
         self._watch.add(tracee, self._on_stop)
 
     def renew(self, call: socket.socket) -> None:
@@ -274,7 +270,8 @@ class Guest:
         if not self._begun:
             self._begun = True
             before_ns = capture.cpu_clock(self.tracee.pid)
-            self._cpu_elsewhere_ns -= before_ns
+            user, system = self._cpu_elsewhere_ns
+            self._cpu_elsewhere_ns = user - before_ns, system
             self.redirector.body_begins(before_ns)
         self._halted = False
         self._still.clear()
@@ -468,23 +465,15 @@ class Guest:
     def _on_signal(self, stop: Stop) -> None:
         """A signal is about to be taken in the guest: one from home, a fault or a CPU timer."""
         tracee = self.tracee
-        if stop.signal == signal.SIGXCPU and self._dies_of_its_limit(tracee.siginfo):
-            # At home, where it counts for more, so that status and core are its own.
-            tracee.stop(on_signal=lambda _: 0)
-            self._stopped.set()
-            self._spawn_need_home("used all the CPU time that it may", -1)
+        reason = deaths.reason_to_go_home(
+            tracee, stop.signal, self._cpu_limit[1], lambda: sum(self.cpu_ns() or ())
+        )
+        if reason is None:
+            tracee.cont(stop.signal)
             return
-        if stop.signal in _FAULTS and _SI_CODE.unpack_from(tracee.siginfo)[0] > 0:
-            caught, blocked, _ = _handled(tracee.pid, stop.signal)
-            if not caught or blocked:
-                # It dies: at home, of its own fault, so that status and core are its own.
-                tracee.stop(on_signal=lambda _: 0)
-                if stop.signal == _SIGTRAP:
-                    _step_back_over_int3(tracee)
-                self._stopped.set()
-                self._spawn_need_home(f"fault (signal {stop.signal})", -1)
-                return
-        tracee.cont(stop.signal)
+        deaths.stop_before(tracee, stop.signal)
+        self._stopped.set()
+        self._spawn_need_home(reason, -1)
 
     def _on_wall(self) -> None:
         """It is about to make a call that the module does not take: only home can do it."""
@@ -510,16 +499,16 @@ class Guest:
         it cannot, and then home is told when it may run."""
         self._spawn_need_home(reason, -1)
 
-    def _dies_of_its_limit(self, siginfo: bytes) -> bool:
-        """Whether the program, given this SIGXCPU by the guest's kernel, would end natively."""
-        if _SI_CODE.unpack_from(siginfo)[0] != _SI_KERNEL:
-            return False
-        caught, _, ignored = _handled(self.tracee.pid, signal.SIGXCPU)
-        used_ns = self._cpu_elsewhere_ns + capture.cpu_clock(self.tracee.pid)
-        hard = self._cpu_limit[1]
-        return not (caught or ignored) or (
-            hard % _RLIM_NONE != _RLIM_NONE - 1 and used_ns >= hard * 10**9
-        )
+    def cpu_ns(self) -> tuple[int, int] | None:
+        """User and system time of the body on all nodes, nearly as `NotifyRedirector.cpu_ns`, but
+        while it runs; None: it does not yet, or no more."""
+        if not self._begun or self._gone:
+            return None
+        try:
+            user, system = capture.cpu_time(self.tracee.pid)
+        except OSError:
+            return None
+        return max(0, self._cpu_elsewhere_ns[0] + user), self._cpu_elsewhere_ns[1] + system
 
     def _spawn_need_home(self, reason: str, nr: int) -> None:
         task = asyncio.create_task(self._need_home(reason, nr))
@@ -609,24 +598,3 @@ def _install_filter(agent: Agent) -> int:
     except KernelError:
         # Before Linux 5.19: the redirector then keeps results that a signal got in the way of.
         return agent.install_filter(program, _NEW_LISTENER)
-
-
-def _step_back_over_int3(tracee: Tracee) -> None:
-    """A breakpoint instruction traps behind itself; at home it must be executed again."""
-    registers = tracee.get_registers()
-    with contextlib.suppress(OSError):
-        if tracee.read(registers.rip - 1, 1) == _INT3:
-            registers.rip -= 1
-            tracee.set_registers(registers)
-
-
-def _handled(pid: int, number: int) -> tuple[bool, bool, bool]:
-    """(has a handler, is blocked, is ignored) for signal `number` of process `pid`."""
-    bit = 1 << (number - 1)
-    masks = {}
-    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith(("SigCgt:", "SigBlk:", "SigIgn:")):
-                masks[line[:6]] = int(line.split()[1], 16)
-    caught, blocked, ignored = (bool(masks[name] & bit) for name in ("SigCgt", "SigBlk", "SigIgn"))
-    return caught, blocked, ignored

@@ -63,6 +63,7 @@ from mosix.wire.messages import (
     ToDeputy,
     Told,
     ToRemote,
+    Used,
 )
 from mosix.wire.mosd_messages import (
     Arm,
@@ -90,6 +91,8 @@ _DIAL = 40
 #: From the prepared guest to the connections over which its body comes: at another node a call
 #: that cannot be interrupted may be waited for (seconds).
 _ATTACH = 600
+#: By so much more than home said its clock may be that of a body, which has had some round trips.
+_MOST_BEHIND_NS = 30 * 10**9
 #: Orders that wait for the one before them; signals are most of them.
 _MAX_ORDERS = 65536
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
@@ -375,16 +378,19 @@ class Remote:
             # The ping told it like an answer does: to a question of a round trip before.
             round_trip_ns = order.monotonic_ns - order.pinged_ns
             self._date_told(arrived_ns - round_trip_ns, order.date_ns, arrived_ns)
-            self._asking = asyncio.create_task(self._ask_date())
+        self._asking = asyncio.create_task(self._keep_telling(ask_date=not order.localtime))
         self._hit("remote.prepared")
         self._say(Prepared())
         self._receiving = asyncio.create_task(self._receive(order.epoch))
 
-    async def _ask_date(self) -> None:
+    async def _keep_telling(self, *, ask_date: bool) -> None:
         """As long as there is a guest."""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            self._say(AskDate(asked_ns=time.monotonic_ns()))
+            if (used_ns := self.guest.cpu_ns()) is not None:
+                self._say(Used(cpu_ns=used_ns))
+            if ask_date:
+                self._say(AskDate(asked_ns=time.monotonic_ns()))
 
     def _date_told(self, asked_ns: int, date_ns: int, now_ns: int) -> None:
         estimate = self._date.answered(asked_ns, date_ns, now_ns)
@@ -436,6 +442,8 @@ class Remote:
             await self.guest.confine(image, call)
             self._hit("remote.ready")
             behind = image.header.monotonic_ns - self.guest.clock_ns()
+            if behind > _MOST_BEHIND_NS:
+                raise ProtocolError(f"its clock is {behind // 10**9} s ahead of its home's")
             if behind > 0:  # the new clock is never behind the old one's last reading
                 await asyncio.sleep(behind / 1e9)
             self._steps["filled"].set()

@@ -33,7 +33,7 @@ class JobAttributes(msgspec.Struct, frozen=True, kw_only=True):
     localtime: int = 0
     #: signal to be sent after each move; 0: none
     sigmig: int = 0
-    #: how often its statistics were cleared, which is seen by a change
+    #: how often its statistics were cleared: whoever keeps them forgets when this changes
     cleared: int = 0
 
 

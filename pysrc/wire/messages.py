@@ -318,6 +318,13 @@ class AskDate(Tagged, frozen=True, kw_only=True):
     asked_ns: Ns
 
 
+class Used(Tagged, frozen=True, kw_only=True):
+    """User and system time of the body so far, on all nodes: said now and then, for the case that
+    it is killed."""
+
+    cpu_ns: tuple[Ns, Ns]
+
+
 class Dropped(Tagged, frozen=True, kw_only=True):
     """The guest is about to be killed, and the connection to end."""
 
@@ -339,6 +346,7 @@ ToDeputy = (
     | CallsLost
     | Rejoined
     | AskDate
+    | Used
     | Dropped
 )
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +191,22 @@ def kill(pids: list[int], number: int = signal.SIGKILL) -> bool:
         except ProcessLookupError:
             continue
     return hit
+
+
+def received(node: NodeHandle) -> int:
+    """Bytes that came over the node's network so far."""
+    lines = Path(f"/proc/{node.node.init.pid}/net/dev").read_text().splitlines()
+    (eth0,) = [line for line in lines if line.strip().startswith("eth0:")]
+    return int(eth0.split(":")[1].split()[0])
+
+
+@contextlib.contextmanager
+def slow_sender(node: NodeHandle, mbit: int = 500) -> Iterator[None]:
+    """A node that sends no faster than this: a body takes its seconds, whatever else this machine
+    does meanwhile, and so there is time to do something to it on the way."""
+    shape = ["tbf", "rate", f"{mbit}mbit", "burst", "1m", "latency", "100ms"]
+    node.check(["tc", "qdisc", "add", "dev", "eth0", "root", *shape])
+    try:
+        yield
+    finally:
+        node.check(["tc", "qdisc", "del", "dev", "eth0", "root"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -114,7 +115,7 @@ def test_equal_jobs_of_one_node_spread_over_two_and_stay(
     wait_for_places(balanced, home=2, away=2)
     moves = sum(row["nmigs"] for row in balanced[1].jobs())
     assert moves == 2
-    work_on(balanced, 8)
+    work_on(balanced, 4)
     # another one may be wanted by what else runs here; none goes to and fro
     assert sum(row["nmigs"] for row in balanced[1].jobs()) <= moves + 1
     away = next(row for row in balanced[1].jobs() if row["where"] == balanced[2].ip)
@@ -141,7 +142,7 @@ def test_a_job_that_asks_for_much_io_goes_home_and_stays(
     assert job.where() == "home"
     moves = job.row()["nmigs"]
     spin = begin(SPIN, "-L")
-    work_on(balanced, 5)
+    work_on(balanced, 3)
     assert spin.where() == job.where() == "home"
     assert job.row()["nmigs"] == moves
 
@@ -196,7 +197,7 @@ def test_b_starts_where_it_is_best_and_bestnode_names_it(
 ASKER = """
 import time
 from mosix import job
-while time.process_time() < 4:
+while time.process_time() < 2:
     pass
 job.consider_migration()
 print(job.whereami(), flush=True)
@@ -223,3 +224,43 @@ def test_mosps_says_why_a_process_stays(balanced: Cluster, begin: Callable[..., 
     drive.wait_for("locked", lambda: "it is locked" in why(locked), PATIENCE_S)
     drive.wait_for("too little", lambda: "0.00 of a core, too little" in why(idle), PATIENCE_S)
     drive.wait_for("nothing to gain", lambda: "nothing to gain: " in why(alone), PATIENCE_S)
+
+
+@pytest.fixture
+def four() -> Iterator[Cluster]:
+    """Nodes that may be killed; who is lost with one ends soon."""
+    name = f"t{os.getpid()}-four"
+    cluster = None
+    os.environ["MOSIX_GRACE"] = "1"
+    try:
+        cluster = Cluster.up(name, 4, "--balance")
+        yield cluster
+    finally:
+        del os.environ["MOSIX_GRACE"]
+        if cluster is not None:
+            cluster.down()
+        drive.down(name)
+
+
+def count_of(cluster: Cluster) -> list[int]:
+    """Jobs of n1 by the node where they run."""
+    found = Counter(row["where"] for row in cluster[1].jobs())
+    return [found["home"], *(found[node.ip] for node in cluster.nodes[1:])]
+
+
+@pytest.mark.full
+def test_when_half_of_the_nodes_are_killed_at_once_the_others_go_on_balancing(
+    four: Cluster,
+) -> None:
+    one = four[1]
+    jobs = [Job(one, SPIN) for _ in range(8)]
+    try:
+        drive.wait_for("jobs everywhere", lambda: count_of(four) == [2, 2, 2, 2], PATIENCE_S)
+        for node in four.nodes[2:]:
+            os.kill(node.node.init.pid, signal.SIGKILL)
+        drive.wait_for("the lost to end", lambda: sum(count_of(four)) == 4, PATIENCE_S)
+        jobs += [Job(one, SPIN) for _ in range(4)]
+        drive.wait_for("four each", lambda: count_of(four) == [4, 4, 0, 0], PATIENCE_S)
+    finally:
+        for job in jobs:
+            job.end()

@@ -148,6 +148,10 @@ def test_full_standard_error_keeps_nobody(lab: Cluster) -> None:
 # ---- while it moves ----
 
 
+def node_of(lab: Cluster, place: str) -> NodeHandle:
+    return lab[1 if place == "home" else int(place)]
+
+
 @pytest.mark.parametrize(
     ("route", "who"),
     [
@@ -167,10 +171,10 @@ def test_job_goes_on_where_it_was_when_its_move_is_killed(
     job.line()
     job.write("\n")
     expected = job.line()
-    source, target = route[0], lab[int(route[1])]
-    job.home.migrate(job.pid, source)
+    source, target = node_of(lab, route[0]), node_of(lab, route[1])
+    job.home.migrate(job.pid, route[0])
     before = job.where()
-    with moving(job, target) as order:
+    with moving(job, source, target) as order:
         killed = faults.workers(lab[1]) if who == "deputy" else faults.VICTIMS[who](target)
         assert faults.kill(killed)
         _, complaint = order.communicate(timeout=90)
@@ -186,22 +190,19 @@ def test_job_goes_on_where_it_was_when_its_move_is_killed(
 
 
 @contextlib.contextmanager
-def moving(job: Job, target: NodeHandle, megabytes: int = 20) -> Iterator[subprocess.Popen[str]]:
-    """A move, once so much of the body has come to `target`."""
-    before = received(target)
-    order = faults.order(job, target.ip)
-    try:
-        drive.wait_for("pages", lambda: received(target) > before + (megabytes << 20))
-        yield order
-    finally:
-        drive.kill_command(order)
-        order.communicate()
-
-
-def received(node: NodeHandle) -> int:
-    lines = Path(f"/proc/{node.node.init.pid}/net/dev").read_text().splitlines()
-    (eth0,) = [line for line in lines if line.strip().startswith("eth0:")]
-    return int(eth0.split(":")[1].split()[0])
+def moving(
+    job: Job, source: NodeHandle, target: NodeHandle, megabytes: int = 20
+) -> Iterator[subprocess.Popen[str]]:
+    """A move, once so much of the body has come to `target`; the rest takes seconds."""
+    before = faults.received(target)
+    with faults.slow_sender(source):
+        order = faults.order(job, target.ip)
+        try:
+            drive.wait_for("pages", lambda: faults.received(target) > before + (megabytes << 20))
+            yield order
+        finally:
+            drive.kill_command(order)
+            order.communicate()
 
 
 @pytest.mark.full
@@ -221,7 +222,7 @@ def test_job_goes_on_where_it_was_when_a_remote_stands_still(
     job.home.migrate(job.pid, source)
     before = job.where()
     still = faults.workers(lab[int(source if who == "source" else target)])
-    with moving(job, lab[1] if target == "home" else lab[int(target)]) as order:
+    with moving(job, node_of(lab, source), node_of(lab, target)) as order:
         still = still or faults.workers(lab[int(target)])
         with stalled(still):
             _, complaint = order.communicate(timeout=90)

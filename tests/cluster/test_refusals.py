@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import faults
 import pytest
 from jobs import Job
 from mosix.lab import cgroups, drive
@@ -126,23 +127,6 @@ def test_target_short_of_memory(at: str, lab: Cluster, start: Callable[..., Job]
     job.move("3")
 
 
-def received_bytes(node: NodeHandle) -> int:
-    lines = Path(f"/proc/{node.node.init.pid}/net/dev").read_text().splitlines()
-    (eth0,) = [line for line in lines if line.strip().startswith("eth0:")]
-    return int(eth0.split(":")[1].split()[0])
-
-
-@contextmanager
-def slow_sender(node: NodeHandle) -> Iterator[None]:
-    """A node that sends 1 Gbit/s at most: 600 MiB take 5 s, whatever else this machine does."""
-    shape = ["tbf", "rate", "1gbit", "burst", "1m", "latency", "100ms"]
-    node.check(["tc", "qdisc", "add", "dev", "eth0", "root", *shape])
-    try:
-        yield
-    finally:
-        node.check(["tc", "qdisc", "del", "dev", "eth0", "root"])
-
-
 @pytest.mark.parametrize("at", ["home", "2"])
 def test_connection_cut_in_the_middle_of_the_pages(
     at: str, lab: Cluster, start: Callable[..., Job]
@@ -154,10 +138,10 @@ def test_connection_cut_in_the_middle_of_the_pages(
     expected = job.line()
     job.home.migrate(job.pid, at)
     where = job.where()
-    before = received_bytes(lab[3])
-    with slow_sender(lab[1] if at == "home" else lab[2]):
+    before = faults.received(lab[3])
+    with faults.slow_sender(lab[1] if at == "home" else lab[2]):
         order = job.home.popen(["migrate", "--wait", str(job.pid), "3"], stderr=-1)
-        drive.wait_for("some pages", lambda: received_bytes(lab[3]) > before + (100 << 20))
+        drive.wait_for("some pages", lambda: faults.received(lab[3]) > before + (100 << 20))
         lab[3].mosd("kill")
         lab[3].run(["pkill", "-9", "-f", "mosix"])
         _, complaint = order.communicate(timeout=60)
@@ -174,11 +158,11 @@ def test_link_cut_in_the_middle_of_the_pages(lab: Cluster, start: Callable[..., 
     """No reset tells anybody: the move fails by its deadline."""
     job = start([str(built(HOLD)), "600"])
     job.line()
-    before = received_bytes(lab[3])
-    with slow_sender(lab[1]):
+    before = faults.received(lab[3])
+    with faults.slow_sender(lab[1]):
         order = job.home.popen(["migrate", "--wait", str(job.pid), "3"], stderr=-1)
         try:
-            drive.wait_for("some pages", lambda: received_bytes(lab[3]) > before + (100 << 20))
+            drive.wait_for("some pages", lambda: faults.received(lab[3]) > before + (100 << 20))
             lab[3].link(up=False)
             _, complaint = order.communicate(timeout=120)
         finally:

@@ -59,6 +59,8 @@ def test_every_mistake_in_every_file_is_told_with_its_line(paths: Paths) -> None
     assert found[0] == "mosix.map:2: overlaps line 1 (name each node once)"
     paths.map.write_text("127.0.0.1 4\n")
     assert complaints(paths)[1].startswith("mosip:2: '127.0.0.0.1' is not an IPv4 address")
+    paths.tuning.write_text("* 100 200 50 200\n127.0.0.9 1 1 1 1\n")
+    assert "mostune:2: node 127.0.0.9 is not in mosix.map" in "".join(complaints(paths))
     paths.map.unlink()
     assert complaints(paths)[0].startswith("mosix.map: No such file")
 

@@ -1,39 +1,111 @@
-"""What is remembered of the processes of a node, for decisions about them."""
+"""Who could move from a node, and what mosd knows of each."""
 
 from __future__ import annotations
 
-import msgspec
-import numpy as np
+import pytest
+from groups import Anybody
+from mosix.balancer.account import Use
 from mosix.balancer.measure import Times
 from mosix.balancer.statistics import COLUMN
-from mosix.node.census import Census
+from mosix.node.census import Census, Key
+from mosix.node.jobgroup import JobGroup, Members, Membership
 from mosix.node.meter import Reading
-from mosix.node.registry import Guest, Registry
+from mosix.node.registry import Guest, Job, Registry
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.messages import NodeLoad
+from mosix.wire.mosd_messages import GuestState, ProcessState
 
-LOAD = NodeLoad(
-    running=1, exported=1, dilation=1, cores=2, speed=10_000, memory=1 << 30, free=1 << 29
-)
-PID = 999_999_999  # nobody's
-
-
-def read(census: Census, second: int, ran_s: float) -> None:
-    times = {PID: Times(int(ran_s * 1e9), 0)}
-    census.take(Reading(float(second), second + 1.0, LOAD, times), {})
+OWN, OTHER = "10.0.0.1", "10.0.0.2"
+LOAD = NodeLoad(running=1, exported=1, dilation=1, cores=1, speed=10_000, memory=1, free=1)
+JOB = "0" * 16
 
 
-def test_clear_makes_statistics_begin_anew() -> None:
+class Known(Members):
+    """PIDs of the one job."""
+
+    def __init__(self, *pids: int) -> None:
+        super().__init__(Membership.detect())
+        self.pids = list(pids)
+
+    def of(self, job: str, group: JobGroup) -> list[int]:
+        return self.pids
+
+
+def reading(number: int, **ran_s: float) -> Reading:
+    """The one that ends at second `number`; of threads (as in p7=1.5) how long they had run."""
+    times = {int(name[1:]): Times(int(ran * 1e9), 0) for name, ran in ran_s.items()}
+    return Reading(number - 1.0, float(number), LOAD, times)
+
+
+@pytest.fixture
+def registry() -> Registry:
     registry = Registry()
-    guest = Guest(b"token", "job", 7, 1, "10.0.0.1", 1, outer_pid=PID, since=0.0)
+    group = Anybody()
+    registry.jobs[JOB] = Job(JOB, 7, 1000, 1000, group)
+    guest = Guest(b"t" * 16, "1" * 16, 70, 1000, OTHER, 1)
     registry.guests[guest.token] = guest
-    census = Census(registry, "10.0.0.2")
-    for second in range(5):
-        read(census, second, ran_s=second)
-    rows = census.statistics.rows([("10.0.0.1", 7)])
-    assert census.statistics.rates(rows)[0, COLUMN["cpu"]] > 0.5
-    age = float(census.statistics.ages(rows)[0])
-    guest.attributes = msgspec.structs.replace(JobAttributes(), cleared=1)
-    read(census, 5, ran_s=4)
-    assert np.allclose(census.statistics.rates(rows), 0)
-    assert float(census.statistics.ages(rows)[0]) == age
+    return registry
+
+
+def rates(census: Census, key: Key) -> dict[str, float]:
+    row = census.statistics.rates(census.statistics.rows([key]))[0]
+    return {name: float(row[index]) for name, index in COLUMN.items()}
+
+
+def test_what_processes_at_home_and_guests_do_is_known_by_their_home(registry: Registry) -> None:
+    census = Census(registry, Known(7, 8), OWN)
+    guest = next(iter(registry.guests.values()))
+    attributes = JobAttributes(cpujob=0, needmem=5)
+    state = GuestState(
+        outer_pid=9, pid=70, runs=True, cpu_before_ns=100 * 10**9, attributes=attributes
+    )
+    registry.update_guest(guest, state)
+    came = census.take(reading(1, p7=5, p8=1, p9=2), {})
+    assert [one.key for one in came] == [(OTHER, 70)]
+    registry.update_guest(
+        guest,
+        GuestState(outer_pid=9, pid=70, runs=True, calls=300, call_bytes=5000),
+    )
+    uses = {7: Use(cpu=0.5, calls=200, read_bytes=10, written_bytes=20)}
+    assert census.take(reading(2, p7=5.5, p8=1, p9=3), uses) == []
+    assert set(census.residents) == {(OWN, 7), (OWN, 8), (OTHER, 70)}
+    assert rates(census, (OWN, 7))["cpu"] == pytest.approx(0.5)
+    assert rates(census, (OWN, 7))["calls"] == pytest.approx(200)
+    assert census.busy_at_home() == {7}
+    assert rates(census, (OTHER, 70))["calls"] == pytest.approx(300)
+    assert rates(census, (OTHER, 70))["written_bytes"] == pytest.approx(5000)
+    registry.update_guest(guest, GuestState(outer_pid=9, pid=70, runs=True, calls=310))
+    census.take(reading(3, p7=5.5, p8=1, p9=3), {})
+    assert 100 < rates(census, (OTHER, 70))["calls"] < 200
+    cleared = JobAttributes(cleared=1)
+    registry.update_guest(
+        guest, GuestState(outer_pid=9, pid=70, runs=True, calls=310, attributes=cleared)
+    )
+    census.take(reading(4, p7=5.5, p8=1, p9=3), {})
+    assert rates(census, (OTHER, 70))["calls"] == 0
+    ages = census.statistics.ages(census.statistics.rows([(OWN, 7), (OTHER, 70)]))
+    assert ages.tolist() == pytest.approx([5.5, 103])
+    assert census.at_home() == {7, 8}
+    assert census.busy_at_home() == set()
+
+
+def test_who_is_away_on_its_way_or_not_running_yet_is_not_here(registry: Registry) -> None:
+    census = Census(registry, Known(7, 8), OWN)
+    job = registry.jobs[JOB]
+    registry.update(job, ProcessState(pid=7, where=OTHER, nmigs=1, why="", epoch=1))
+    registry.update(job, ProcessState(pid=8, where="moving", nmigs=0, why="", epoch=1))
+    registry.update_guest(next(iter(registry.guests.values())), GuestState(outer_pid=9, pid=70))
+    assert census.take(reading(1, p7=1, p8=1, p9=1), {}) == []
+    assert census.residents == {}
+    home = ProcessState(
+        pid=7, where="home", nmigs=2, why="", epoch=2, stats={"cpu_away_ms": 40_000}
+    )
+    registry.update(job, home)
+    came = census.take(reading(2, p7=2), {})
+    assert [one.key for one in came] == [(OWN, 7)]
+    assert census.statistics.ages(census.statistics.rows([(OWN, 7)]))[0] == pytest.approx(42)
+    registry.jobs.clear()
+    registry.guests.clear()
+    census.take(reading(3), {})
+    assert census.residents == {}
+    assert len(census.statistics) == 0

@@ -110,12 +110,23 @@ def test_a_node_with_another_secret_is_refused_by_name(cluster: Cluster) -> None
 
 
 def test_a_node_of_another_version_is_refused_with_both_named(cluster: Cluster) -> None:
+    """By both, whoever calls; and a process that should go there goes on where it is."""
     one = cluster.node(1)
-    cluster.node(2, program=[str(HERE / "mosd_of_version_9.py")])
+    two = cluster.node(2, program=[str(HERE / "mosd_of_version_9.py")])
+    ours, theirs = f"{PROTOCOL_VERSION}.{ABI_VERSION}", f"9.{ABI_VERSION}"
     done = one.mosix("mosctl", "status", "2")
     assert done.status == 8
-    ours, theirs = f"{PROTOCOL_VERSION}.{ABI_VERSION}", f"9.{ABI_VERSION}"
     assert f"speaks protocol {theirs}, this node {ours}" in done.err
+    assert f"speaks protocol {ours}, this node {theirs}" in two.log()
+    done = two.mosix("mosctl", "status", "1")
+    assert done.status == 8
+    assert f"speaks protocol {ours}, this node {theirs}" in done.err
+    assert f"speaks protocol {theirs}, this node {ours}" in one.log()
+    job = one.job()
+    done = one.mosix("migrate", job.pid, 2, "--wait")
+    assert (done.status, theirs in done.err) == (8, True)
+    assert one.row(job.pid)["where"] == "home"
+    assert end(job) == 0
 
 
 @pytest.mark.parametrize(

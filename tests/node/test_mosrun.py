@@ -54,6 +54,13 @@ def test_its_own_failures_are_125_and_one_line(node: Node, options: list[str], s
     assert done.out == ""
 
 
+def test_without_a_free_descriptor_it_says_so_itself(node: Node) -> None:
+    """Not a loader, whose 127 would mean that there is no such program."""
+    done = node.run("/bin/bash", "-c", f"ulimit -n 3; exec {MOSRUN} true")
+    assert done.status == 125
+    assert done.err == "mosrun: no socket: Too many open files\n"
+
+
 def test_help_goes_to_stdout_in_the_terminals_width(node: Node) -> None:
     done = node.mosrun("--help", env={"COLUMNS": "50"})
     assert (done.status, done.err) == (0, "")
