@@ -206,6 +206,7 @@ class Mosd:
                 administration=administration,
                 settings=settings,
                 decider=decider,
+                tier=module,
                 placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
