@@ -144,9 +144,9 @@ def _spread(home: NodeHandle, cpu: int, console: Console) -> bool:
     console.print(table)
     speedup = sum(one.rate for one in spread) / max(0.1, sum(one.rate for one in locked))
     moved = sum(one.moves for one in spread)
+    made = "a move" if moved == 1 else f"{moved} moves"
     console.print(
-        f"{speedup:.2f} times as much work a second, by {moved} moves that nobody ordered",
-        highlight=False,
+        f"{speedup:.2f} times as much work a second, by {made} that nobody ordered", highlight=False
     )
     return chose and moved > 0 and not any(one.moves for one in locked)
 
