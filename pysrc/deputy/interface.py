@@ -63,9 +63,7 @@ class Orders(Protocol):
         ...
 
 
-async def value_of(
-    orders: Orders, process: JobProcess, name: str, flags: int, value: int
-) -> int:
+async def value_of(orders: Orders, process: JobProcess, name: str, flags: int, value: int) -> int:
     """What the open of any file but migrate returns."""
     if name in _READ_ONLY:
         if flags != READ:

@@ -24,7 +24,7 @@ LAB = [sys.executable, "-m", "mosix.cli.lab"]
 _POLL_S = 0.01
 
 
-def wait_for(what: str, look: Callable[[], T | None], deadline_s: float = 20.0) -> T:
+def wait_for(what: str, look: Callable[[], T | None], deadline_s: float = 60.0) -> T:
     """What `look` returns once it is neither None nor False; MosixError names `what` if never.
 
     For states of other processes that tell nobody when they change.
