@@ -78,6 +78,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("bestnode -n", "The number of the node where `mosrun -b` would start a program now."),
         ("bestnode -w -m4000", "Waits until some node has 4000 MB free, and prints its name."),
     ],
+    "tune": [
+        ("tune", "Measures the way to every other node that is up."),
+        ("tune --write 2 3", "To nodes 2 and 3, and has mosd decide by that."),
+    ],
     "mon": [
         ("mon -m", "Watches the cluster; bars show the memory that is used."),
         ("mon --once --json", "The same for a program, once."),
@@ -111,6 +115,7 @@ SEE_ALSO = (
     "mosps(1)",
     "bestnode(1)",
     "mon(1)",
+    "tune(1)",
     "mosctl(1)",
     "mosconf(8)",
     "setpe(8)",

@@ -12,9 +12,10 @@ at the target, regained likewise where it leaves. Memory: n^(used/total − 1) f
 all but free on an empty node and dear on a nearly full one.
 
 **Age** (Harchol-Balter, Downey 1997): a process that has used a seconds of CPU uses a more, in the
-median. A move gains a · (cost here − cost there), less what it stops the process for. Costs here
-and there are of the whole cluster, so every accepted move lowers one sum (with true numbers): a
-process cannot be sent back and forth without something else having changed.
+median. A move gains a · (cost here − cost there), less what it stops the process for and less a
+part of its own delay (`margin`). Costs here and there are of the whole cluster, so every accepted
+move lowers one sum (with true numbers): a process cannot be sent back and forth without something
+else having changed.
 
 **Stale vectors.** All nodes see the same node idle and herd to it, whatever the cost function.
 So no choice is made without the truth from the best few (`probes`), the promised place counts at
@@ -64,6 +65,8 @@ class Rules:
     #: a second of standing still counts as so many of gain
     move_factor: float = 6.0
     least_age_s: float = 0.0
+    #: part of its delay that a move must gain: what is less is not worth it, or not even true
+    margin: float = 0.2
     #: a process that arrived stays at least this long, and so many times its move
     residency_s: float = 1.0
     residency_moves: float = 4.0
@@ -119,6 +122,7 @@ class View:
                 rules.call_s,
                 rules.move_factor,
                 rules.least_age_s,
+                rules.margin,
             ],
         )
         self._out = ffi.new("struct mx_choice[]", MOST_CHOICES)

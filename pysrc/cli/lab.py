@@ -49,6 +49,7 @@ def lab() -> None:
     show_default=True,
     help="With --vm: kernels of n1, n2, … in turn.",
 )
+@click.option("--module", is_flag=True, help="With --vm: load mosix.ko, for the kernel tier.")
 def up(
     *,
     name: str,
@@ -60,13 +61,16 @@ def up(
     balance: bool,
     vm: bool,
     kernels: str,
+    module: bool,
 ) -> None:
     """Bring a lab up; what a killed `up` left behind is cleaned first."""
     memory_mb = memory_mb or (_MACHINE_MB if vm else _NODE_MB)
     limits = cgroups.Limits(memory_bytes=memory_mb << 20, cpus=cpus)
     command = cluster.default_mosd(balance=balance) if mosd and config else []
     series = kernels.split(",") if vm else []
-    made = cluster.up(name, nodes, limits, command, configured=config, kernels=series)
+    made = cluster.up(
+        name, nodes, limits, command, configured=config, kernels=series, module=module
+    )
     _table(made)
 
 
@@ -190,6 +194,7 @@ def _table(running: state.Lab) -> None:
             f"+{node.monotonic_ahead_s} s",
             node.kernel or "host's",
             node.mosd,
+            node.tier or "-",
         )
         for node in cluster.status(running)
     ]
@@ -204,6 +209,7 @@ def _table(running: state.Lab) -> None:
         "CLOCK",
         "KERNEL",
         "MOSD",
+        "TIER",
     )
     columns.show(header, rows, ("INIT", "MEMORY", "CPU", "PROCS", "CLOCK"))
 

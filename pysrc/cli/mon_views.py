@@ -128,7 +128,7 @@ def nodes(shot: Snapshot, choice: Choice, width: int) -> Table:
     most = _scale(choice.kind, values)
     room = max(room, 0)
     bars = [choice.bar * round(value / most * room) for value in values]
-    ruler = f"{choice.kind.upper()}, 0 to {_figure(choice.kind, most)}"
+    ruler = f"{choice.kind.upper()} 0-{_figure(choice.kind, most)}"
     cells = [[*(row[name] for name in kept), bar] for row, bar in zip(rows, bars, strict=True)]
     header, *lines = columns.lines([*kept, ruler], cells, _NUMBERS, width)
     return Table(header[:width], [line[:width] for line in lines], [_state(n) for n in shown])

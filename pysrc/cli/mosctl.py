@@ -246,6 +246,9 @@ def _show_known(found: NodeStatus) -> None:
 def _show_counters(found: NodeStatus) -> None:
     for name, count in sorted(found.counters.items()):
         click.echo(f"  turned away, {name}: {count}")
+    if found.decided:
+        counts = ", ".join(f"{name} {count}" for name, count in found.decided.items() if count)
+        click.echo(f"  kernel   {counts or 'has decided nothing yet'}")
 
 
 def _print_json(found: msgspec.Struct) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -32,6 +33,7 @@ CONTROL = "/run/mosix/control"
 _MOSD_DEADLINE_S = 30.0
 _ORDER_DEADLINE_S = 45.0
 _POLL_S = 0.02
+_TIER = re.compile(r"mosd\.tier: tier (\w+)")
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -43,6 +45,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     init_pid: int
     #: "running", "none", or how it ended
     mosd: str
+    #: how its mosd intercepts calls: "portable", "kernel" or, when none runs, ""
+    tier: str
     link_up: bool
     memory_bytes: int
     memory_limit_bytes: int
@@ -73,12 +77,13 @@ def up(
     *,
     configured: bool = True,
     kernels: Sequence[str] = (),
+    module: bool = False,
 ) -> Lab:
     """Bring lab `name` up; MosixError says why not, and then nothing is left of it.
 
     `mosd` empty: none is started. Not `configured`: nodes have no /etc/mosix. `kernels`: the nodes
-    are virtual machines with these kernels ("6.1"), in turn. The caller ends up in the lab's
-    cgroups and should exit soon.
+    are virtual machines with these kernels ("6.1"), in turn, with mosix.ko if `module`. The caller
+    ends up in the lab's cgroups and should exit soon.
     """
     require_root()
     machines: list[Kernel] = []
@@ -96,7 +101,7 @@ def up(
         cgroups.join(cgroups.create(name, "lab"))
         lab.save()
         try:
-            _build(lab, nodes, limits, configured, machines)
+            _build(lab, nodes, limits, configured, machines, module=module)
             if mosd:
                 _wait_for_mosds(lab)
         except (MosixError, OSError) as error:
@@ -212,7 +217,13 @@ def clock_offsets(number: int) -> tuple[int, int]:
 
 
 def _build(
-    lab: Lab, nodes: int, limits: cgroups.Limits, configured: bool, machines: list[Kernel]
+    lab: Lab,
+    nodes: int,
+    limits: cgroups.Limits,
+    configured: bool,
+    machines: list[Kernel],
+    *,
+    module: bool,
 ) -> None:
     kernel.unshare(kernel.CLONE_NEWNET)
     network.make_switch()
@@ -232,6 +243,7 @@ def _build(
                 machines[number - 1],
                 memory_mb=limits.memory_bytes >> 20,
                 environment=_node_environment(),
+                module=module,
             )
             lab.nodes.append(machine)
             lab.save()
@@ -386,6 +398,7 @@ def _node_status(lab: Lab, node: Node) -> NodeStatus:
         alive=alive,
         init_pid=node.init.pid,
         mosd=_mosd_word(mosd, alive),
+        tier=_tier(lab, node) if mosd.pid and alive else "",
         link_up=plugged and switch is not None and network.link_is_up(switch.pid, node.name),
         memory_bytes=usage.memory_bytes,
         memory_limit_bytes=usage.memory_limit_bytes,
@@ -395,6 +408,13 @@ def _node_status(lab: Lab, node: Node) -> NodeStatus:
         boottime_ahead_s=node.boottime_s,
         kernel=node.machine.kernel if node.machine else "",
     )
+
+
+def _tier(lab: Lab, node: Node) -> str:
+    """What mosd has said of it last; to ask a machine's would take seconds."""
+    log = lab.directory / node.name / "mosd.log"
+    said = _TIER.findall(log.read_text(errors="replace")) if log.exists() else []
+    return str(said[-1]) if said else ""
 
 
 def _mosd_word(mosd: state.Mosd, alive: bool) -> str:

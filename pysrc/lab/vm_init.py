@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,10 +31,14 @@ class Guest(msgspec.Struct, frozen=True):
     #: the machine's and the host's addresses on the network that only commands use
     control: str
     host: str
+    #: the kernel module to be loaded before mosd is started; empty: none
+    module: str = ""
 
 
 def main() -> int:
     guest = msgspec.json.decode((STATE / "guest.json").read_bytes(), type=Guest)
+    if guest.module:
+        subprocess.run(["insmod", guest.module], check=True)
     kernel.set_hostname(guest.files.hostname)
     write_files(guest.files)
     # As a service manager leaves them to what it starts.

@@ -14,6 +14,7 @@ import msgspec
 from mosix.errors import KernelError
 from mosix.lab import cgroups, network, vm
 from mosix.lab.kernels import Kernel, kernel
+from mosix.lab.programs import built_module
 from mosix.lab.rootfs import Files
 from mosix.lab.state import Lab, Machine, Node, Process
 from mosix.lab.vm_init import Guest
@@ -37,14 +38,21 @@ def make_control_network(lab: Lab) -> None:
 
 
 def start(
-    lab: Lab, files: Files, made: Kernel, *, memory_mb: int, environment: dict[str, str]
+    lab: Lab,
+    files: Files,
+    made: Kernel,
+    *,
+    memory_mb: int,
+    environment: dict[str, str],
+    module: bool = False,
 ) -> Node:
-    """Start the machine of the next node; it is up when `wait` says so."""
+    """Start the machine of the next node, with mosix.ko if `module`; `wait` says when it is up."""
     number = len(lab.nodes) + 1
     where = lab.directory / files.hostname
     where.mkdir()
     control = f"10.78.{lab.subnet}.{number}"
-    guest = Guest(files, lab.mosd, control, host_address(lab))
+    loaded = str(built_module(made)) if module else ""
+    guest = Guest(files, lab.mosd, control, host_address(lab), loaded)
     secret = where / "guest.json"
     secret.touch(mode=0o600)
     secret.write_bytes(msgspec.json.encode(guest))

@@ -24,7 +24,7 @@
 #define SECTOR_SHIFT 9
 /* Enough for all of /proc that is read here, but for thousands of groups. */
 #define TEXT 8192
-/* Of a process that counts; above them are no shells that somebody waits for. */
+/* So many of a process are remembered: further up nobody in a job waits for it. */
 #define MAX_ANCESTORS 8
 
 enum { USER, SYSTEM };
@@ -254,6 +254,10 @@ static struct mx_cputime *record_of(struct mx_cputime **all, int pid, int depth)
 		return NULL;
 	one->pid = pid;
 	one->pidfd = syscall(SYS_pidfd_open, pid, 0);
+	if (one->pidfd < 0 && depth) { /* nobody could tell whether it still is the same */
+		free(one);
+		return NULL;
+	}
 	one->parent = c.parent;
 	one->next = *all;
 	*all = one;

@@ -186,7 +186,7 @@ int mx_moves(const struct mx_nodes *nodes, int32_t here, float slow, const struc
 		for (int p = 0; p < process_count; p++) {
 			const struct mx_process *one = &processes[p];
 			float age = one->age_s > rules->least_age_s ? one->age_s : rules->least_age_s;
-			float need = one->need_mb, fixed = rules->move_factor * one->move_s;
+			float need = one->need_mb, fixed = rules->move_factor * one->move_s + age * rules->margin * now;
 			float without_it = memory_cost(rules, here_free + need, here_steep);
 			float stay = relief + here_memory - without_it + abroad(nodes, here, one, rules);
 

@@ -36,6 +36,7 @@ struct mx_rules {
 	float call_s;	   /* round trip where mx_nodes has no call_s */
 	float move_factor; /* a second of standing still counts so many times */
 	float least_age_s; /* what a process is expected to run at least */
+	float margin;	   /* part of its delay that a move must gain */
 };
 
 struct mx_choice {

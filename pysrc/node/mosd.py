@@ -206,6 +206,7 @@ class Mosd:
                 administration=administration,
                 settings=settings,
                 decider=decider,
+                tier=module,
                 placer=Placer(self._config.ip, dialer, outlook),
             )
             control = ControlServer(
@@ -252,6 +253,7 @@ class Mosd:
             self._ready()
             await self._until(stop)
             notify("STOPPING=1")
+            decider.active = False
             await self._stop(services, launcher, host)
             gossip.leave()
             for part in (control, adoption, peers, host, launcher):

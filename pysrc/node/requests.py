@@ -254,7 +254,8 @@ class NodeList(_Tagged, frozen=True, kw_only=True, tag="nodes"):
 
 class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     """`counters`: connections refused, malformed requests and the like; `known`: what it knows of
-    the other nodes; both only of this node. `load`: None in mosd's first second."""
+    the other nodes; `decided`: by the kernel tier, so far; all only of this node. `load`: None in
+    mosd's first second."""
 
     ip: str
     number: int | None
@@ -268,6 +269,7 @@ class NodeStatus(_Tagged, frozen=True, kw_only=True, tag="status"):
     #: how far a guest's date may be from that of its home
     date_bound_ns: int | None = None
     counters: dict[str, int] = {}
+    decided: dict[str, int] = {}
     load: NodeLoad | None = None
     known: list[KnownNode] = []
     #: what its owner has said, and its topological features

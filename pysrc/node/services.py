@@ -81,6 +81,7 @@ from mosix.node.requests import (
 )
 from mosix.node.rights import Caller, check_owner
 from mosix.node.settings import Settings
+from mosix.node.tier import KernelTier
 from mosix.wire.attributes import Changes
 from mosix.wire.channel import Frames
 from mosix.wire.messages import NodeFeatures, NodeLoad
@@ -203,6 +204,7 @@ class Services:
         meter: NodeMeter,
         accounting: Accounting,
         gossip: GossipService,
+        tier: KernelTier | None,
         administration: Administration,
         settings: Settings,
         decider: Decider,
@@ -212,6 +214,7 @@ class Services:
         self._settings = settings
         self._groups = Groups(registry, host)
         self._gossip = gossip
+        self._tier = tier
         self._decider = decider
         self._placer = placer
         self._names = names
@@ -279,16 +282,16 @@ class Services:
                 return await self._best_node(request)
             case Failpoints():
                 return await self._arm(caller, request.spec)
+            case LocalStatus():
+                return await self._details()
             case Launch():
                 raise ProtocolError("a launch is no ordinary request")
             case _:
                 return self._known(request)
 
-    def _known(self, request: LocalStatus | Nodes | Moves) -> Answer:
+    def _known(self, request: Nodes | Moves) -> Answer:
         """What need not be asked or awaited."""
         match request:
-            case LocalStatus():
-                return self._details()
             case Nodes():
                 return NodeList(own=self._names.own, nodes=self._gossip.nodes())
             case Moves():
@@ -393,7 +396,7 @@ class Services:
     async def _status(self, request: Status) -> NodeStatus:
         ip = await self._names.resolve(request.node) if request.node else self._names.own
         if ip == self._names.own:
-            return self._own_status()
+            return await self._own_status()
         return self._shown(ip, await self._dialer.status(ip, patient=request.wait))
 
     async def _measure(self, caller: Caller, node: str) -> LinkMeasured:
@@ -404,7 +407,7 @@ class Services:
             turn_ns, mb_s = await measuring.measure(sock)
         return LinkMeasured(turn_ns=turn_ns, mb_s=mb_s)
 
-    def _details(self) -> NodeDetails:
+    async def _details(self) -> NodeDetails:
         config = self._names.config
         where = collections.Counter(
             process.where if process.where in (HOME, _MOVING) else _AWAY
@@ -412,7 +415,7 @@ class Services:
             for process in self._registry.processes_of(job)
         )
         return NodeDetails(
-            status=self._own_status(),
+            status=await self._own_status(),
             mosd_pid=os.getpid(),
             since=self._since,
             stopping=self.stopping,
@@ -427,12 +430,25 @@ class Services:
             guests=dict(collections.Counter(g.home for g in self._registry.guests.values())),
         )
 
-    def _own_status(self) -> NodeStatus:
+    async def _own_status(self) -> NodeStatus:
         counters = dict(self._complaints.counters) | self._gossip.refused()
         status = self._shown(self._names.own, self.peer_status())
         return msgspec.structs.replace(
-            status, counters=counters, known=self._gossip.known(), problem=self._settings.problem
+            status,
+            counters=counters,
+            decided=await self._decided(),
+            known=self._gossip.known(),
+            problem=self._settings.problem,
         )
+
+    async def _decided(self) -> dict[str, int]:
+        """What the eBPF program has decided and the module done, in the kernel tier."""
+        if self._tier is None:
+            return {}
+        try:
+            return await self._tier.counts()
+        except KernelError:
+            return {}  # its keeper is gone: jobs and guests that come now say so
 
     def _shown(self, ip: str, status: PeerStatus) -> NodeStatus:
         return NodeStatus(

@@ -30,7 +30,7 @@ _log = logging.getLogger("mosd.tier")
 Choice = Literal["auto", "portable", "kernel"]
 
 #: The eBPF program is compiled at each start of a keeper: that takes seconds, emulated many.
-_START_S = 240.0
+_START_S = 900.0
 _ANSWER_S = 20.0
 _POLL_S = 0.05
 #: /proc/self/ns/pid of the first PID namespace (linux/proc_ns.h)

@@ -100,8 +100,15 @@ def test_the_gain_of_a_move_is_what_the_formula_says() -> None:
     rules = Rules(move_factor=2.0, memory_weight=0.0)
     nodes = view([3, 0], rules=rules)
     (choice,) = nodes.moves(0, process(age=10, move=0.5))
-    # itself: 3 -> 1; two others: 3 -> 2 each; for 10 s; less twice half a second
-    assert choice.value == pytest.approx(10 * (2 + 2) - 1)
+    # itself: 3 -> 1; two others: 3 -> 2 each; a fifth of 3 to be gained; for 10 s; less twice
+    # half a second
+    assert choice.value == pytest.approx(10 * (2 + 2 - 0.6) - 1)
+
+
+def test_a_move_that_gains_little_is_not_made() -> None:
+    one = process(age=1e6)
+    assert view([1, 0], speed=[1, 1.2]).moves(0, one) == []
+    assert view([1, 0], speed=[1, 1.3]).moves(0, one)
 
 
 def test_a_move_must_pay_for_the_standstill() -> None:
@@ -198,6 +205,7 @@ def expected_gain(nodes: View, here: int, there: int, one: np.void) -> float:
     relief += memory(here, free_here) - memory(here, free_here + m) + abroad(here)
     harm = delay(there, j + 1) + j * (delay(there, j + 1) - delay(there, j))
     harm += memory(there, free_there - m) - memory(there, free_there) + abroad(there)
+    harm += RULES.margin * delay(here, k)
     return float(one["age_s"] * (relief - harm) - RULES.move_factor * one["move_s"])
 
 

@@ -69,18 +69,18 @@ def test_once_shows_nodes_processes_and_moves() -> None:
     assert (
         "\n".join(line.replace(shown[-1][:8], "HH:MM:SS") for line in shown)
         == """
-NODE  STATE  LOAD  UTIL  CORES  SPEED  FREE    MB  GUESTS  FROZEN  LOAD, 0 to 2.00
+NODE  STATE  LOAD  UTIL  CORES  SPEED  FREE    MB  GUESTS  FROZEN  LOAD 0-2.00
 1*    up     0.25   50%      2  20000  1000  4000       0       0  ####
 2     up     2.00  100%      2  20000  1000  4000       5       1  #################################
 3     down      -     -      -      -     -     -       -       -
 
-PID  USER  WHERE  FROM  NMIGS  CMD             WHY
- 42  root  home   here      3  xz -9 ?[2Jbig   -
- 43  root  2      here      3  xz -9 ?[2Jbig   ordered
+PID  USER  WHERE  FROM  NMIGS  CMD            WHY
+ 42  root  home   here      3  xz -9 ?[2Jbig  -
+ 43  root  2      here      3  xz -9 ?[2Jbig  ordered
 
 TIME      PID  FROM  TO    FROZEN ms   MB  WHY
 HH:MM:SS  102  2     home         12  3.4  ordered
-HH:MM:SS  101  home  2            12  3.4  ordered""".replace("?[2Jbig   ", "?[2Jbig  ").replace(
+HH:MM:SS  101  home  2            12  3.4  ordered""".replace("?[2Jbig  ", "?[2Jbig  ").replace(
             "CMD             WHY", "CMD            WHY"
         )
     )

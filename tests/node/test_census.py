@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import msgspec
 import pytest
+from groups import Anybody
 from mosix.balancer.account import Use
 from mosix.balancer.measure import Times
 from mosix.balancer.statistics import COLUMN
@@ -32,13 +32,6 @@ class Known(Members):
         return self.pids
 
 
-class Group(JobGroup):
-    """Its processes are those that somebody says are in it."""
-
-    def holds(self, pid: int) -> bool:
-        return True
-
-
 def reading(number: int, **ran_s: float) -> Reading:
     """The one that ends at second `number`; of threads (as in p7=1.5) how long they had run."""
     times = {int(name[1:]): Times(int(ran * 1e9), 0) for name, ran in ran_s.items()}
@@ -48,7 +41,7 @@ def reading(number: int, **ran_s: float) -> Reading:
 @pytest.fixture
 def registry() -> Registry:
     registry = Registry()
-    group = Group(Path("/nowhere"), Membership.detect())
+    group = Anybody()
     registry.jobs[JOB] = Job(JOB, 7, 1000, 1000, group)
     guest = Guest(b"t" * 16, "1" * 16, 70, 1000, OTHER, 1)
     registry.guests[guest.token] = guest
@@ -82,19 +75,26 @@ def test_what_processes_at_home_and_guests_do_is_known_by_their_home(registry: R
     assert census.busy_at_home() == {7}
     assert rates(census, (OTHER, 70))["calls"] == pytest.approx(300)
     assert rates(census, (OTHER, 70))["written_bytes"] == pytest.approx(5000)
-    registry.update_guest(guest, GuestState(outer_pid=9, pid=70, runs=True, calls=310))
-    census.take(reading(3, p7=5.5, p8=1, p9=3), {})
-    assert 100 < rates(census, (OTHER, 70))["calls"] < 200
-    cleared = JobAttributes(cleared=1)
-    registry.update_guest(
-        guest, GuestState(outer_pid=9, pid=70, runs=True, calls=310, attributes=cleared)
-    )
-    census.take(reading(4, p7=5.5, p8=1, p9=3), {})
-    assert rates(census, (OTHER, 70))["calls"] == 0
     ages = census.statistics.ages(census.statistics.rows([(OWN, 7), (OTHER, 70)]))
     assert ages.tolist() == pytest.approx([5.5, 103])
     assert census.at_home() == {7, 8}
-    assert census.busy_at_home() == set()
+
+
+def test_clear_makes_statistics_begin_anew(registry: Registry) -> None:
+    census = Census(registry, Known(), OWN)
+    guest = next(iter(registry.guests.values()))
+    key = (OTHER, 70)
+    for second in range(1, 4):
+        state = GuestState(outer_pid=9, pid=70, runs=True, calls=100 * second)
+        registry.update_guest(guest, state)
+        census.take(reading(second, p9=second), {})
+    assert rates(census, key)["calls"] == pytest.approx(100)
+    assert rates(census, key)["cpu"] == pytest.approx(1)
+    state = msgspec.structs.replace(state, attributes=JobAttributes(cleared=1))
+    registry.update_guest(guest, state)
+    census.take(reading(4, p9=3), {})
+    assert rates(census, key)["calls"] == rates(census, key)["cpu"] == 0
+    assert census.statistics.ages(census.statistics.rows([key]))[0] == pytest.approx(3)
 
 
 def test_who_is_away_on_its_way_or_not_running_yet_is_not_here(registry: Registry) -> None:

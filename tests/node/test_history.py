@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from groups import Anybody
 from mosix.node.history import MOST_MOVES, History
-from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.registry import Job, Registry
 from mosix.node.requests import PastMove
 from mosix.wire.mosd_messages import ProcessState
@@ -48,7 +46,7 @@ def test_who_wants_to_be_told_is_told_of_moves_and_of_nothing_else() -> None:
     registry = Registry()
     told: list[PastMove] = []
     registry.history.tell(told.append)
-    job = Job("0" * 16, 1, 7, 7, JobGroup(Path("/nowhere"), Membership.detect()))
+    job = Job("0" * 16, 1, 7, 7, Anybody())
     registry.update(job, state(9, "home", ""))
     registry.update(job, state(9, AWAY, "home"))
     registry.update(job, state(9, AWAY, ""))

@@ -1,18 +1,19 @@
 """A real deputy whose bodies are not what they should be: HOSTILE in the job's environment says
-how. mosd is told `--deputy hostile_images:run`."""
+how. mosd is told `--deputy hostile_images:run`. And remotes that send such bodies home."""
 
 from __future__ import annotations
 
 import os
+import socket
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from mosix.deputy import main, moves
+from mosix.deputy import main
 from mosix.image import stream
 from mosix.image.model import PAGE_SIZE, Image, PageRun, Vma
+from mosix.remote import main as remote
 
 _USER_END = (1 << 47) - PAGE_SIZE
 _REGISTERS = 27  # of 8 bytes: struct user_regs_struct
@@ -188,10 +189,25 @@ def _write_hostile(fd: int, image: Image, packed: bool = False) -> None:
     _write_image(fd, image, packed)
 
 
-def run(sock: object) -> None:
+def run(sock: socket.socket) -> None:
     stream.write_image = _write_hostile
-    assert moves and time
-    main.run(sock)  # type: ignore[arg-type]
+    main.run(sock)
 
 
 warm_up = main.warm_up
+
+
+def _remote(name: str) -> Callable[[socket.socket], None]:
+    def run_remote(sock: socket.socket) -> None:
+        def write(fd: int, image: Image, packed: bool = False) -> None:
+            MUTATIONS[name](image)
+            _write_image(fd, image, packed)
+
+        stream.write_image = write
+        remote.run(sock)
+
+    return run_remote
+
+
+#: `--remote hostile_images:remote_NAME`: what goes home is so
+globals().update({f"remote_{name}": _remote(name) for name in MUTATIONS})

@@ -1,10 +1,11 @@
 """A deputy belongs to its job's user. What it says to another node is checked there: a bad body is
-refused or harms nobody but itself, and the node goes on as before."""
+refused or harms nobody but itself, and the node goes on as before. So is what comes home."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,3 +114,31 @@ def test_a_bad_body_harms_nobody_but_itself(part: int, pair: tuple[Node, Node]) 
     assert rss_kb(other) < before + (16 << 10)
     assert "Traceback" not in other.log(), other.log()
     assert os.path.exists(f"/proc/{daemon}")
+
+
+@pytest.mark.parametrize(
+    "name", ["kernel_half", "everything", "runs_outside", "memory_over_the_vdso", "small_xstate"]
+)
+def test_a_bad_body_does_not_come_home(name: str, cluster: Cluster) -> None:
+    """Its process goes on where it is, or ends with a line that says so; home is as before."""
+    home, other = cluster.node(1, start=False), cluster.node(2, start=False)
+    home.options = ["--deputy", "mosix.deputy.main:run"]
+    other.options = ["--remote", f"hostile_images:remote_{name}"]
+    other.extra = {"PYTHONPATH": f"{other.environment['PYTHONPATH']}:{HERE}"}
+    for node in (home, other):
+        node.start()
+    with job(home) as process:
+        assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
+        assert echoes(process)
+        done = home.mosix("migrate", process.pid, "home", "--wait")
+        assert done.status in (10, 13), done
+        assert len(done.err.splitlines()) == 1
+        if name == "small_xstate":  # known only when its memory is there and the guest is gone
+            assert process.wait(30) == -signal.SIGKILL
+            assert process.stderr is not None
+            assert f"process {process.pid} ended" in process.stderr.read()
+        else:
+            assert home.row(process.pid)["where"] == other.ip
+            assert echoes(process)
+    eventually(lambda: home.rows() == [] and other.rows() == [], 30)
+    assert home.mosrun("true").status == 0
