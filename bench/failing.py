@@ -39,7 +39,7 @@ def _built_without() -> Path:
     """Where mosix can be imported from that has no failpoints in C."""
     where = ROOT / "build/no-failpoints"
     where.mkdir(parents=True, exist_ok=True)
-    parts = ("pysrc", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+    parts = ("pysrc", "kernel", "setup.py", "pyproject.toml", "README.md", "LICENSE")
     for part in parts:
         # With its times: what has not changed is not built again.
         subprocess.run(["cp", "-au", str(ROOT / part), str(where)], check=True)

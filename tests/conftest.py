@@ -25,7 +25,7 @@ from mosix.remote.cgroup import Mount
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: processes and cgroups end a moment after the thing that ended them
-_GRACE_S = 5.0
+_GRACE_S = 30.0
 _GROUPS = (JOB_PREFIX, f"{GUEST_PREFIX}guest-")
 
 

@@ -13,7 +13,7 @@ from mosix.syscalls.table import BY_NAME, TABLE
 
 def syscalls(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mosix.cli.mosctl", "syscalls", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_every_call_is_listed_with_its_class() -> None:

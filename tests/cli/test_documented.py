@@ -33,7 +33,7 @@ def test_commands_tell_their_version(name: str) -> None:
         [sys.executable, "-m", f"mosix.cli.{name}", "--version"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     )
     assert done.stdout == f"{name} {metadata.version('mosix')}\n"
@@ -45,7 +45,7 @@ def test_without_a_subcommand_it_says_so_in_one_line(module: str, name: str) -> 
         [sys.executable, "-m", f"mosix.cli.{module}"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
@@ -71,7 +71,7 @@ def test_help_shows_every_exit_code_or_where_they_are(words: str) -> None:
         [sys.executable, "-m", f"mosix.cli.{name}", *sub, "--help"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     )
     if words != "mosctl":

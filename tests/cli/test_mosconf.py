@@ -42,7 +42,7 @@ def mosconf(paths: Paths, *options: str, **more: object) -> subprocess.Completed
         env=environment(paths),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         **given,  # type: ignore[call-overload]
     )
@@ -70,7 +70,7 @@ def guided(paths: Paths, *answers: str) -> tuple[int, str]:
             said += more.decode()
         os.close(ours)
         process.kill() if process.poll() is None and time.monotonic() >= end else None
-        status = process.wait(30)
+        status = process.wait(60)
     assert not waiting, (waiting, said)
     return status, said
 

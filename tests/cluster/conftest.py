@@ -17,7 +17,7 @@ from mosix import failpoints
 from mosix.lab import cgroups, drive
 from mosix.lab.drive import Cluster
 
-_GRACE_S = 5.0
+_GRACE_S = 30.0
 
 
 @pytest.fixture(scope="session")

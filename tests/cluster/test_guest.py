@@ -102,7 +102,7 @@ def test_guest_dies_with_its_ghost(lab: Cluster, start: Callable[..., Job]) -> N
     job = start(["cat"])
     job.move("2")
     job.kill(9)
-    assert job.process.wait(30) == -9
+    assert job.process.wait(60) == -9
     drive.wait_for("no guests", lambda: lab[2].jobs() == [])
 
 
@@ -111,4 +111,4 @@ def test_job_ends_when_its_guest_is_killed_there(lab: Cluster, start: Callable[.
     job = start(["cat"])
     job.move("2")
     lab[2].check(["/bin/kill", "-9", str(guest_of(lab[2], job)["pid"])])
-    assert job.process.wait(30) == -9
+    assert job.process.wait(60) == -9

@@ -34,7 +34,7 @@ def test_killed_by_a_signal_from_outside(
     job.line()
     job.home.migrate(job.pid, where)
     job.kill(number)
-    assert job.process.wait(30) == -number
+    assert job.process.wait(60) == -number
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_pgrep_finds_it_and_pkill_reaches_it(lab: Cluster, start: Callable[..., 
     job.move("2")
     assert lab[1].check(["pgrep", "-f", "sleep 4242"]).split() == [str(job.pid)]
     lab[1].check(["pkill", "-f", "sleep 4242"])
-    assert job.process.wait(30) == -signal.SIGTERM
+    assert job.process.wait(60) == -signal.SIGTERM
 
 
 def test_handler_runs_away_and_the_call_is_interrupted(start: Callable[..., Job]) -> None:

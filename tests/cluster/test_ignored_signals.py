@@ -88,4 +88,4 @@ def test_ignored_signals_are_not_felt(where: str, lab: Cluster, start: Callable[
         return
     job = start([program], options=() if where == "home" else (f"-{where}",))
     play(Scene(job.process, job.outer))
-    assert job.process.wait(30) == 0
+    assert job.process.wait(60) == 0

@@ -232,7 +232,7 @@ def test_xz_moves_while_it_waits_to_read_and_to_write(start: Callable[..., Job])
     packed = job.stdout_bytes()
     writer.join()
     assert lzma.decompress(packed) == data
-    assert job.process.wait(30) == 0
+    assert job.process.wait(60) == 0
 
 
 def feed(process: subprocess.Popen[str], data: bytes) -> None:

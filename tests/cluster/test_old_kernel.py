@@ -101,7 +101,7 @@ def test_signals_come_all_once_and_in_order(lab: Cluster, start: Callable[..., J
 def test_ignored_signals_are_not_felt(start: Callable[..., Job]) -> None:
     job = start([str(built(PROGRAMS / "ignored.c"))], options=("-2",))
     play(Scene(job.process, job.outer))
-    assert job.process.wait(30) == 0
+    assert job.process.wait(60) == 0
 
 
 def test_what_needs_home_comes_home(start: Callable[..., Job]) -> None:

@@ -43,7 +43,7 @@ def play(process: subprocess.Popen[str], pid: int, asleep: Callable[[], None]) -
             else:
                 os.kill(pid, signal.SIGUSR1)
             said.append(process.stdout.readline())
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     return said
 
 

@@ -50,7 +50,7 @@ def test_a_message_ends_it_and_is_left_for_the_event_loop(
     assert node is mosd[1]
     assert mosd[1].recv(100) == b"message"
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     os.close(pidfd)
 
 
@@ -71,7 +71,7 @@ def test_the_job_is_over_when_the_last_process_is(
         assert ended == []  # the second one goes on
         _members(tmp_path)
         process.kill()
-        thread.join(5)
+        thread.join(60)
         assert ended == [-1]
 
 

@@ -21,7 +21,7 @@ def text_of(page: str) -> str:
         ["groff", "-man", "-Tascii", "-P-cbou", "-rLL=200n", str(ROOT / "man" / page)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     return done.stdout
@@ -32,7 +32,7 @@ def test_pages_are_those_that_the_commands_make_now() -> None:
         [sys.executable, str(ROOT / "scripts" / "manpages.py"), "--check"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -52,7 +52,7 @@ def test_roff_is_correct(page: Path) -> None:
         ["groff", "-man", "-Tutf8", "-ww", "-z", str(page)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

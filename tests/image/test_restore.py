@@ -221,7 +221,7 @@ def test_program_answers_the_same_in_a_guest_and_back_at_home(
         after = fields(it.home.pid)
         assert {**after, "mm": b""} == {**before, "mm": b""}
         it.to.close()
-        assert it.home.wait(5) == 7
+        assert it.home.wait(60) == 7
     assert got == want
 
 
@@ -251,7 +251,7 @@ def test_rest_of_a_blocked_write_is_written_at_home(built: dict[str, Path]) -> N
         assert image.threads[0].call is not None and image.threads[0].call.done > 0
         block = it.back.buffer.read(1 << 20)  # type: ignore[attr-defined]
         assert block == bytes(range(256)) * 4096
-        assert it.home.wait(5) == 0
+        assert it.home.wait(60) == 0
 
 
 def test_sleep_is_slept_to_its_end_at_home(built: dict[str, Path]) -> None:
@@ -287,7 +287,7 @@ def test_page_behind_the_end_of_a_file_still_raises_sigbus(built: dict[str, Path
         go_away(it)
         assert it.say("bus") == "first page x"
         assert it.line() == "bus error"
-        assert it.guest is not None and it.guest.wait(5) == 9
+        assert it.guest is not None and it.guest.wait(60) == 9
 
 
 def test_ghost_gives_memory_back_but_keeps_its_name(built: dict[str, Path]) -> None:

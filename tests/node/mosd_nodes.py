@@ -30,7 +30,7 @@ def free_port() -> int:
         return port
 
 
-def eventually(what: Callable[[], bool], timeout_s: float = 8.0) -> None:
+def eventually(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """For states that nobody announces: processes and cgroups that are about to vanish."""
     end = time.monotonic() + timeout_s
     while not what():
@@ -99,7 +99,7 @@ class Node:
             (self.directory / "log").open("ab") as log,
         ):
             notify.bind(str(path))
-            notify.settimeout(20)
+            notify.settimeout(60)
             self.process = subprocess.Popen(
                 self.command(),
                 env={**self.environment, "NOTIFY_SOCKET": str(path)},
@@ -117,7 +117,7 @@ class Node:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
             check=False,
         )
         return done.returncode, done.stderr
@@ -153,7 +153,7 @@ class Node:
             env={**self.environment, **more.pop("env", {})},  # type: ignore[dict-item]
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
             user=uid,
             group=uid,
@@ -211,7 +211,7 @@ def end(job: subprocess.Popen[str]) -> int:
     assert job.stdout is not None
     job.stdin.close()
     job.stdout.close()
-    return job.wait(10)
+    return job.wait(60)
 
 
 class Cluster:

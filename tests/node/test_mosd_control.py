@@ -189,7 +189,7 @@ def test_detached_it_returns_when_it_is_ready_and_logs_to_a_file(cluster: Cluste
         env=node.environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -200,7 +200,7 @@ def test_detached_it_returns_when_it_is_ready_and_logs_to_a_file(cluster: Cluste
         env=node.environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert again.returncode == 1

@@ -73,7 +73,7 @@ def test_systemd_understands_it(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", str(copy)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

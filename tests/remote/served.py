@@ -180,7 +180,7 @@ def launch(
     )
     there.close()
     with here:
-        here.settimeout(5)
+        here.settimeout(60)
         _, fds, _, _ = socket.recv_fds(here, 1, 1)
     redirector = NotifyRedirector(fds[0], near.fileno(), guest.pid, ghost.pid)
     return Served(redirector, guest, ghost, [near], fds[0])
