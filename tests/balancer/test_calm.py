@@ -19,6 +19,8 @@ from mosix.balancer.settling import Population
 
 MOVE_S = 0.4
 SECONDS = 60
+#: Of each job, always: else what gains too little to move for would be worth it much later.
+AGE_S = 30.0
 
 
 @dataclass
@@ -113,7 +115,7 @@ class Simulation:
         if node.jobs - node.leaving <= 0:
             return
         job = np.zeros(1, PROCESS)
-        job["age_s"], job["move_s"], job["home"] = now, MOVE_S, -1
+        job["age_s"], job["move_s"], job["home"] = AGE_S, MOVE_S, -1
         mine, believed = node.state(now, leaver=True), self.beliefs[index]
         gains = {
             k: choice.value
@@ -153,7 +155,7 @@ def test_equal_jobs_come_to_rest_where_none_would_be_better_off(
     assert len(simulation.moves) <= 2 * jobs
     assert not simulation.moves or simulation.moves[-1] < SECONDS * 3 / 4
     job = np.zeros(1, PROCESS)
-    job["age_s"], job["move_s"], job["home"] = SECONDS * 3 / 4, MOVE_S, -1
+    job["age_s"], job["move_s"], job["home"] = AGE_S, MOVE_S, -1
     for source, target in itertools.permutations(range(len(nodes)), 2):
         if nodes[source].jobs:
             here, there = (simulation.state_of(k, nodes[k].jobs) for k in (source, target))
