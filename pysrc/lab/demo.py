@@ -2,8 +2,9 @@
 
 Called by scripts/demo. On node 1, with files that exist only there: `xz -9` over a tar of a real
 tree, then a CPython program that indexes the same tar; each is also run plainly at the same
-time, and the outputs are compared byte for byte. Shows live where each program is. The end is
-`demo_spread`. Exit status 0 only if every move succeeded, nothing differs, and jobs did spread.
+time, and the outputs are compared byte for byte. Shows live where each program is. Then come
+`demo_spread` and `demo_kernel`. Exit status 0 only if every move succeeded, nothing differs, and
+jobs did spread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import click
 import msgspec
 from mosix.errors import MosixError
-from mosix.lab import demo_spread, drive
+from mosix.lab import demo_kernel, demo_spread, drive
 from mosix.lab.drive import Cluster, NodeHandle
 from rich.console import Console
 from rich.live import Live
@@ -278,6 +279,7 @@ def main(lab_name: str, index: Path) -> None:
     try:
         ok = run(lab_name, index.resolve(), console)
         ok = demo_spread.show(lab_name, console) and ok
+        ok = demo_kernel.show(lab_name, console) and ok
     except MosixError as error:
         click.echo(f"demo: {error.line()}", err=True)
         sys.exit(error.code)
@@ -288,6 +290,7 @@ def run(lab_name: str, index: Path, console: Console) -> bool:
     console.print("bringing up three nodes …")
     cluster = Cluster.up(lab_name, 3)
     try:
+        demo_kernel.tiers(lab_name, console)
         home = cluster[1]
         size = make_tar(home)
         console.print(f"n1 has {_TAR} ({size / 1e6:.0f} MB), no other node has", highlight=False)
