@@ -58,22 +58,23 @@ class Adoption(Server):
         packets: Packets[WorkerToNode] = Packets(sock, WorkerToNode)
         fds: list[int] = []
         pidfd = -1
-        uid = -1
+        kind, who = "no worker", "somebody"
         try:
             caller = caller_of(sock)
-            pid, uid = caller.pid, caller.uid
+            pid, who = caller.pid, f"uid {caller.uid}"
             # Before its word: a process that has sent it lives, and so has this PID.
             pidfd = os.pidfd_open(pid)
             keeper = self._keeper_of(Identity.of(pid))
             if keeper is None:
                 raise ProtocolError(f"process {pid} is no worker that is waited for")
+            kind, who = "no worker of this build", f"process {pid}"
             async with asyncio.timeout(_FIRST_WORD_S):
-                fds = await self._first_word(packets, pid)
+                fds = await self._first_word(packets)
             if keeper.take_back(Worker(pid, pidfd, sock), fds):
                 return
         except (OSError, EOFError, TimeoutError, ProtocolError) as error:
             why = error.line() if isinstance(error, ProtocolError) else str(error) or "timeout"
-            self._complaints.note("no worker", f"uid {uid}", why)
+            self._complaints.note(kind, who, why)
         for fd in (*fds, pidfd):
             if fd >= 0:
                 os.close(fd)
@@ -84,21 +85,17 @@ class Adoption(Server):
             return None
         return next((keeper for keeper in self._keepers if keeper.expects(identity)), None)
 
-    async def _first_word(self, packets: Packets[WorkerToNode], pid: int) -> list[int]:
+    async def _first_word(self, packets: Packets[WorkerToNode]) -> list[int]:
         """The descriptors that ride with it. ProtocolError: it is none of ours to be had."""
-        try:
-            message, fds = await packets.receive()
-        except ProtocolError as error:
-            self._complaints.note("worker of another build", f"process {pid}", error.line())
-            raise
+        message, fds = await packets.receive()
         if isinstance(message, Returned) and message.version == WORKER_VERSION:
             return fds
         for fd in fds:
             os.close(fd)
         version = message.version if isinstance(message, Returned) else "?"
-        what = f"it speaks version {version}, this mosd {WORKER_VERSION}: it goes on without mosd"
-        self._complaints.note("worker of another build", f"process {pid}", what)
-        raise ProtocolError(what)
+        raise ProtocolError(
+            f"it speaks version {version}, this mosd {WORKER_VERSION}: it goes on without mosd"
+        )
 
     async def close(self) -> None:
         if self._listener is not None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 from jobs import PYTHON, Job
-from mosix.errors import EXIT_CODES
 from mosix.lab.drive import Cluster
 
 STATE = (
@@ -111,14 +110,6 @@ def test_without_mosd_it_says_so(lab: Cluster) -> None:
             assert len(done.stderr.splitlines()) == 1
     finally:
         lab[3].mosd("start")
-
-
-@pytest.mark.parametrize("command", ["migrate", "mosps", "mosctl", "mosd"])
-def test_help_shows_the_table_of_exit_codes(command: str, lab: Cluster) -> None:
-    text = " ".join(lab[1].check([command, "--help"]).split())
-    for code, summary in EXIT_CODES.items():
-        assert str(code) in text
-        assert summary.split(",")[0] in text
 
 
 def test_whois_and_status_know_every_node(lab: Cluster) -> None:

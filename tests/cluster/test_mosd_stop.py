@@ -26,7 +26,7 @@ def mosd_ended(node: NodeHandle) -> str:
 def test_own_jobs_come_home_and_guests_are_sent_to_theirs(
     lab: Cluster, start: Callable[..., Job]
 ) -> None:
-    flag = "/node/enough"
+    flag = "/node/stopped"
     waiting, at_home = start(["cat"]), start(["cat"])
     computing = start([str(built(PROGRAMS / "checksum.c")), "until", flag])
     waiting.move("2")
