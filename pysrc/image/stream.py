@@ -66,6 +66,8 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 MAX_PENDING = 1 << 12
 _USER_END = (1 << 47) - PAGE_SIZE
+#: The only mapping beyond them, in every process at the same place (uapi/asm/vsyscall.h).
+_VSYSCALL = (0xFFFFFFFFFF600000, 0xFFFFFFFFFF601000)
 _KINDS_WITH_PAGES = frozenset(("anon", "file", "shared-file", "heap", "stack"))
 _KINDS = _KINDS_WITH_PAGES | {"vdso", "vvar", "vsyscall", "eof"}
 _U64 = 1 << 64
@@ -263,8 +265,11 @@ def _check_vmas(vmas: list[Vma]) -> None:
     for vma in vmas:
         _require(vma.kind in _KINDS, "kind of mapping")
         _require(vma.start % PAGE_SIZE == 0 and vma.end % PAGE_SIZE == 0, "mapping")
-        limit = _U64 if vma.kind == "vsyscall" else _USER_END
-        _require(end <= vma.start < vma.end <= limit, "mapping")
+        _require(end <= vma.start < vma.end, "mapping")
+        if vma.kind == "vsyscall":
+            _require((vma.start, vma.end) == _VSYSCALL, "mapping")
+        else:
+            _require(vma.end <= _USER_END, "mapping")
         _require(0 <= vma.prot <= 7 and 0 <= vma.offset < 1 << 63, "mapping")
         _require(len(vma.path) <= 2 * PAGE_SIZE and len(vma.vm_flags) <= 64, "mapping")
         end = vma.end

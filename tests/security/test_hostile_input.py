@@ -218,6 +218,7 @@ async def test_answers_that_nobody_reads_are_held_up_to_a_limit(tmp_path: Path) 
         tmp_path / "control",
         Handlers(launch, request),  # type: ignore[arg-type]
         complaints,
+        "10.0.0.1",
     )
     served.listen()
     serving = asyncio.create_task(served.serve())
