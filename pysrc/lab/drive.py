@@ -6,13 +6,14 @@ has (`mosix-lab`, `migrate`, `mosps`), so what is seen here is what a user sees.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,6 +170,23 @@ class NodeHandle:
     def link(self, up: bool) -> None:
         """Plug the network cable in or out."""
         _command("link", f"--name={self.lab}", self.name, "up" if up else "down")
+
+    @contextlib.contextmanager
+    def memory_left(self, mebibytes: int) -> Iterator[None]:
+        """A while in which the node may use only so much more memory than it does now."""
+        usage = cgroups.usage(self.lab, self.name)
+        found = cgroups.hierarchies()
+        if found.unified:
+            assert found.v2 is not None
+            file = found.v2 / cgroups.TOP / self.lab / self.name / "memory.max"
+        else:
+            group = found.v1["memory"] / cgroups.TOP / self.lab / self.name
+            file = group / "memory.limit_in_bytes"
+        file.write_text(str(usage.memory_bytes + (mebibytes << 20)))
+        try:
+            yield
+        finally:
+            file.write_text(str(usage.memory_limit_bytes))
 
     def processes(self) -> dict[int, str]:
         """Host PIDs of all that runs in the node, with their command lines."""

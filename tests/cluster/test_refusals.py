@@ -9,7 +9,7 @@ from pathlib import Path
 import faults
 import pytest
 from jobs import Job
-from mosix.lab import cgroups, drive
+from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
 
@@ -93,23 +93,6 @@ def test_home_that_is_not_in_the_map_of_the_target(lab: Cluster, start: Callable
         refused(job, "3", 8)
 
 
-@contextmanager
-def memory_left(lab: Cluster, node: NodeHandle, mebibytes: int) -> Iterator[None]:
-    """A node that has only so much memory left."""
-    usage = cgroups.usage(lab.name, node.name)
-    found = cgroups.hierarchies()
-    if found.unified:
-        assert found.v2 is not None
-        file = found.v2 / cgroups.TOP / lab.name / node.name / "memory.max"
-    else:
-        file = found.v1["memory"] / cgroups.TOP / lab.name / node.name / "memory.limit_in_bytes"
-    file.write_text(str(usage.memory_bytes + (mebibytes << 20)))
-    try:
-        yield
-    finally:
-        file.write_text(str(usage.memory_limit_bytes))
-
-
 @pytest.mark.parametrize("at", ["home", "2"])
 def test_target_short_of_memory(at: str, lab: Cluster, start: Callable[..., Job]) -> None:
     """300 MiB and ten per cent do not fit into what is left."""
@@ -118,7 +101,7 @@ def test_target_short_of_memory(at: str, lab: Cluster, start: Callable[..., Job]
     job.write("\n")
     expected = job.line()
     job.home.migrate(job.pid, at)
-    with memory_left(lab, lab[3], 200):
+    with lab[3].memory_left(200):
         done = job.home.run(["migrate", "--wait", str(job.pid), "3"])
         assert done.returncode == 8, done.stderr
         assert "memory" in done.stderr

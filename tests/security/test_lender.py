@@ -3,36 +3,18 @@ is killed a guest is."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from faults import guests, mosd, spawners, workers
 from jobs import Job
-from mosix.lab import cgroups, drive
+from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
 from mosix.node.lender import Shortage, reserve_of
 
 GROW = Path(__file__).resolve().parent / "programs" / "grow.c"
-
-
-@contextlib.contextmanager
-def memory_of(lab: Cluster, node: NodeHandle, mebibytes: int) -> Iterator[None]:
-    """The node has so much more than it uses now."""
-    usage = cgroups.usage(lab.name, node.name)
-    found = cgroups.hierarchies()
-    if found.unified:
-        assert found.v2 is not None
-        file = found.v2 / cgroups.TOP / lab.name / node.name / "memory.max"
-    else:
-        file = found.v1["memory"] / cgroups.TOP / lab.name / node.name / "memory.limit_in_bytes"
-    file.write_text(str(usage.memory_bytes + (mebibytes << 20)))
-    try:
-        yield
-    finally:
-        file.write_text(str(usage.memory_limit_bytes))
 
 
 def growing(start: Callable[..., Job]) -> Job:
@@ -59,7 +41,7 @@ def test_a_guest_that_outgrows_its_limit_goes_home_and_computes_on(
     at_home = holding(growing(start), "20", order, "1")
     job = growing(start)
     before = daemons(lab[2])
-    with memory_of(lab, lab[2], 250):
+    with lab[2].memory_left(250):
         holding(job, "20")
         job.move("2")
         assert holding(job, order, "1") == at_home
@@ -78,7 +60,7 @@ def test_a_guest_goes_home_when_its_node_needs_the_memory(
     holding(job, "150")
     job.move("2")
     before = daemons(lab[2])
-    with memory_of(lab, lab[2], 200):
+    with lab[2].memory_left(200):
         owner = lab[2].popen([str(built(GROW))], stdin=-1, stdout=-1)
         try:
             assert owner.stdin is not None and owner.stdout is not None

@@ -6,16 +6,11 @@ Homes are both machines in turn, so bodies go to the older kernel and to the new
 from __future__ import annotations
 
 import pytest
-from jobs import PROGRAMS, PYTHON, Job
+from jobs import PROGRAMS, Job
 from mosix.errors import MosixError
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
-
-_FAMILIES = (
-    *("pipes", "signals", "timers", "memory", "at_files", "appending", "locks", "watching"),
-    *("multiplexing", "special", "messages", "network", "clocks", "sleeping", "storm"),
-    *("restarting", "identity", "children", "exec", "shared", "vectors", "proc"),
-)
+from trips import FAMILIES, other, round_trip
 
 
 @pytest.fixture(params=[1, 2], ids=["home-6.1", "home-6.12"])
@@ -23,30 +18,14 @@ def home(request: pytest.FixtureRequest, lab: Cluster) -> NodeHandle:
     return lab[request.param]
 
 
-def other(home: NodeHandle) -> str:
-    """Number of the machine that is not `home`."""
-    return str(3 - home.node.number)
-
-
 def test_round_trips_change_nothing_in_what_is_computed(home: NodeHandle) -> None:
-    command = [PYTHON, str(PROGRAMS / "checksum.py")]
-    with Job(home, [*command, "until", "/node/stop"]) as job:
-        for target in (other(home), "home", other(home)):
-            job.move(target)
-            job.line()
-        home.check(["touch", "/node/stop"])
-        status, output, complaints = job.finish()
-    home.check(["rm", "/node/stop"])
-    assert (status, complaints) == (0, "")
-    rounds = output.rpartition("rounds ")[2].split()[0]
-    plain = home.check([*command, "rounds", rounds], timeout_s=300)
-    assert output == plain[-len(output) :]
+    round_trip(home)
 
 
 @pytest.mark.full
 def test_families_of_calls_do_the_same_wherever_the_body_is(home: NodeHandle) -> None:
     moves = 0
-    for family in _FAMILIES:
+    for family in FAMILIES:
         command = ["env", "HERE=/node", str(built(PROGRAMS / "families.c")), family, "1500"]
         plain = home.run(command)
         with Job(home, command) as job:

@@ -18,13 +18,9 @@ from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.kernels import kernel
 from mosix.lab.programs import built, built_module
+from trips import FAMILIES, other, round_trip
 
 SERIES = ("6.1", "6.12")
-_FAMILIES = (
-    *("pipes", "signals", "timers", "memory", "at_files", "appending", "locks", "watching"),
-    *("multiplexing", "special", "messages", "network", "clocks", "sleeping", "storm"),
-    *("restarting", "identity", "children", "exec", "shared", "vectors", "proc"),
-)
 _STUB = ["pgrep", "-x", "mosix-stub"]
 #: for what takes a machine seconds, on a host that has other work
 _LONG_S = 120.0
@@ -72,11 +68,6 @@ def home(request: pytest.FixtureRequest, kernels: Cluster) -> NodeHandle:
     return kernels[request.param]
 
 
-def other(home: NodeHandle) -> str:
-    """Number of the machine that is not `home`."""
-    return str(3 - home.node.number)
-
-
 def nothing_in_hand(node: NodeHandle) -> None:
     """No task waits in the module, nobody owns any, nothing is hooked."""
     names = ("module_parked", "module_owners", "module_hooks")
@@ -102,22 +93,6 @@ def blocked(home: NodeHandle) -> Job:
 def test_mosctl_says_which_tier_a_node_runs(kernels: Cluster) -> None:
     for node in kernels.nodes:
         assert "judged by eBPF, redirected by mosix.ko" in node.check(["mosctl", "status"])
-
-
-def round_trip(home: NodeHandle) -> None:
-    """There, home and there again; what is computed is the same."""
-    command = [PYTHON, str(PROGRAMS / "checksum.py")]
-    with Job(home, [*command, "until", "/node/stop"]) as job:
-        for target in (other(home), "home", other(home)):
-            job.move(target)
-            job.line()
-        home.check(["touch", "/node/stop"])
-        status, output, complaints = job.finish()
-    home.check(["rm", "/node/stop"])
-    assert (status, complaints) == (0, "")
-    rounds = output.rpartition("rounds ")[2].split()[0]
-    plain = home.check([*command, "rounds", rounds], timeout_s=300)
-    assert output == plain[-len(output) :]
 
 
 def test_round_trips_change_nothing_in_what_is_computed(kernels: Cluster, home: NodeHandle) -> None:
@@ -149,7 +124,7 @@ def families_agree(home: NodeHandle, families: tuple[str, ...]) -> None:
 
 @pytest.mark.full
 def test_all_families_of_calls_do_the_same(home: NodeHandle) -> None:
-    families_agree(home, _FAMILIES)
+    families_agree(home, FAMILIES)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
