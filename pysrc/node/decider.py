@@ -30,6 +30,7 @@ from mosix.node.meter import NodeMeter
 from mosix.node.outlook import Outlook, as_numbers
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
+from mosix.node.registry import Guest
 from mosix.node.requests import Migrated
 from mosix.wire.bargain import (
     Agreed,
@@ -145,6 +146,11 @@ class Decider:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def gone(self, guest: Guest) -> None:
+        """A guest has left or could not be made: between two readings, maybe, so that no census has
+        seen it. Its place is free."""
+        self.outlook.promises.kept((guest.home, guest.pid))
 
     # ---- who may ----
 

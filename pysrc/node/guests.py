@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -275,6 +275,8 @@ class Host:
         self._remotes: dict[bytes, RemoteLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.closed = False
+        #: told of each guest that is not here any more, whether its body ever came or not
+        self.gone: Callable[[Guest], None] = lambda _: None
 
     def recover(self) -> None:
         """At start: guests of a mosd that died. Their remotes come back; what is left of others is
@@ -531,6 +533,7 @@ class Host:
         finally:
             self._registry.guests.pop(link.guest.token, None)
             self._remotes.pop(link.guest.token, None)
+            self.gone(link.guest)
             records.remove(self._records, link.guest.token.hex())
             try:
                 await self._vacate(link.room)

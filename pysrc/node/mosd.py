@@ -191,6 +191,7 @@ class Mosd:
                 active=self._balance,
             )
             launcher.where_to = decider.where_to
+            host.gone = decider.gone
             services = Services(
                 names,
                 launcher,

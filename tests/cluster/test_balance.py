@@ -193,6 +193,15 @@ def test_b_starts_where_it_is_best_and_bestnode_names_it(
     assert begin(["cat"], "-b", "-m100000").where() == "home"
 
 
+@pytest.mark.usefixtures("loaded")
+def test_a_place_is_free_again_as_soon_as_its_job_has_ended(balanced: Cluster) -> None:
+    """Also of jobs so short that none is seen running: more of them than would fit."""
+    n1 = balanced[1]
+    for _ in range(8):
+        assert n1.check([*BESTNODE, "-n"]) == "2\n"
+        assert n1.run(["mosrun", "-b", "true"]).returncode == 0
+
+
 #: Computes for a while, asks to be thought of, and says where it is then.
 ASKER = """
 import time
