@@ -182,7 +182,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     Fixtures that live longer than a test (a session's lab) are set up first, so that what is
     theirs counts as there before.
     """
-    for name in ("lab", "balanced", "pair", "parking"):
+    for name in ("lab", "balanced", "mixed", "pair", "parking"):
         if name in request.fixturenames:
             request.getfixturevalue(name)
     before = _state()

@@ -63,6 +63,18 @@ def kernels(lab: Cluster) -> Iterator[Cluster]:
             start(node, "portable")
 
 
+@pytest.fixture
+def mixed(kernels: Cluster) -> Cluster:
+    """n2 is a portable node, without the module, from here on."""
+    if kernels[2].run(["test", "-e", "/dev/mosix"]).returncode == 0:
+        kernels[2].mosd("stop")
+        unload(kernels[2])
+        start(kernels[2], "portable")
+    for node in kernels.nodes:
+        node.jobs()  # whom it asks from now on is there before the test
+    return kernels
+
+
 @pytest.fixture(params=[1, 2], ids=["home-6.1", "home-6.12"])
 def home(request: pytest.FixtureRequest, kernels: Cluster) -> NodeHandle:
     return kernels[request.param]
@@ -239,21 +251,21 @@ def test_the_module_stays_while_a_guest_lives(kernels: Cluster) -> None:
         node.close()  # what was asked in this test was asked anew
 
 
-def test_the_kernel_tier_is_refused_where_it_is_not_possible(kernels: Cluster) -> None:
-    done = kernels[2].run(
+def test_the_kernel_tier_is_refused_where_it_is_not_possible(mixed: Cluster) -> None:
+    done = mixed[2].run(
         ["mosd", "--tier=kernel", "--run-dir=/run/other", "--port=4000"], timeout_s=_LONG_S
     )
     assert done.returncode != 0
     assert "cannot open /dev/mosix" in done.stderr
 
 
-def test_a_job_moves_between_tiers(kernels: Cluster) -> None:
-    assert "without a kernel module" in kernels[2].check(["mosctl", "status"])
-    for home in kernels.nodes:
+def test_a_job_moves_between_tiers(mixed: Cluster) -> None:
+    assert "without a kernel module" in mixed[2].check(["mosctl", "status"])
+    for home in mixed.nodes:
         round_trip(home)
 
 
 @pytest.mark.full
-def test_calls_do_the_same_in_both_tiers(kernels: Cluster) -> None:
-    for home in kernels.nodes:
+def test_calls_do_the_same_in_both_tiers(mixed: Cluster) -> None:
+    for home in mixed.nodes:
         families_agree(home, ("signals", "restarting", "special"))
