@@ -116,6 +116,12 @@ class Census:
             self._add(new)
         return [new for new in new_ones if new.since > -math.inf]
 
+    def left(self, resident: Resident) -> None:
+        """It has gone, and is not to be offered again until the next reading says so too."""
+        if self.residents.get(resident.key) is resident:
+            del self.residents[resident.key]
+            self.statistics.remove(resident.key)
+
     def at_home(self) -> set[int]:
         """PIDs of the processes of own jobs that are here."""
         return {one.pid for one in self.residents.values() if one.guest is None}

@@ -307,7 +307,8 @@ class Decider:
             answer = await self._ask(proposal.target, offer)
             if isinstance(answer, Agreed):
                 self.outlook.learn(proposal.target, answer.truth)
-                if answer.gain > 0:
+                # Somebody may have pulled it meanwhile.
+                if answer.gain > 0 and not self.held(proposal.resident, time.monotonic()):
                     self._begin(proposal.resident, proposal.target, proposal.why)
                     return
 
@@ -347,6 +348,7 @@ class Decider:
             if moved.freeze_ns:
                 self._link.moved(moved.freeze_ns / 1e9, moved.page_bytes / 1e6)
             self.outlook.population.changed(time.monotonic(), -self._leaving[resident.key])
+            self.census.left(resident)
             _log.info("process %d of %s → %s: %s", resident.key[1], resident.home, target, why)
         finally:
             self.outlook.leaving -= self._leaving.pop(resident.key)

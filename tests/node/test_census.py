@@ -117,3 +117,18 @@ def test_who_is_away_on_its_way_or_not_running_yet_is_not_here(registry: Registr
     census.take(reading(3), {})
     assert census.residents == {}
     assert len(census.statistics) == 0
+
+
+def test_who_has_left_is_not_offered_again_until_the_next_reading(registry: Registry) -> None:
+    census = Census(registry, Known(7), OWN)
+    census.take(reading(1, p7=1), {})
+    seven = census.residents[(OWN, 7)]
+    job = registry.jobs[JOB]
+    registry.update(job, ProcessState(pid=7, where=OTHER, nmigs=1, why="", epoch=1))
+    census.left(seven)
+    assert census.residents == {}
+    assert census.take(reading(2, p7=2), {}) == []
+    registry.update(job, ProcessState(pid=7, where="home", nmigs=2, why="", epoch=2))
+    census.take(reading(3, p7=3), {})
+    census.left(seven)  # of an earlier stay
+    assert set(census.residents) == {(OWN, 7)}
