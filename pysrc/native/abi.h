@@ -79,7 +79,7 @@ struct mx_reply {
  * Reading ahead.  A guest that reads a file with reads of one size is sent, behind the reply to
  * one, what the next would return at that moment: a reply with MX_REP_AHEAD, of at most
  * MX_AHEAD_MAX bytes, which answers nothing.  It comes before the reply to the next request,
- * whatever that is.  A read is made when it is asked for, like all calls; only when its whole
+ * whatever that is, and is kept until the first one that returns bytes.  A read is made when it is asked for, like all calls; only when its whole
  * result is, byte for byte, what was sent ahead its reply is MX_REP_SAME, without the bytes.
  */
 #define MX_REP_AHEAD 4
@@ -137,9 +137,10 @@ struct mx_agent_state {
 	uint64_t kept_size;
 	uint64_t ahead_size; /* of what was sent ahead of the next request; 0: nothing, or it is to be thrown away */
 	uint64_t ahead_left; /* bytes of that which have yet to be sent, or MX_AHEAD_UNKNOWN */
-	int32_t reads_fd;    /* the last `reads` requests read reads_size bytes each from it */
+	int32_t reads_fd;    /* `reads` times reads_size bytes were read from it, last up to reads_end */
 	uint32_t reads;
 	uint64_t reads_size;
+	int64_t reads_end;
 	uint64_t cure; /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
 

@@ -546,6 +546,12 @@ static uint64_t out_size(const struct mx_request *request, int64_t result)
 
 /* ---- reading ahead: abi.h ---- */
 
+/* The redirector then needs the memory in which it keeps what was sent ahead. */
+static int returns_bytes(const struct mx_request *request)
+{
+	return request->out_fixed || request->out_var;
+}
+
 /* It is on its way when the reply goes out. */
 static int send_rest_ahead(struct mx_agent_state *state)
 {
@@ -583,8 +589,8 @@ static int was_sent_ahead(const struct mx_agent_state *state, const struct mx_re
 	       is_equal((char *)(reply + 1), (char *)state->area + state->area_size - reply->size, reply->size);
 }
 
-/* What a read at its position would return now, if that is at hand: nobody waits for it.  At the end of the buffer. */
-static char *look_ahead(const struct mx_agent_state *state, long fd, uint64_t size)
+/* What a read at this position would return now, if that is at hand: nobody waits for it.  At the end of the buffer. */
+static char *look_ahead(const struct mx_agent_state *state, long fd, long at, uint64_t size)
 {
 	char *to = (char *)state->area + state->area_size - size;
 	struct {
@@ -593,19 +599,41 @@ static char *look_ahead(const struct mx_agent_state *state, long fd, uint64_t si
 	} part = { to, size };
 	struct stat file;
 	uint64_t fs[16];
-	long at, n;
+	long n;
 
 	if (mx_syscall(__NR_fstat, fd, (long)&file, 0, 0, 0, 0) || !S_ISREG(file.st_mode) ||
 	    mx_syscall(__NR_fcntl, fd, F_GETFL, 0, 0, 0, 0) & O_DIRECT_)
 		return 0;
-	at = mx_syscall(__NR_lseek, fd, 0, 1 /* SEEK_CUR */, 0, 0, 0);
 	/* Files of /proc and /sys, which may mind being read, have no such size. */
-	if (at < 0 || file.st_size < at || file.st_size - at < (long)size)
+	if (file.st_size < at || file.st_size - at < (long)size)
 		return 0;
 	n = mx_syscall(__NR_preadv2, fd, (long)&part, 1, at, 0, RWF_NOWAIT_);
 	if (n == -EOPNOTSUPP && !mx_syscall(__NR_fstatfs, fd, (long)fs, 0, 0, 0, 0) && fs[0] == TMPFS)
 		n = mx_syscall(__NR_preadv2, fd, (long)&part, 1, at, 0, 0);
 	return n == (long)size ? to : 0;
+}
+
+/* Is this one of reads of one size, each of which begins where the last one ended? */
+static int reads_on(struct mx_agent_state *state, const struct mx_request *request, uint64_t size)
+{
+	int32_t fd = request->args[0];
+	long end;
+
+	if (request->nr != __NR_read || size != request->args[2] || size != request->out_var || size < AHEAD_LEAST ||
+	    size > MX_AHEAD_MAX) {
+		state->reads = 0;
+		return 0;
+	}
+	end = mx_syscall(__NR_lseek, fd, 0, 1 /* SEEK_CUR */, 0, 0, 0);
+	if (state->reads_fd != fd || state->reads_size != size || state->reads_end + (long)size != end)
+		state->reads = 0;
+	state->reads_fd = fd;
+	state->reads_size = size;
+	state->reads_end = end;
+	if (end < 0 || ++state->reads < AHEAD_AFTER)
+		return 0;
+	state->reads = AHEAD_AFTER;
+	return 1;
 }
 
 /* The request has been replied to, with `size` bytes.  Never waits. */
@@ -616,20 +644,9 @@ static void read_ahead(struct mx_agent_state *state, const struct mx_request *re
 	char *data;
 	long n;
 
-	if (request->nr != __NR_read || size != request->args[2] || size != request->out_var || size < AHEAD_LEAST ||
-	    size > MX_AHEAD_MAX) {
-		state->reads = 0;
+	if (!returns_bytes(request) || !reads_on(state, request, size))
 		return;
-	}
-	if (!state->reads || state->reads_fd != (int32_t)request->args[0] || state->reads_size != size) {
-		state->reads_fd = request->args[0];
-		state->reads_size = size;
-		state->reads = 0;
-	}
-	if (++state->reads < AHEAD_AFTER)
-		return;
-	state->reads = AHEAD_AFTER;
-	data = look_ahead(state, (int32_t)request->args[0], size);
+	data = look_ahead(state, state->reads_fd, state->reads_end, size);
 	if (!data)
 		return;
 	ahead = (struct mx_reply *)data - 1;
@@ -659,6 +676,7 @@ static char *larger(struct mx_agent_state *state, const struct mx_request *reque
 		if (receive_until(state, (char *)state->area, &some, most, most))
 			return 0;
 	}
+	state->ahead_size = 0;
 	reply.result = -ERESTARTNOINTR_;
 	memcpy((char *)state->area, &reply, sizeof(reply));
 	keep_reply(state, (char *)state->area, 0, (struct mx_reply *)state->area);
@@ -749,9 +767,11 @@ static int serve_one(struct mx_agent_state *state)
 	reply->signals = state->signals;
 	state->calls++;
 	same = was_sent_ahead(state, &request, reply);
-	if (state->ahead_size && !same)
-		state->reads = 0;
-	state->ahead_size = 0;
+	if (returns_bytes(&request)) {
+		if (state->ahead_size && !same)
+			state->reads = 0;
+		state->ahead_size = 0;
+	}
 	size = reply->size;
 	keep_reply(state, buffer, room, reply);
 	result = send_reply(state, same);

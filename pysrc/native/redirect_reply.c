@@ -206,7 +206,8 @@ int answered(struct mx_redirect *r, int64_t result)
 
 	finish_call(r, result);
 	shrink(&in->buffer, &in->room);
-	shrink(&in->reply, &in->reply_room);
+	if (!in->ahead)
+		shrink(&in->reply, &in->reply_room);
 	r->nr = -1;
 	if (in->cancel_wanted) {
 		in->cancel_wanted = 0;
@@ -467,7 +468,7 @@ static int take_ahead(struct mx_redirect *r)
 	const struct mx_reply *reply = (const struct mx_reply *)in->reply;
 	size_t size = reply->size, more = in->received - sizeof(*reply), part = min64(more, size);
 
-	if (in->ahead || !size || size > MX_AHEAD_MAX)
+	if (!size || size > MX_AHEAD_MAX)
 		return broken(r, EPROTO);
 	if (grow(&in->reply, &in->reply_room, sizeof(*reply) + size) < 0)
 		return broken(r, ENOMEM);
@@ -503,7 +504,8 @@ static int look_at_reply(struct mx_redirect *r)
 		reply->size = in->ahead;
 		in->received += in->ahead;
 	}
-	in->ahead = 0;
+	if (in->request->out_fixed || in->request->out_var)
+		in->ahead = 0;
 	wanted = sizeof(*reply) + reply->size;
 	if (reply->id != in->request->id || in->received > wanted || reply->size != expected)
 		return broken(r, EPROTO);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ import pytest
 from mosix.native._native import lib
 from mosix.native.blob import take_fd
 from served import Kit, native, served
-from test_agent_serve import OPEN, READ, RELOC_ARG, REPLY, agent, request
+from test_agent_serve import OPEN, READ, RELOC_ARG, REPLY, WRITE, agent, request
 
 BLOCK = 64 << 10
 
@@ -100,6 +101,30 @@ def test_a_block_that_is_still_the_same_is_not_sent_again(kit: Kit, file: Path) 
         assert home.receive()[:3] == (0, lib.MX_REP_SAME, BLOCK)
         home.ask(fd)
         assert home.receive() == (0, 0, 0, b"")
+
+
+def test_it_is_kept_while_the_program_writes_elsewhere(kit: Kit, file: Path) -> None:
+    with ghost(kit) as home:
+        fd = home.open(file)
+        home.read_ahead(fd)
+        home.sock.sendall(request(WRITE, (77, 0, 4), relocs=((RELOC_ARG | 1, 0),), data=b"else"))
+        assert home.receive() == (0, 0, -errno.EBADF, b"")
+        home.ask(fd)
+        assert home.receive()[:3] == (0, lib.MX_REP_SAME, BLOCK)
+
+
+def test_what_lies_apart_is_not_read_ahead(kit: Kit, file: Path) -> None:
+    with ghost(kit) as home:
+        fd = home.open(file)
+        shared = take_fd(home.host.pid, fd)
+        try:
+            for at in (5, 3, 9, 7, 1):
+                os.lseek(shared, at * BLOCK, os.SEEK_SET)
+                home.ask(fd)
+                assert home.receive()[1:3] == (0, BLOCK)
+                assert not home.waiting()
+        finally:
+            os.close(shared)
 
 
 def _overwrite(file: Path, at: int, _: int) -> None:

@@ -73,6 +73,11 @@ int main(int argc, char **argv)
 		run(fd, size, 4);
 		say("write", write(links[1], change, sizeof(change)));
 		say("pipe", read(links[0], data, size));
+		lseek(fd, 0, SEEK_SET);
+		for (at = 0; at < 8; at++) {
+			run(fd, size, 1);
+			say("between", pwrite(writer, change, sizeof(change), (at + 2 + at % 2) * size));
+		}
 		lseek(fd, -(off_t)(3 * size + 500), SEEK_END);
 		run(fd, size, 6);
 	}
