@@ -26,7 +26,11 @@ def lab() -> Iterator[Cluster]:
         for node in cluster.nodes:
             # Much is done for the first time, and slowly: after this, limits of time hold.
             first = ["mosrun", "true"]
-            drive.wait_for(f"a job in {node.name}", lambda: node.run(first).returncode == 0, 60)  # noqa: B023
+            drive.wait_for(
+                f"a job in {node.name}",
+                lambda: node.run(first, timeout_s=240).returncode == 0,  # noqa: B023
+                240,
+            )
             node.jobs()  # whom it asks from now on stays until it is closed
         yield cluster
         for node in cluster.nodes:
