@@ -447,13 +447,14 @@ class Launcher:
     ) -> DeputyLink:
         job_id = secrets.token_hex(8)
         attributes = changed(JobAttributes(), options.changes)
-        group = JobGroup.create(self.membership, job_id, caller.pid, caller.uid)
+        group = JobGroup.beside(self.membership, job_id, caller.pid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, attributes)
         link: DeputyLink | None = None
         preparing: asyncio.Task[tuple[bool, int]] | None = None
         held: list[int] = []
         try:
-            self._record(job)
+            self._record(job)  # before: if we are killed now the next mosd knows of the cgroup
+            group.make(caller.uid)
             if options.interface:
                 held = await self._intercept(job)
             filtered = options.interface and not held
