@@ -27,7 +27,8 @@ from mosix.errors import KernelError, MosixError, RefusedError, UsageError
 
 #: Every directory made here begins so: a restarted mosd finds them, and its own leaf.
 PREFIX: Final = "mosixd."
-_LEAF: Final = PREFIX + "node"
+#: where mosd itself is then (also in systemd/mosd.service)
+LEAF: Final = PREFIX + "node"
 
 #: CPU weight of guests: the owner of a machine comes first.
 GUEST_CPU_WEIGHT: Final = 10
@@ -361,13 +362,13 @@ class Cgroups:
             entry.name.removeprefix(PREFIX)
             for hierarchy in self.hierarchies
             for entry in hierarchy.given.glob(PREFIX + "*")
-            if entry.is_dir() and entry.name != _LEAF
+            if entry.is_dir() and entry.name != LEAF
         }
         return sorted(names)
 
     @staticmethod
     def _at(name: str, hierarchies: list[Hierarchy]) -> Cgroup:
-        if not _NAME.match(name) or PREFIX + name == _LEAF:
+        if not _NAME.match(name) or PREFIX + name == LEAF:
             raise UsageError(f"not a name for a cgroup: {name!r}")
         return Cgroup(name, {h.given / (PREFIX + name): h for h in hierarchies})
 
@@ -399,7 +400,7 @@ def _subdivide(hierarchy: Hierarchy) -> None:
         return
     # Only the root of all has no events and may keep processes.
     if (hierarchy.given / "cgroup.events").exists() and processes(hierarchy.given):
-        leaf = hierarchy.given / _LEAF
+        leaf = hierarchy.given / LEAF
         leaf.mkdir(exist_ok=True)
         while inner := processes(hierarchy.given):
             for pid in inner:
