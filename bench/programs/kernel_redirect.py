@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mosix.kernel import policies
 from mosix.kernel.device import ORPHAN_KILL, Device
-from mosix.kernel.keeper import Add, Keeper
+from mosix.kernel.keeper import Add, Keeper, load
 from mosix.native.listener import special_names
 from mosix.remote.module import ModuleRedirector
 from mosix.remote.notify import NotifyRedirector
@@ -116,7 +116,7 @@ def by_module(keeper: Keeper) -> float:
 async def main() -> None:
     subprocess.run(["insmod", MODULE], check=True)
     Path(FILE).write_bytes(bytes(8192))
-    keeper = Keeper(special_names())
+    keeper = load(special_names())
     pairs = []
     for number in range(PAIRS):
         before = by_notify() if number % 2 else None
