@@ -1,12 +1,13 @@
 """What every test has: `--full`, and a check that it left nothing behind.
 
-Left behind means: a process below pytest's (orphans come to it), an open descriptor, a mount, a
-network namespace, a cgroup, a lab. A test that leaves one fails with its name.
+Left behind means: a process below pytest's (orphans come to it), an open descriptor, a mount (also
+that of a named network namespace), a cgroup, a lab. A test that leaves one fails with its name.
+Only what this process and its children have made counts (`apart`), nothing of other workers, runs
+and labs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
@@ -16,17 +17,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import apart
 import pytest
 from mosix.lab import drive, state
 from mosix.node.jobgroup import OWN_MOUNT
-from mosix.node.jobgroup import PREFIX as JOB_PREFIX
-from mosix.remote.cgroup import PREFIX as GUEST_PREFIX
-from mosix.remote.cgroup import Mount
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: processes and cgroups end a moment after the thing that ended them
 _GRACE_S = 30.0
-_GROUPS = (JOB_PREFIX, f"{GUEST_PREFIX}guest-")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,15 +36,22 @@ def pytest_configure(config: pytest.Config) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Terminated, pytest would leave its fixtures as they are, and a lab with them.
     signal.signal(signal.SIGTERM, _terminated)
+    _take_down_abandoned(config)
+    apart.enter()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    _take_down_abandoned(config)  # xdist gives its workers little time to end when it is terminated
+    apart.leave()
 
 
 def _terminated(number: int, _: object) -> None:
     pytest.exit("terminated", 128 + number)
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
+def _take_down_abandoned(config: pytest.Config) -> None:
     """Labs of test runs that were killed go down; their names carry the PID of their run."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or hasattr(config, "workerinput"):
         return
     for name in state.labs():
         owner = re.fullmatch(r"t(\d+)-.*", name)
@@ -125,44 +130,13 @@ def _mounts() -> set[str]:
     return {line for line in lines if not line.split()[4].startswith(kept)}
 
 
-def _network_namespaces() -> set[str]:
-    names = Path("/run/netns")
-    return set(os.listdir(names)) if names.is_dir() else set()
-
-
-def _own_labs() -> set[str]:
-    """Labs of this test run (their names carry its PID)."""
-    found: set[str] = set()
-    for where in ("/run/mosix-lab", "/sys/fs/cgroup/memory/mosix-lab", "/sys/fs/cgroup/mosix-lab"):
-        if os.path.isdir(where):
-            found |= {name for name in os.listdir(where) if name.startswith(f"t{os.getpid()}-")}
-    return found
-
-
-def _empty_cgroups() -> set[str]:
-    """Of jobs and guests that are over. Whose they were nobody can tell any more: a test is asked
-    about all that were left while it ran. A lab's own go down with it."""
-    found: set[str] = set()
-    for mount in Mount.parse(Path("/proc/self/mountinfo").read_text()):
-        for path, directories, _ in os.walk(mount.top):
-            if "mosix-lab" in directories:
-                directories.remove("mosix-lab")
-            if os.path.basename(path).startswith(_GROUPS):
-                directories.clear()
-                with contextlib.suppress(OSError):
-                    if not Path(path, "cgroup.procs").read_text():
-                        found.add(path)
-    return found
-
-
 def _state() -> dict[str, Counter[str]]:
     return {
         "processes": _processes(),
         "descriptors": Counter(f"{fd} {link}" for fd, link in _descriptors().items()),
         "mounts": Counter(_mounts()),
-        "network namespaces": Counter(_network_namespaces()),
-        "labs": Counter(_own_labs()),
-        "cgroups": Counter(_empty_cgroups()),
+        "labs": Counter(apart.labs()),
+        "cgroups": Counter(apart.empty_cgroups()),
     }
 
 

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -69,6 +69,8 @@ class RemoteLink:
         self.token = token
         self.lost = False
         self.down = False
+        #: what the remote said that it may not say; "": nothing
+        self.broke = ""
         #: that the guest was told to run as; None: it was not
         self.epoch: int | None = None
         #: ours of the ghost's connection for calls
@@ -219,14 +221,23 @@ class RemoteLink:
                 message = await self._lasting.receive()
                 self._heard = time.monotonic()
                 self._dispatch(message)
+        except ProtocolError as error:
+            self._violated(error)
         except (EOFError, OSError, MosixError):
             self.cut()
 
     async def _write(self) -> None:
         try:
             await self._lasting.write()
-        except (OSError, MosixError):
+        except ProtocolError as error:
+            self._violated(error)
+        except OSError:
             self.cut()
+
+    def _violated(self, error: ProtocolError) -> None:
+        # Nothing that another connection would mend.
+        self.broke = error.message
+        self.cut()
 
     def keep(self, epoch: int, call: socket.socket) -> None:
         """The body runs there as `epoch`, its calls come over `call`: from now on the
@@ -242,6 +253,8 @@ class RemoteLink:
         if self.lost or self.down:
             return
         reason = f"the connection to node {self.ip} was lost"
+        if self.broke:
+            reason = f"node {self.ip} broke the rules of the connection: {self.broke}"
         if self.epoch is None:
             self.lost = True
         else:
@@ -293,8 +306,11 @@ class RemoteLink:
             if self._early is None:
                 self._on_unasked(self, message)
                 return
+            if isinstance(message, Used):  # the newest is enough, however long it is early
+                self._early = [early for early in self._early if not isinstance(early, Used)]
             self._early.append(message)
-            self._limit(self._early)
+            if len(self._early) > _MAX_KEPT:
+                raise ProtocolError("it sends what nobody asked for")
             return
         for kind, epoch, future in self._waiting:
             if not future.done() and self._matches(message, kind, epoch):
@@ -302,12 +318,8 @@ class RemoteLink:
                 return
         if isinstance(message, Pong):
             return  # of a `while_alive` that is over
-        self._arrived.append(message)
-        self._limit(self._arrived)
-
-    def _limit(self, kept: Sized) -> None:
-        if len(kept) > _MAX_KEPT:
-            raise ProtocolError(f"node {self.ip} sends what nobody asked for")
+        # The oldest are about moves that were given up.
+        self._arrived = [*self._arrived, message][-_MAX_KEPT:]
 
     def _fail(self, reason: str) -> None:
         for _, _, future in self._waiting:

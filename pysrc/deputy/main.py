@@ -72,6 +72,7 @@ from mosix.wire.mosd_messages import (
     NodeToWorker,
     ProcessState,
     Started,
+    Unruly,
     WorkerToNode,
 )
 
@@ -84,6 +85,10 @@ _NR_EXIT_GROUP = 231
 #: A line for the user: what is less than a page goes into a pipe that has room at all.
 _MAX_LINE = 1000
 _STDERR_PATIENCE_S = 5
+#: Messages that wait for mosd: when there are more, guests wait for it, too.
+_MAX_UNSENT = 256
+#: Between two complaints of one node, seconds.
+_COMPLAIN_EVERY_S = 60
 
 
 def warm_up() -> None:
@@ -142,6 +147,7 @@ class Deputy:
         self._names: dict[int, asyncio.Future[Named]] = {}
         self._name_numbers = itertools.count(1)
         self._mosd_gone = False
+        self._complained: dict[str, float] = {}
         self.filters = filters
 
     @property
@@ -445,6 +451,14 @@ class Deputy:
         result = await self._value(process, ask.name, ask.flags, ask.value, again=ask.again)
         if link is not None and link is process.link and result is not None:
             link.post(Told(result=result))
+        if self._outbox.qsize() > _MAX_UNSENT:
+            await self._outbox.join()
+
+    def complain(self, ip: str, what: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._complained.get(ip, -_COMPLAIN_EVERY_S) >= _COMPLAIN_EVERY_S:
+            self._complained[ip] = now
+            self._outbox.put_nowait(Unruly(ip=ip, what=what[:2000]))
 
     async def _value(
         self, process: JobProcess, name: str, flags: int, value: int, *, again: bool

@@ -65,6 +65,9 @@ _ERESTARTNOINTR = -513
 _CANCEL_RETRY = 0.001
 #: How long all processes of the job wait for one to stop, in seconds.
 PATIENCE = 0.05
+#: Questions of a guest that are being answered at once. It waits for the answer to one; of those
+#: that it has withdrawn, because a signal came, some may still wait for a move to end.
+_MAX_ASKED = 16
 
 
 class Place(enum.Enum):
@@ -119,6 +122,10 @@ class Home(Protocol):
 
     async def answer(self, process: JobProcess, ask: Ask) -> None: ...
 
+    def complain(self, ip: str, what: str) -> None:
+        """The remote on node `ip` does what none of ours does: mosd counts that."""
+        ...
+
     @property
     def date_ahead_ns(self) -> int: ...
 
@@ -153,6 +160,9 @@ class JobProcess:
         #: questions of its program so far, and the errno of a migrate whose call was stopped
         self.asks = 0
         self.failed_migrate = 0
+        #: how many of its guest's are being answered, and the newest of those that are too many
+        self._answering = 0
+        self._unanswered: Ask | None = None
         self.why = ""
         self.link: RemoteLink | None = None
         self.tracee: Tracee | None = None
@@ -180,6 +190,8 @@ class JobProcess:
         self._needs: NeedHome | None = None
         #: the request to be cancelled when the ghost, which sleeps too deeply, wakes up
         self._cancelling: int | None = None
+        self._cancel_again: asyncio.TimerHandle | None = None
+        self._guest_is_dead = False
         #: siginfo of signals that wait for the next guest, and of those that wait for home
         self.postponed: list[bytes] = []
         self.at_home: list[bytes] = []
@@ -390,7 +402,10 @@ class JobProcess:
             if at_call in (0, -2):
                 self._interrupted(tracee, agent, by_signal=False)
             else:  # between receiving the request and making the call, or behind it
-                asyncio.get_running_loop().call_later(_CANCEL_RETRY, self.cancel, identity)
+                if self._cancel_again is not None:
+                    self._cancel_again.cancel()
+                loop = asyncio.get_running_loop()
+                self._cancel_again = loop.call_later(_CANCEL_RETRY, self.cancel, identity)
         tracee.cont()
 
     # ---- what a remote says unasked ----
@@ -401,7 +416,7 @@ class JobProcess:
         if isinstance(message, Cancel):
             self.cancel(message.id)
         elif isinstance(message, Ask):
-            self.spawn(self.home.answer(self, message))
+            self._ask(message)
         elif isinstance(message, NeedHome):
             if message.evicted and self.ordered == link.ip:
                 self.order(None)
@@ -418,6 +433,26 @@ class JobProcess:
             self._guest_died(message.status)
         elif isinstance(message, CallsLost) and self.tracee is not None and not self.tracee.dying:
             link.cut()
+
+    def _ask(self, ask: Ask) -> None:
+        if self._answering < _MAX_ASKED:
+            self._answering += 1
+            self.spawn(self._answer(ask))
+            return
+        # The guest waits for no other than the newest.
+        self.asks += 1
+        self._unanswered = ask
+        if self.link is not None:
+            self.home.complain(self.link.ip, "its guest asks and does not wait for the answer")
+
+    async def _answer(self, ask: Ask) -> None:
+        try:
+            asked: Ask | None = ask
+            while asked is not None:
+                await self.home.answer(self, asked)
+                asked, self._unanswered = self._unanswered, None
+        finally:
+            self._answering -= 1
 
     def on_down(self, link: RemoteLink) -> None:
         """The connections to the guest were lost, perhaps not for good."""
@@ -442,6 +477,9 @@ class JobProcess:
 
     def _guest_died(self, status: int) -> None:
         """The guest ended without an exit call: the ghost ends the same way."""
+        if self._guest_is_dead:
+            return
+        self._guest_is_dead = True
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(signal.SIGKILL)
         self.why = f"the guest died by {signals.name(number)}"
         self.home.tell_user(f"process {self.pid}: {self.why} on node {self.link and self.link.ip}")
@@ -454,6 +492,8 @@ class JobProcess:
 
     def drop(self, link: RemoteLink) -> None:
         """The guest there is not wanted any more; `link` ends, and nothing waits for that."""
+        if link.broke and link.epoch is None:  # else it was said when the body was lost by it
+            self.home.complain(link.ip, link.broke)
         self.home.later(self._dismiss(link))
 
     async def _dismiss(self, link: RemoteLink) -> None:

@@ -25,7 +25,13 @@ _LAST_PAUSE = 1.0
 
 
 async def reconnect(process: JobProcess, link: RemoteLink) -> None:
-    """Tries for as long as the grace is, then ends the process."""
+    """Tries for as long as the grace is, then ends the process; at once if the remote broke the
+    rules of the connection, for it would do so again."""
+    if link.broke:
+        process.home.complain(link.ip, link.broke)
+        return await _give_up(
+            process, link, f"node {link.ip} broke the rules of the connection: {link.broke}"
+        )
     grace_s = process.home.grace_s
     end = time.monotonic() + grace_s
     pause = _FIRST_PAUSE

@@ -9,6 +9,7 @@ Never touches a cgroup outside `mosix-lab`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -95,7 +96,7 @@ def create(lab: str, node: str, limits: Limits | None = None) -> list[Path]:
     joinable: list[Path] = []
     for root in sorted(found.roots()):
         group = root / TOP / lab / node
-        group.mkdir(parents=True, exist_ok=True)
+        _make(group)
         if found.unified and root == found.v2:
             for parent in (root, root / TOP, root / TOP / lab):
                 (parent / "cgroup.subtree_control").write_text(_V2_NEEDED)
@@ -104,6 +105,18 @@ def create(lab: str, node: str, limits: Limits | None = None) -> list[Path]:
     if limits is not None:
         _limit(found, lab, node, limits)
     return joinable
+
+
+def _make(group: Path) -> None:
+    while True:
+        try:
+            group.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            # The end of another lab has taken `mosix-lab` away, which was empty, or is about to.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+        else:
+            return
 
 
 def _limit(found: Hierarchies, lab: str, node: str, limits: Limits) -> None:

@@ -58,8 +58,9 @@ def built_module(kernel: Kernel) -> Path:
     new = where.with_name(f".{where.name}.{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(_MODULE, new)
+    make = ["make", "-s", f"-j{os.cpu_count()}", "-C", str(kernel.headers), f"M={new}"]
     done = subprocess.run(
-        ["make", "-s", "-C", str(kernel.headers), f"M={new}", "W=1", "C=2", "modules"],
+        [*make, "W=1", "C=2", "modules"],
         capture_output=True,
         text=True,
         check=False,

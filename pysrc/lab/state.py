@@ -171,8 +171,11 @@ def locked(name: str) -> Iterator[Path]:
     """The lab's directory, locked against other `up` and `down`; the lock dies with us."""
     path = directory(name)
     while True:
-        path.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # a `down` took it, or RUN, away just then
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             # `down` removes the directory while it holds the lock: then this one is nobody's.

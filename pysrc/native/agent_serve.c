@@ -396,7 +396,6 @@ static int receive_until(const struct mx_agent_state *state, char *to, uint64_t 
 	return 0;
 }
 
-#ifndef MX_NO_FAILPOINTS
 __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 {
 	if (--state->fault_hits)
@@ -423,26 +422,13 @@ __attribute__((noinline, cold)) static int act(struct mx_agent_state *state)
 
 static inline int is_armed(const struct mx_agent_state *state, uint32_t point)
 {
-	return __builtin_expect(state->failpoint == point, 0);
+	return MX_FAILPOINTS && __builtin_expect(state->failpoint == point, 0);
 }
 
 static inline int failpoint(struct mx_agent_state *state, uint32_t point)
 {
 	return is_armed(state, point) ? act(state) : 0;
 }
-#else
-static inline int is_armed(const struct mx_agent_state *state, uint32_t point)
-{
-	(void)state, (void)point;
-	return 0;
-}
-
-static inline int failpoint(struct mx_agent_state *state, uint32_t point)
-{
-	(void)state, (void)point;
-	return 0;
-}
-#endif
 
 static int is_sound(const struct mx_request *request)
 {

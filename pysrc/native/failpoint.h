@@ -25,4 +25,10 @@
 /* A connection whose socket goes out through this one, and ends then, ends without a word. */
 #define MX_NOWHERE "lo"
 
+#ifdef MX_NO_FAILPOINTS
+#define MX_FAILPOINTS 0
+#else
+#define MX_FAILPOINTS 1
+#endif
+
 #endif

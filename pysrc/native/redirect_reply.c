@@ -87,20 +87,14 @@ __attribute__((noinline, cold)) static int act(int call_fd)
 
 static inline int failpoint(int point, int call_fd)
 {
-#ifndef MX_NO_FAILPOINTS
-	if (__builtin_expect(armed.point == point, 0))
+	if (MX_FAILPOINTS && __builtin_expect(armed.point == point, 0))
 		return act(call_fd);
-#endif
 	return 0;
 }
 
 static inline int is_armed(int point)
 {
-#ifndef MX_NO_FAILPOINTS
-	return __builtin_expect(armed.point == point, 0);
-#else
-	return 0;
-#endif
+	return MX_FAILPOINTS && __builtin_expect(armed.point == point, 0);
 }
 
 /* ---- replies ---- */

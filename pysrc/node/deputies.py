@@ -36,6 +36,7 @@ from mosix.native.listener import is_listener, new_memory
 from mosix.node import records
 from mosix.node.jobgroup import JobGroup, Membership
 from mosix.node.listeners import Held
+from mosix.node.listening import Complaints
 from mosix.node.owner import Owner
 from mosix.node.peers import Dialer
 from mosix.node.privileges import Credentials, credentials_of
@@ -64,6 +65,7 @@ from mosix.wire.mosd_messages import (
     Named,
     ProcessState,
     Started,
+    Unruly,
     WorkerToNode,
 )
 
@@ -172,11 +174,13 @@ class DeputyLink(WorkerLink):
         home: str,
         forsake: Callable[[DeputyLink, int, str, Token], None],
         system_log: SystemLog,
+        complaints: Complaints,
         owner: Owner,
     ) -> None:
         super().__init__(worker, dialer, features)
         self._forsake = forsake
         self._system_log = system_log
+        self._complaints = complaints
         self._owner = owner
         self._where_to = where_to
         #: how users are told where the deputy is
@@ -216,6 +220,8 @@ class DeputyLink(WorkerLink):
                     future.set_result(message)
             case Forsaken():
                 self._forsake(self, message.pid, message.ip, message.token)
+            case Unruly():
+                self._complaints.note("unruly remote", message.ip, message.what)
             case Joined():
                 joining = self._joins.pop(message.request, None)
                 if joining is not None and not joining.done():
@@ -379,6 +385,7 @@ class Launcher:
         adoption: Path,
         settings: Settings,
         system_log: SystemLog,
+        complaints: Complaints,
         owner: Owner,
         date_ahead_ns: int = 0,
         tier: KernelTier | None = None,
@@ -386,6 +393,7 @@ class Launcher:
         self._tier = tier
         self._spawner = spawner
         self.system_log = system_log
+        self._complaints = complaints
         self._owner = owner
         self._dialer = dialer
         self._registry = registry
@@ -439,13 +447,14 @@ class Launcher:
     ) -> DeputyLink:
         job_id = secrets.token_hex(8)
         attributes = changed(JobAttributes(), options.changes)
-        group = JobGroup.create(self.membership, job_id, caller.pid, caller.uid)
+        group = JobGroup.beside(self.membership, job_id, caller.pid)
         job = Job(job_id, caller.pid, caller.uid, who.gids[0], group, attributes)
         link: DeputyLink | None = None
         preparing: asyncio.Task[tuple[bool, int]] | None = None
         held: list[int] = []
         try:
-            self._record(job)
+            self._record(job)  # before: if we are killed now the next mosd knows of the cgroup
+            group.make(caller.uid)
             if options.interface:
                 held = await self._intercept(job)
             filtered = options.interface and not held
@@ -567,6 +576,7 @@ class Launcher:
             home=self._own_ip,
             forsake=self._forsake,
             system_log=self.system_log,
+            complaints=self._complaints,
             owner=self._owner,
         )
         self._registry.jobs[job.id] = job

@@ -131,17 +131,21 @@ class JobGroup:
     membership: Membership
 
     @classmethod
-    def create(cls, membership: Membership, job: str, beside: int, uid: int) -> JobGroup:
-        """Made inside the cgroup of process `beside`, which is not moved yet. In our own
-        hierarchy `uid` may put processes of his into it. KernelError."""
+    def beside(cls, membership: Membership, job: str, pid: int) -> JobGroup:
+        """To be made inside the cgroup of process `pid`, which is not moved yet. KernelError."""
         try:
-            path = membership.group_of(beside) / f"{PREFIX}{job}"
-            path.mkdir(mode=0o755)
-            if membership.own:
-                os.chown(path / "tasks", uid, -1)
+            return cls(membership.group_of(pid) / f"{PREFIX}{job}", membership)
         except OSError as error:
             raise KernelError(f"no cgroup for the job: {error}") from error
-        return cls(path, membership)
+
+    def make(self, uid: int) -> None:
+        """In our own hierarchy `uid` may put processes of his into it. KernelError."""
+        try:
+            self.path.mkdir(mode=0o755)
+            if self.membership.own:
+                os.chown(self.path / "tasks", uid, -1)
+        except OSError as error:
+            raise KernelError(f"no cgroup for the job: {error}") from error
 
     def add(self, pid: int) -> None:
         """Moves `pid` here; its children follow. KernelError."""

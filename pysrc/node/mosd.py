@@ -123,6 +123,7 @@ class Mosd:
                 settings=settings,
                 names=names,
                 system_log=SystemLog(paths.log_mosrun, self._syslog),
+                complaints=complaints,
                 owner=owner,
                 date_ahead_ns=self._date_ahead_ns,
                 tier=module,

@@ -93,8 +93,10 @@ _DIAL = 40
 _ATTACH = 600
 #: By so much more than home said its clock may be that of a body, which has had some round trips.
 _MOST_BEHIND_NS = 30 * 10**9
-#: Orders that wait for the one before them; signals are most of them.
-_MAX_ORDERS = 65536
+#: Orders that wait for the one before them: signals and job control, which are somebody's at home,
+#: and those of the deputy itself.
+_MAX_SIGNALS = 65536
+_MAX_ORDERS = 64
 #: A guest that home does not want any more is killed so much later than home gives up (seconds).
 _LEASE = 10
 #: How often it is looked whether a guest has made many calls since (seconds), and how many calls
@@ -137,13 +139,16 @@ class Remote:
         #: that home has said the guest shall run as; None: it has not
         self._epoch: int | None = None
         self._grace_s = 0
-        self._to_node: asyncio.Queue[WorkerToNode] = asyncio.Queue()
+        #: what mosd is to be told; None: the guest's state, of which only the newest counts
+        self._to_node: asyncio.Queue[WorkerToNode | None] = asyncio.Queue()
+        self._state: GuestState | None = None
         self._dialer = Dialer(self._to_node.put_nowait)
         self._mapped: asyncio.Queue[Mapped] = asyncio.Queue()
         #: the module's file, if that takes the guest's calls
         self._device = -1
         self._intercepted: asyncio.Queue[Intercepted] = asyncio.Queue()
         self._orders: asyncio.Queue[ToRemote] = asyncio.Queue()
+        self._own_orders = 0
         self._receiving: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
@@ -268,6 +273,9 @@ class Remote:
     async def _write_to_node(self) -> None:
         while True:
             message = await self._to_node.get()
+            if message is None:
+                message, self._state = self._state, None
+                assert message is not None
             with contextlib.suppress(OSError):  # it is gone; its successor is told what counts
                 await self._node.send(message)
 
@@ -297,7 +305,8 @@ class Remote:
                         await asyncio.wait_for(self._control.drained(), _LAST_WORD)
                     return
                 case _:
-                    if self._orders.qsize() >= _MAX_ORDERS:
+                    self._own_orders += not isinstance(message, Signal | Hold)
+                    if self._own_orders > _MAX_ORDERS or self._orders.qsize() >= _MAX_SIGNALS:
                         raise ProtocolError("more orders than anybody can carry out")
                     self._orders.put_nowait(message)
 
@@ -305,6 +314,7 @@ class Remote:
         """Carries out orders, one after the other: a freeze never overtakes a signal."""
         while True:
             message = await self._orders.get()
+            self._own_orders -= not isinstance(message, Signal | Hold)
             match message:
                 case Prepare():
                     self._steps["asked for"].set()
@@ -412,17 +422,17 @@ class Remote:
     def _tell_node(self) -> None:
         """How the guest is, for mosd."""
         self._told = self.guest.went_home()
-        self._to_node.put_nowait(
-            GuestState(
-                outer_pid=self.guest.shell.pid,
-                pid=self.welcome.pid,
-                runs=self._epoch is not None,
-                cpu_before_ns=self.guest.cpu_before_ns,
-                calls=self._told[0],
-                call_bytes=self._told[1],
-                attributes=self._attributes,
-                date_bound_ns=self._date_bound_ns,
-            )
+        if self._state is None:
+            self._to_node.put_nowait(None)
+        self._state = GuestState(
+            outer_pid=self.guest.shell.pid,
+            pid=self.welcome.pid,
+            runs=self._epoch is not None,
+            cpu_before_ns=self.guest.cpu_before_ns,
+            calls=self._told[0],
+            call_bytes=self._told[1],
+            attributes=self._attributes,
+            date_bound_ns=self._date_bound_ns,
         )
 
     def _memory(self) -> int:

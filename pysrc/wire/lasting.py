@@ -27,6 +27,8 @@ _ACK_EVERY = 16
 _MAX_KEPT = 1 << 16
 #: Answers that wait to be sent: who does not read them may not ask for more.
 _MAX_LOOSE = 256
+#: After so many messages without a pause others have their turn: who floods us waits for them.
+_YIELD_EVERY = 16
 #: From a new connection to the other side's first word on it (seconds).
 _REJOIN_S = 10
 _UNCOUNTED = (Ack, CallsLost, Ping, Pong, Rejoin, Rejoined)
@@ -48,6 +50,7 @@ class Lasting(Generic[T]):
         self._more = asyncio.Event()
         self._empty = asyncio.Event()
         self.received = 0
+        self._in_a_row = 0
 
     @property
     def sock(self) -> socket.socket:
@@ -86,6 +89,9 @@ class Lasting(Generic[T]):
             if len(self._loose) > _MAX_LOOSE:
                 raise ProtocolError("the other side asks and does not hear")
             message = await self._frames.receive()
+            self._in_a_row += 1
+            if self._in_a_row % _YIELD_EVERY == 0:  # asyncio reads what is there without a pause
+                await asyncio.sleep(0)
             if isinstance(message, Ack):
                 self._heard(message.received)
                 continue

@@ -297,6 +297,13 @@ class Armed(Tagged, frozen=True, kw_only=True):
     pass
 
 
+class Unruly(Tagged, frozen=True, kw_only=True):
+    """The remote on node `ip` does what none of ours does."""
+
+    ip: Ip
+    what: Text
+
+
 class Forsaken(Tagged, frozen=True, kw_only=True):
     """The guest of process `pid` that `token` names at node `ip` could not be told that it is not
     wanted any more."""
@@ -327,6 +334,7 @@ WorkerToNode = (
     | GuestState
     | Halting
     | Forsaken
+    | Unruly
     | Armed
     | Returned
 )

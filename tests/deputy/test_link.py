@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 
@@ -10,7 +11,7 @@ import pytest
 from mosix.deputy.link import RemoteLink, Unasked
 from mosix.errors import NodeDownError
 from mosix.wire.frames import frame
-from mosix.wire.messages import Cancel, NeedHome, Running, ToDeputy, encode
+from mosix.wire.messages import AskDate, Cancel, NeedHome, Running, ToDeputy, encode
 
 
 class Owner:
@@ -64,3 +65,39 @@ async def test_a_remote_that_floods_is_given_up(owner: Owner) -> None:
     with pytest.raises(NodeDownError):
         await asyncio.wait_for(owner.link.expect(Running, 1), 5)
     assert owner.link.lost
+
+
+async def test_a_remote_that_asks_and_does_not_hear_is_given_up(owner: Owner) -> None:
+    """Its node could fill home's memory with the answers."""
+    asking = frame(encode(AskDate(asked_ns=1)), 1 << 16) * 1000
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                owner.remote.sendall(asking)
+
+    asked = asyncio.create_task(asyncio.to_thread(ask))
+    with pytest.raises(NodeDownError, match=r"10\.0\.0\.2 broke the rules .* does not hear"):
+        await asyncio.wait_for(owner.link.expect(Running, 1, timeout=None), 60)
+    assert owner.link.lost
+    await owner.link.close()
+    owner.remote.shutdown(socket.SHUT_RDWR)
+    await asked
+
+
+async def test_others_have_their_turn_while_a_remote_floods(owner: Owner) -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    owner.link.adopt()
+    taking = asyncio.create_task(take_turns())
+    owner.say(*[Cancel(id=number) for number in range(2000)], Running(epoch=1))
+    await owner.link.expect(Running, 1)
+    assert len(owner.told) == 2000
+    assert turns > 50
+    taking.cancel()

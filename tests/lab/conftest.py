@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mosix.lab import drive
 from mosix.lab.drive import Cluster
+
+# what a job is to a test is told once
+sys.path.append(str(Path(__file__).resolve().parents[1] / "cluster"))
 
 
 @pytest.fixture(scope="module")

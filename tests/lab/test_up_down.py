@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import apart
 import pytest
+from jobs import Job
 from mosix.errors import MosixError, UsageError
 from mosix.lab import cgroups, drive, state
 from mosix.lab.drive import LAB, Cluster
@@ -134,6 +136,19 @@ def test_down_kills_what_ignores_every_signal_and_what_forks(name: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         lab.down()
+    assert traces(name) == []
+
+
+def test_down_leaves_no_cgroup_of_jobs_and_guests(name: str) -> None:
+    lab = Cluster.up(name, 2)
+    with Job(lab[1], ["cat"]) as job:
+        job.move("2")
+        lab[1].mosd("kill")
+        homes = {path for path in apart.cgroups_of_mosix() if f"/{name}/n1/" in path}
+        hosts = {path for path in apart.cgroups_of_mosix() if f"/{name}/n2/" in path}
+        assert homes and hosts
+        lab.down()
+    assert not any(map(os.path.exists, homes | hosts))
     assert traces(name) == []
 
 

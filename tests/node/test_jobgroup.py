@@ -28,7 +28,9 @@ def test_a_job_is_a_member_in_one_hierarchy_beside_its_parent(
         pytest.skip("needs root")
     before = Path(f"/proc/{child.pid}/cgroup").read_text()
     membership = Membership.detect()
-    group = JobGroup.create(membership, JOB, child.pid, 65534)
+    group = JobGroup.beside(membership, JOB, child.pid)
+    assert not group.path.exists()
+    group.make(65534)
     try:
         assert group.path.parent == membership.group_of(os.getpid())
         group.add(child.pid)
@@ -74,7 +76,8 @@ def test_members_are_known_without_reading_every_job_each_time() -> None:
     if os.geteuid():
         pytest.skip("needs root")
     membership = Membership.detect()
-    group = JobGroup.create(membership, JOB, os.getpid(), 65534)
+    group = JobGroup.beside(membership, JOB, os.getpid())
+    group.make(65534)
     members, processes = Members(membership), []
     try:
         members.look({os.getpid()}, [JOB])

@@ -10,9 +10,10 @@ import struct
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from mosd_nodes import NOBODY, Cluster, Node, end, eventually
-from mosix.node.records import JobRecord, read_all
+from mosix.node.records import JobRecord, read_all, write
 from mosix.node.requests import Launch, Whois
 from mosix.wire.frames import frame
 from mosix.wire.messages import encode
@@ -126,6 +127,25 @@ def test_a_job_whose_deputy_died_leaves_no_cgroup_when_mosd_stops(cluster: Clust
     assert node.stop() == 0
     assert not group.exists()
     assert not list((node.run_dir / "jobs").iterdir())
+
+
+def test_the_next_mosd_removes_the_cgroups_that_a_killed_one_has_left(cluster: Cluster) -> None:
+    """Whether the job was over, or its cgroup not even made when mosd was killed."""
+    node = cluster.node(1)
+    job = node.job()
+    (record,) = read_all(node.run_dir / "jobs", JobRecord)
+    group = Path(record.group)
+    assert node.process is not None
+    node.process.kill()
+    node.process.wait()
+    assert end(job) == 0
+    other = "0" * 16
+    unmade = msgspec.structs.replace(record, id=other, group=f"{group.parent}/mosix-job-{other}")
+    write(node.run_dir / "jobs", other, unmade)
+    assert group.exists()
+    node.start()
+    eventually(lambda: not group.exists())
+    eventually(lambda: not list((node.run_dir / "jobs").iterdir()))
 
 
 def test_after_a_kill_it_starts_again(cluster: Cluster) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import logging
+import os
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import msgspec
+from mosix.deputy import main as deputy
+from mosix.deputy.link import RemoteLink
 from mosix.native.listener import Listener
+from mosix.remote import main as remote
+from mosix.wire.attributes import JobAttributes
 from mosix.wire.channel import Packets
-from mosix.wire.messages import encode
+from mosix.wire.lasting import Lasting
+from mosix.wire.messages import Ask, Attributes, Failed, Freeze, Tagged, encode
 from mosix.wire.mosd_messages import (
     Dial,
     Forsaken,
@@ -100,3 +110,72 @@ def remote_of_others(sock: socket.socket) -> None:
     assert isinstance(welcome, Welcome)
     _sent(sock, Dial(request=1, ip=welcome.home, purposes=("guest",), pid=welcome.pid, epoch=1))
     _until_over(sock, fds[0])
+
+
+# ---- real ones, that say too much as soon as the guest runs ----
+
+#: What mosd and the other side cannot have read at once.
+FLOOD = 30_000
+_BUSY = 500
+#: From now on a worker of this node is hostile.
+SAY = Path(os.environ.get("MOSIX_RUN_DIR", "")).parent / "say"
+log = logging.getLogger("mosix.hostile")
+
+
+async def _say_all(lasting: Lasting[object] | None, messages: Iterator[msgspec.Struct]) -> None:
+    """When `SAY` is there, as fast as the other side takes note; mosd's log says when it has heard
+    everything."""
+    assert lasting is not None
+    while not SAY.exists():
+        await asyncio.sleep(0.01)
+    for message in messages:
+        lasting.say(message)
+        while len(lasting._kept) > _BUSY:
+            await asyncio.sleep(0)
+    while len(lasting._kept) > 16:  # nobody says that he has heard fewer
+        await asyncio.sleep(0.01)
+    log.warning("everything was said")
+
+
+def _remote(messages: Callable[[], Iterator[msgspec.Struct]]) -> Callable[[socket.socket], None]:
+    class Saying(remote.Remote):
+        async def _count(self) -> None:
+            await _say_all(self._control, messages())
+            await super()._count()
+
+    def run(sock: socket.socket) -> None:
+        asyncio.run(Saying(sock).main())
+
+    return run
+
+
+def _deputy(messages: Callable[[], Iterator[msgspec.Struct]]) -> Callable[[socket.socket], None]:
+    class Saying(RemoteLink):
+        def adopt(self) -> None:
+            super().adopt()
+            self._tasks.append(asyncio.create_task(_say_all(self._lasting, messages())))
+
+    def run(sock: socket.socket) -> None:
+        deputy.moves.RemoteLink = Saying
+        deputy.run(sock)
+
+    return run
+
+
+class Babble(Tagged, frozen=True):
+    """No message that anybody knows."""
+
+
+def _questions() -> Iterator[msgspec.Struct]:
+    """Each of them changes something, of which home's mosd is told."""
+    for n in range(FLOOD):
+        yield Ask(name="lock", flags=os.O_WRONLY | os.O_CREAT, value=n & 1)
+
+
+asking_remote = _remote(_questions)
+failing_remote = _remote(lambda: iter([Failed(epoch=77, reason="so")] * 1000))
+babbling_remote = _remote(lambda: iter([Babble()]))
+changing_deputy = _deputy(
+    lambda: (Attributes(attributes=JobAttributes(lock=n & 1)) for n in range(FLOOD))
+)
+freezing_deputy = _deputy(lambda: iter([Freeze(epoch=77)] * 1000))

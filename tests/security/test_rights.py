@@ -4,6 +4,7 @@ nobody, owner, another user and root. docs/security.md has the same table for pe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from mosix.node.records import GuestRecord, read_all
 from mosix.node.requests import Request
 from mosix.node.settings import Settings
 from mosix.wire.channel import Frames
+from mosix.wire.frames import frame
+from mosix.wire.messages import encode
 from mosix.wire.mosd_messages import PeerMove, PeerMoved
 
 OWNER, OTHER = NOBODY, 1234
@@ -193,10 +196,34 @@ def test_only_root_of_a_node_drains_another(
 def test_everybody_of_the_cluster_may_ask_and_nobody_invents_a_purpose(cluster: Cluster) -> None:
     one, three = cluster.node(1), cluster.node(3, start=False)
     assert dial(three, one, "status") == "accepted"
+    assert dial(three, one, "measure", uid=OTHER) == "accepted"
     assert dial(three, one, "balance", uid=OTHER) in ("accepted", "RefusedError")
     for purpose in ("", "guests", "root", "x" * 2000):
         assert dial(three, one, purpose) == "RefusedError"
     assert dial(three, one, "guest") in (ProtocolError.__name__, "NodeDownError")
+
+
+def test_a_connection_is_good_for_its_purpose_only(
+    away: tuple[Node, Node, Node, int, GuestRecord],
+) -> None:
+    """Behind the proof for one thing another cannot be asked for: it would be for nobody."""
+    one, _, three, pid, _ = away
+    order = frame(encode(PeerMove(target=None, wait=True)), 1 << 16)
+
+    async def say(purpose: str) -> bytes:
+        dialer = Dialer(Settings(load(Paths(three.directory)), three.secret.encode()))
+        sock, _ = await dialer.dial(one.ip, purpose)
+        loop = asyncio.get_running_loop()
+        with sock, contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(30):
+                await loop.sock_sendall(sock, order * 100)
+                return await loop.sock_recv(sock, 1000)
+        return b""
+
+    for purpose in ("status", "measure"):
+        assert asyncio.run(say(purpose)).strip(b"x") == b""
+    assert one.row(pid)["where"] != "home"
+    assert dial(three, one, "status") == "accepted"
 
 
 def test_a_home_holds_few_guests_that_do_not_run(cluster: Cluster) -> None:

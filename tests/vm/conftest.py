@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from mosix.lab import drive
-from mosix.lab.drive import Cluster
+from mosix.lab.drive import Cluster, NodeHandle
 
 # what a job is to a test is told once
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cluster"))
+
+from trips import in_each  # which needs what lies there
 
 
 @pytest.fixture(scope="session")
@@ -23,16 +25,19 @@ def lab() -> Iterator[Cluster]:
     name = f"t{os.getpid()}-vm"
     try:
         cluster = Cluster.up(name, 2, "--vm", "--kernel=6.1,6.12")
-        for node in cluster.nodes:
-            # Much is done for the first time, and slowly: after this, limits of time hold.
-            first = ["mosrun", "true"]
-            drive.wait_for(f"a job in {node.name}", lambda: node.run(first).returncode == 0, 60)  # noqa: B023
-            node.jobs()  # whom it asks from now on stays until it is closed
+        in_each(cluster, _first_job)
         yield cluster
         for node in cluster.nodes:
             node.close()
     finally:
         drive.down(name)
+
+
+def _first_job(node: NodeHandle) -> None:
+    """Much is done for the first time, and slowly: after this, limits of time hold."""
+    first = ["mosrun", "true"]
+    drive.wait_for(f"a job in {node.name}", lambda: node.run(first).returncode == 0, 120)
+    node.jobs()  # whom it asks from now on stays until it is closed
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from mosix.lab import drive
 from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.kernels import kernel
 from mosix.lab.programs import built, built_module
-from trips import FAMILIES, other, round_trip
+from trips import FAMILIES, in_each, other, round_trip
 
 SERIES = ("6.1", "6.12")
 _STUB = ["pgrep", "-x", "mosix-stub"]
@@ -49,18 +49,25 @@ def unload(node: NodeHandle) -> None:
 
 
 @pytest.fixture(scope="module")
-def kernels(lab: Cluster) -> Iterator[Cluster]:
+def kernels(request: pytest.FixtureRequest, lab: Cluster) -> Iterator[Cluster]:
     """Both machines in the kernel tier."""
-    for node, series in zip(lab.nodes, SERIES, strict=True):
+    modules = [str(built_module(kernel(series))) for series in SERIES]
+
+    def begin(node: NodeHandle) -> None:
         node.mosd("stop")
-        node.check(["insmod", str(built_module(kernel(series)))])
+        node.check(["insmod", modules[node.node.number - 1]])
         start(node, "kernel")
-    yield lab
-    for node in lab.nodes:
+
+    def end(node: NodeHandle) -> None:
         if node.run(["test", "-e", "/dev/mosix"]).returncode == 0:
             node.mosd("stop")
             unload(node)
-            start(node, "portable")
+            if request.session.items[-1].path != request.path:  # somebody comes after us
+                start(node, "portable")
+
+    in_each(lab, begin)
+    yield lab
+    in_each(lab, end)
 
 
 @pytest.fixture

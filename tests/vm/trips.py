@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 from jobs import PROGRAMS, PYTHON, Job
-from mosix.lab.drive import NodeHandle
+from mosix.lab.drive import Cluster, NodeHandle
 
 #: of tests/cluster/programs/library.py and its like
 FAMILIES = (
@@ -11,6 +14,12 @@ FAMILIES = (
     *("multiplexing", "special", "messages", "network", "clocks", "sleeping", "storm"),
     *("restarting", "identity", "children", "exec", "shared", "vectors", "proc"),
 )
+
+
+def in_each(lab: Cluster, work: Callable[[NodeHandle], None]) -> None:
+    """What takes a machine long, done by both at the same time."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(work, lab.nodes))
 
 
 def other(home: NodeHandle) -> str:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mosix.errors import ProtocolError, RefusedError
+from mosix.wire.frames import frame
 from mosix.wire.handshake import (
     ABI_VERSION,
     MAX_HANDSHAKE_FRAME,
     NONCE_BYTES,
+    Claim,
     Initiator,
     Responder,
 )
-from mosix.wire.messages import PROTOCOL_VERSION
+from mosix.wire.messages import PROTOCOL_VERSION, decode, encode
 from mosix.wire.mosd_messages import PeerHello
 
 SECRET = b"known on all nodes"
@@ -105,6 +108,34 @@ def test_a_proof_for_other_addresses_is_refused(own: str, peer: str) -> None:
     converse(initiator, responder)
     assert isinstance(responder.error, RefusedError)
     assert not initiator.done
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"purpose": "move"},
+        {"uid": 0},
+        {"gid": 0},
+        {"job": "f" * 16},
+        {"pid": 78},
+        {"epoch": 4},
+        {"token": bytes(16)},
+        {"sender": "10.0.0.3"},
+        {"receiver": "10.0.0.3"},
+        {"version": PROTOCOL_VERSION + 1},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_proof_is_for_what_it_names_and_nothing_else(other: dict[str, object]) -> None:
+    """Somebody on the way changes what the connection is for."""
+    initiator, responder = Initiator(SECRET, HELLO), Responder(SECRET, THERE, HERE)
+    claim = give(initiator, give(responder, initiator.start()))
+    good = decode(claim[4:], Claim)
+    changed = Claim(encode(msgspec.structs.replace(HELLO, **other)), good.proof)
+    give(responder, frame(encode(changed), MAX_HANDSHAKE_FRAME))
+    assert isinstance(responder.error, RefusedError)
+    assert responder.error.message == "wrong secret"
+    assert not responder.done
 
 
 def test_a_recorded_claim_is_worthless_on_another_connection() -> None:
