@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mosix.image.capture import send_pages
+from mosix.image.capture import ProcFiles, send_pages
 from mosix.image.model import PageRun
 from mosix.kernel import intercept as verdicts
 from mosix.kernel.device import ORPHAN_NATIVE, Device
@@ -148,12 +148,12 @@ def main() -> None:
     found = {}
     with stopped_memory() as (pid, address):
         device = Device.open()
-        mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+        files = ProcFiles(mem=os.open(f"/proc/{pid}/mem", os.O_RDONLY))
         found["capture"] = taking_turns(
             lambda: capture(lambda fd: device.send_pages(pid, fd, [(address, SIZE)])),
-            lambda: capture(lambda fd: send_pages(pid, fd, [PageRun(address, SIZE)], mem)),
+            lambda: capture(lambda fd: send_pages(pid, fd, [PageRun(address, SIZE)], files)),
         )
-        os.close(mem)
+        files.close()
         device.close()
     with Intercept() as intercept:
         control = Device.open()

@@ -212,6 +212,8 @@ static int show_counters(struct mosix_counters __user *to)
 		.hooks = mosix_hooks_count(),
 		.owners = mosix_owners(),
 		.parked = atomic64_read(&mosix_counts[MOSIX_COUNT_PARKED]),
+		.captures = atomic64_read(&mosix_counts[MOSIX_COUNT_CAPTURES]),
+		.sent_bytes = atomic64_read(&mosix_counts[MOSIX_COUNT_SENT_BYTES]),
 	};
 
 	return copy_to_user(to, &counters, sizeof(counters)) ? -EFAULT : 0;
@@ -231,6 +233,39 @@ static int send_pages(struct mosix_send_pages __user *user)
 	return error == -ERESTARTSYS ? -EINTR : error;
 }
 
+static int list_mappings(struct mosix_vmas __user *user)
+{
+	struct mosix_vmas order;
+	int error;
+
+	if (copy_from_user(&order, user, sizeof(order)))
+		return -EFAULT;
+	error = mosix_layout_mappings(&order);
+	if (!error && copy_to_user(user, &order, sizeof(order)))
+		error = -EFAULT;
+	return error;
+}
+
+static int find_pages(struct mosix_find_pages __user *user)
+{
+	struct mosix_find_pages order;
+	int error;
+
+	if (copy_from_user(&order, user, sizeof(order)))
+		return -EFAULT;
+	error = mosix_layout_pages(&order);
+	if (!error && copy_to_user(user, &order, sizeof(order)))
+		error = -EFAULT;
+	return error;
+}
+
+static int tell(const struct mosix_told __user *user)
+{
+	struct mosix_told told;
+
+	return copy_from_user(&told, user, sizeof(told)) ? -EFAULT : mosix_proc_tell(&told);
+}
+
 static long mosix_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	void __user *user = (void __user *)argument;
@@ -242,6 +277,10 @@ static long mosix_ioctl(struct file *file, unsigned int command, unsigned long a
 		return show_counters(user);
 	case MOSIX_IOC_SEND_PAGES:
 		return send_pages(user);
+	case MOSIX_IOC_VMAS:
+		return list_mappings(user);
+	case MOSIX_IOC_FIND_PAGES:
+		return find_pages(user);
 	case MOSIX_IOC_EXCHANGE:
 		return exchange(file, user);
 	case MOSIX_IOC_WAITS:
@@ -249,6 +288,8 @@ static long mosix_ioctl(struct file *file, unsigned int command, unsigned long a
 	case MOSIX_IOC_OWN:
 	case MOSIX_IOC_HOOK:
 	case MOSIX_IOC_PROGRAM:
+	case MOSIX_IOC_TELL:
+	case MOSIX_IOC_FORGET:
 		break;
 	default:
 		return -ENOTTY;
@@ -260,6 +301,10 @@ static long mosix_ioctl(struct file *file, unsigned int command, unsigned long a
 		return become_owner(file->private_data, user);
 	case MOSIX_IOC_HOOK:
 		return add_hook(user);
+	case MOSIX_IOC_TELL:
+		return tell(user);
+	case MOSIX_IOC_FORGET:
+		return argument > INT_MAX ? -ESRCH : mosix_proc_forget(argument);
 	default:
 		return argument > INT_MAX ? -EBADF : mosix_hooks_program(file->private_data, argument);
 	}

@@ -17,17 +17,25 @@ static struct miscdevice device = {
 
 static int __init mosix_init(void)
 {
-	return misc_register(&device);
+	int error = mosix_proc_init();
+
+	if (error)
+		return error;
+	error = misc_register(&device);
+	if (error)
+		mosix_proc_exit();
+	return error;
 }
 
 static void __exit mosix_exit(void)
 {
 	misc_deregister(&device);
 	mosix_hooks_exit();
+	mosix_proc_exit();
 }
 
 module_init(mosix_init);
 module_exit(mosix_exit);
 MODULE_DESCRIPTION("Redirection of system calls for migrated processes");
 MODULE_LICENSE("GPL");
-MODULE_VERSION("0.1.0");
+MODULE_VERSION(MOSIX_VERSION);

@@ -14,6 +14,8 @@
 
 #include "mosix_uapi.h"
 
+#define MOSIX_VERSION "0.1.0"
+
 struct file_operations;
 
 /* Somebody who serves tasks: one open file of /dev/mosix. */
@@ -38,6 +40,8 @@ enum mosix_counter {
 	MOSIX_COUNT_ORPHANED,
 	MOSIX_COUNT_DENIED,
 	MOSIX_COUNT_PARKED, /* goes up and down */
+	MOSIX_COUNT_CAPTURES,
+	MOSIX_COUNT_SENT_BYTES,
 	MOSIX_COUNTS,
 };
 
@@ -76,7 +80,18 @@ u32 mosix_hooks_count(void);
 void mosix_hooks_exit(void);
 
 /* pages.c */
+struct mm_struct *mosix_memory_of(pid_t pid);
 int mosix_pages_send(struct mosix_send_pages *order);
+
+/* layout.c */
+int mosix_layout_mappings(struct mosix_vmas *order);
+int mosix_layout_pages(struct mosix_find_pages *order);
+
+/* proc.c */
+int mosix_proc_tell(const struct mosix_told *told);
+int mosix_proc_forget(pid_t number);
+int mosix_proc_init(void);
+void mosix_proc_exit(void);
 
 /* device.c */
 extern const struct file_operations mosix_fops;

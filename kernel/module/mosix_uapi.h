@@ -19,7 +19,7 @@
 #define MOSIX_VERDICT_VALUE(verdict) ((verdict) >> 8)
 
 /* cffi: begin */
-#define MOSIX_API_VERSION 2
+#define MOSIX_API_VERSION 3
 
 /* What becomes of a hooked system call. */
 #define MOSIX_NATIVE 0
@@ -69,9 +69,11 @@ struct mosix_counters {
 	uint64_t killed;      /* SIGKILL while parked */
 	uint64_t orphaned;
 	uint64_t denied;
-	uint64_t hooks;	 /* functions that are hooked now */
-	uint64_t owners; /* files that own tasks now */
-	uint64_t parked; /* tasks that wait now */
+	uint64_t hooks;	     /* functions that are hooked now */
+	uint64_t owners;     /* files that own tasks now */
+	uint64_t parked;     /* tasks that wait now */
+	uint64_t captures;   /* orders to send memory that were carried out */
+	uint64_t sent_bytes; /* of memory, so far */
 };
 
 #define MOSIX_NAME_SIZE 32
@@ -97,14 +99,107 @@ struct mosix_run {
 	uint64_t size;
 };
 
+#define MOSIX_MOST_RUNS 65536 /* in one order */
+
+/* What is said of a process's memory is for its tracer only, who sees to it that it stands still. */
 struct mosix_send_pages {
-	int32_t pid;   /* traced by the caller, and stopped */
+	int32_t pid;
 	int32_t fd;    /* a blocking socket, pipe or file */
 	uint64_t runs; /* address of the runs to be sent, raw and in order */
 	uint32_t count;
-	uint32_t zero;
+	uint32_t skip; /* bytes of the first page that are not sent again after EINTR */
 	uint64_t sent; /* out: bytes, also when it fails */
 };
+
+/* Bits of mosix_vma.flags: the VmFlags of /proc/PID/smaps, by the kernel's own names for them.  Others
+ * are not told. */
+#define MOSIX_VMA_RD 0
+#define MOSIX_VMA_WR 1
+#define MOSIX_VMA_EX 2
+#define MOSIX_VMA_SH 3
+#define MOSIX_VMA_MR 4
+#define MOSIX_VMA_MW 5
+#define MOSIX_VMA_ME 6
+#define MOSIX_VMA_MS 7
+#define MOSIX_VMA_GD 8
+#define MOSIX_VMA_PF 9
+#define MOSIX_VMA_LO 10
+#define MOSIX_VMA_IO 11
+#define MOSIX_VMA_SR 12
+#define MOSIX_VMA_RR 13
+#define MOSIX_VMA_DC 14
+#define MOSIX_VMA_DE 15
+#define MOSIX_VMA_LF 16
+#define MOSIX_VMA_AC 17
+#define MOSIX_VMA_NR 18
+#define MOSIX_VMA_HT 19
+#define MOSIX_VMA_SF 20
+#define MOSIX_VMA_WF 21
+#define MOSIX_VMA_DD 22
+#define MOSIX_VMA_SD 23
+#define MOSIX_VMA_MM 24
+#define MOSIX_VMA_HG 25
+#define MOSIX_VMA_NH 26
+#define MOSIX_VMA_MG 27
+#define MOSIX_VMA_UM 28
+#define MOSIX_VMA_UW 29
+#define MOSIX_VMA_UI 30
+#define MOSIX_VMA_SS 31
+#define MOSIX_VMA_SL 32
+#define MOSIX_VMA_DP 33
+
+/* One mapping, as /proc/PID/maps has it. */
+struct mosix_vma {
+	uint64_t start;
+	uint64_t end;
+	uint64_t flags;
+	uint64_t offset; /* in its file, in bytes */
+	uint64_t inode;
+	uint32_t major;
+	uint32_t minor;
+	uint32_t key;  /* of its protection */
+	uint32_t name; /* where among the names its own begins, which ends with NUL */
+};
+
+struct mosix_vmas {
+	int32_t pid;
+	uint32_t zero;
+	uint64_t next;	/* in: mappings that end behind that; out: where to go on, 0: these were all */
+	uint64_t vmas;	/* address of an array */
+	uint64_t names; /* address of bytes */
+	uint32_t count; /* in: for how many there is room, in `vmas`; out: how many there are */
+	uint32_t names_size;
+};
+
+/* Only pages that were written since "4" was written into /proc/PID/clear_refs, or are in a mapping that was
+ * made, or has grown, since: the kernel's soft-dirty bits.  What is gone since is among neither these nor all pages. */
+#define MOSIX_PAGES_DIRTY 1
+
+/* Pages that hold data: those that are there but the zero page, and those in swap. */
+struct mosix_find_pages {
+	int32_t pid;
+	uint32_t flags;
+	uint64_t start; /* in: from there on; out: where to go on */
+	uint64_t end;	/* `start` then, when all was looked at */
+	uint64_t runs;	/* address of an array */
+	uint32_t count; /* in: for how many runs there is room; out: how many there are */
+	uint32_t zero;
+};
+
+#define MOSIX_ADDRESS_SIZE 16
+
+/* What everyone may read of a process in /proc/mosix/PID, as mosix(7) means it. */
+struct mosix_told {
+	int32_t pid;
+	uint32_t job_class;
+	int32_t origin_pid;		/* at home; 0: it is at home here */
+	int32_t freezer;		/* 0...3, or MOSIX_FREEZER_GUEST */
+	char from[MOSIX_ADDRESS_SIZE];	/* an IPv4 address, or "0": from here */
+	char where[MOSIX_ADDRESS_SIZE]; /* the same: it runs here */
+};
+
+#define MOSIX_FREEZER_LAST 3
+#define MOSIX_FREEZER_GUEST -66
 /* cffi: end */
 
 #define MOSIX_IOC_MAGIC 'M'
@@ -128,5 +223,13 @@ struct mosix_send_pages {
 #define MOSIX_IOC_EXCHANGE _IOWR(MOSIX_IOC_MAGIC, 6, struct mosix_exchange)
 /* Argument: uint64_t *, the id of a call that was read.  ENOENT unless its task still waits. */
 #define MOSIX_IOC_WAITS _IOW(MOSIX_IOC_MAGIC, 7, uint64_t)
+/* Argument: struct mosix_vmas *.  ENOSPC: there is no room for one. */
+#define MOSIX_IOC_VMAS _IOWR(MOSIX_IOC_MAGIC, 8, struct mosix_vmas)
+/* Argument: struct mosix_find_pages *.  EOPNOTSUPP: there are pages of a kind that cannot be captured. */
+#define MOSIX_IOC_FIND_PAGES _IOWR(MOSIX_IOC_MAGIC, 9, struct mosix_find_pages)
+/* Argument: struct mosix_told *, from now on in /proc/mosix until the process ends. */
+#define MOSIX_IOC_TELL _IOW(MOSIX_IOC_MAGIC, 10, struct mosix_told)
+/* Argument: PID of a process that is not to be in /proc/mosix any more. */
+#define MOSIX_IOC_FORGET _IO(MOSIX_IOC_MAGIC, 11)
 
 #endif

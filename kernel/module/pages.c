@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Sends memory of a stopped process: its pages go into a socket as they are, into a pipe or file with
- * one copy, and never through user space.  Only for the tracer of the process, while it is stopped, so
- * that nothing changes under way and no further right is needed.
+ * Sends memory of a process: its pages go into a socket as they are, into a pipe or file with one copy,
+ * and never through user space.  Only for the tracer of the process, who may read it anyway.  It is the
+ * tracer's to have it stand still, and not looked at here: he may let it make a call of his own meanwhile.
  */
 #include <linux/bvec.h>
+#include <linux/capability.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/net.h>
 #include <linux/ptrace.h>
+#include <linux/sched/coredump.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
@@ -21,9 +23,8 @@
 #include "mosix.h"
 
 #define BATCH 64 /* pages held at once */
-#define MAX_RUNS (1 << 20)
 
-static bool is_stopped_for_us(struct task_struct *task)
+static bool is_traced_by_us(struct task_struct *task)
 {
 	struct task_struct *tracer;
 	bool ours;
@@ -32,11 +33,17 @@ static bool is_stopped_for_us(struct task_struct *task)
 	tracer = ptrace_parent(task);
 	ours = tracer && same_thread_group(tracer, current);
 	rcu_read_unlock();
-	return ours && task_is_traced(task);
+	return ours;
 }
 
-/* The memory of process `pid`, to be put with mmput(). */
-static struct mm_struct *memory_of(pid_t pid)
+/* As ptrace asks it of a tracer who wants to read. */
+static bool is_readable(struct mm_struct *mm)
+{
+	return get_dumpable(mm) == SUID_DUMP_USER || ns_capable(mm->user_ns, CAP_SYS_PTRACE);
+}
+
+/* The memory of process `pid`, which the caller traces, to be put with mmput(). */
+struct mm_struct *mosix_memory_of(pid_t pid)
 {
 	struct pid *number = find_get_pid(pid);
 	struct task_struct *task = get_pid_task(number, PIDTYPE_PID);
@@ -45,11 +52,15 @@ static struct mm_struct *memory_of(pid_t pid)
 	put_pid(number);
 	if (!task)
 		return mm;
-	if (!is_stopped_for_us(task))
+	if (!is_traced_by_us(task))
 		mm = ERR_PTR(-EPERM);
 	else
 		mm = get_task_mm(task) ?: ERR_PTR(-ESRCH);
 	put_task_struct(task);
+	if (!IS_ERR(mm) && !is_readable(mm)) {
+		mmput(mm);
+		mm = ERR_PTR(-EPERM);
+	}
 	return mm;
 }
 
@@ -106,11 +117,10 @@ static ssize_t send_to_file(struct file *file, struct page **pages, size_t done,
 	return vfs_iter_write(file, &iter, &file->f_pos, 0);
 }
 
-/* All of the pages; bytes that went, in *sent, even on an error. */
-static int send_pages(struct file *file, struct page **pages, size_t size, u64 *sent)
+/* All of the pages but their first `done` bytes; bytes that went, in *sent, even on an error. */
+static int send_pages(struct file *file, struct page **pages, size_t done, size_t size, u64 *sent)
 {
 	struct socket *socket = sock_from_file(file);
-	size_t done = 0;
 
 	while (done < size) {
 		ssize_t n = socket ? send_to_socket(socket, pages, done, size) : send_to_file(file, pages, done, size);
@@ -126,7 +136,8 @@ static int send_pages(struct file *file, struct page **pages, size_t size, u64 *
 	return 0;
 }
 
-static int send_run(struct mm_struct *mm, struct file *file, struct mosix_run run, struct page **pages, u64 *sent)
+static int send_run(struct mm_struct *mm, struct file *file, struct mosix_run run, size_t skip, struct page **pages,
+		    u64 *sent)
 {
 	while (run.size) {
 		long n = hold(mm, run.start, run.size, pages), i;
@@ -134,7 +145,8 @@ static int send_run(struct mm_struct *mm, struct file *file, struct mosix_run ru
 
 		if (n < 0)
 			return n;
-		error = send_pages(file, pages, n << PAGE_SHIFT, sent);
+		error = send_pages(file, pages, skip, n << PAGE_SHIFT, sent);
+		skip = 0;
 		for (i = 0; i < n; i++)
 			put_page(pages[i]);
 		if (error)
@@ -162,13 +174,13 @@ int mosix_pages_send(struct mosix_send_pages *order)
 	u64 i;
 
 	order->sent = 0;
-	if (order->zero || order->count > MAX_RUNS)
+	if (order->skip >= PAGE_SIZE || order->count > MOSIX_MOST_RUNS)
 		return -EINVAL;
 	file = fget(order->fd);
 	if (!file)
 		return -EBADF;
 	pages = kmalloc_array(BATCH, sizeof(*pages), GFP_KERNEL_ACCOUNT);
-	mm = pages ? memory_of(order->pid) : ERR_PTR(-ENOMEM);
+	mm = pages ? mosix_memory_of(order->pid) : ERR_PTR(-ENOMEM);
 	if (IS_ERR(mm)) {
 		error = PTR_ERR(mm);
 	} else {
@@ -182,9 +194,12 @@ int mosix_pages_send(struct mosix_send_pages *order)
 			else if (!is_sound(run))
 				error = -EINVAL;
 			else
-				error = send_run(mm, file, run, pages, &order->sent);
+				error = send_run(mm, file, run, i ? 0 : order->skip, pages, &order->sent);
 		}
 		mmput(mm);
+		if (!error)
+			mosix_count(MOSIX_COUNT_CAPTURES);
+		atomic64_add(order->sent, &mosix_counts[MOSIX_COUNT_SENT_BYTES]);
 	}
 	kfree(pages);
 	fput(file);

@@ -249,6 +249,9 @@ def _show_counters(found: NodeStatus) -> None:
     if found.decided:
         counts = ", ".join(f"{name} {count}" for name, count in found.decided.items() if count)
         click.echo(f"  kernel   {counts or 'has decided nothing yet'}")
+        captures = found.decided.get("module_captures", 0)
+        megabytes = found.decided.get("module_sent_bytes", 0) / 1e6
+        click.echo(f"  captures {captures} by mosix.ko, {megabytes:.1f} MB")
 
 
 def _print_json(found: msgspec.Struct) -> None:

@@ -87,11 +87,11 @@ async def _stand_still(tracee: Tracee) -> Stop:
 
 def describe(process: JobProcess, tracee: Tracee, epoch: int) -> Image:
     """The image, without pages, of the stopped process. CannotMoveError: it may not leave."""
-    mappings = maps.read_mappings(process.pid)
+    mappings = maps.read_mappings(process.pid, process.home.files.module)
     reason = eligibility.why_not_stopped(tracee, process.home.filters, mappings)
     if reason:
         raise CannotMoveError(f"process {process.pid} cannot move: {reason}")
-    image = capture.describe(tracee, epoch, mappings)
+    image = capture.describe(tracee, epoch, mappings, files=process.home.files)
     image.process.stopped = process.held
     image.process.cpu_ns = process.cpu_time.everywhere(image.process.cpu_ns)
     process.needs = needs_of(process.pid, mappings, image.runs)

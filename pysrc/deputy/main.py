@@ -43,6 +43,7 @@ from mosix.errors import (
     RefusedError,
 )
 from mosix.image import eligibility
+from mosix.image.capture import ProcFiles
 from mosix.native.blob import load_blob
 from mosix.native.cpu import cpu_features
 from mosix.native.listener import Asked, Listener
@@ -107,9 +108,11 @@ def run(sock: socket.socket) -> None:
     if not isinstance(launch, Launch) or len(fds) not in (2, 3, 4):
         raise ProtocolError("the first message to a deputy must be Launch")
     pidfd, stderr, *listening = fds
-    listener = Listener(*listening) if listening else None
+    #: alone it is a file of /dev/mosix
+    files = ProcFiles(module=listening[0] if len(listening) == 1 else -1)
+    listener = Listener(*listening) if listening and launch.interface else None
     # What mosd must have of it, should another one run one day.
-    belongings = (stderr, *listening)
+    belongings = (stderr, *(listening if files.module < 0 else ()))
     filters = eligibility.filters_of(launch.pid)
     if launch.node is None:
         failpoints.hit("deputy.launch")
@@ -120,7 +123,8 @@ def run(sock: socket.socket) -> None:
         )
         node = Packets(sock, NodeToWorker)
     if pidfd >= 0:
-        asyncio.run(Deputy(node, launch, belongings, listener, filters).main(pidfd))
+        deputy = Deputy(node, launch, belongings, listener, filters=filters, files=files)
+        asyncio.run(deputy.main(pidfd))
 
 
 class Deputy:
@@ -132,7 +136,9 @@ class Deputy:
         launch: Launch,
         belongings: tuple[int, ...],
         listener: Listener | None,
+        *,
         filters: int,
+        files: ProcFiles,
     ) -> None:
         self._node = node
         self.launch = launch
@@ -149,6 +155,7 @@ class Deputy:
         self._mosd_gone = False
         self._complained: dict[str, float] = {}
         self.filters = filters
+        self.files = files
 
     @property
     def here(self) -> str:

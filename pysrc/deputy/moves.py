@@ -138,7 +138,7 @@ async def _leave_prepared(
         ghost_mask = handlers.mask_outside(tracee, image)
         failpoints.hit("deputy.described", *link.sockets, call, bulk)
         # The image is on its way while the agent goes in beside the body.
-        sending = _begin(link.ip, _send, process.pid, bulk.fileno(), image)
+        sending = _begin(link.ip, _send, process.pid, bulk.fileno(), image, process.home.files)
         try:
             agent = Agent.inject(tracee, plans.body_ranges(image))
             failpoints.hit("deputy.injected", *link.sockets, call, bulk)
@@ -415,10 +415,10 @@ def _expected(pid: int) -> tuple[Needs, list[PageRun]]:
         ) from error
 
 
-def _send(pid: int, fd: int, image: Image) -> None:
+def _send(pid: int, fd: int, image: Image, files: capture.ProcFiles) -> None:
     stream.write_image(fd, image)
     failpoints.hit("deputy.sending")
-    capture.send_pages(pid, fd, image.runs)
+    capture.send_pages(pid, fd, image.runs, files)
     stream.write_end(fd, image)
 
 

@@ -45,6 +45,7 @@ from mosix.wire.messages import (
 from mosix.wire.mosd_messages import ProcessState
 
 if TYPE_CHECKING:
+    from mosix.image.capture import ProcFiles
     from mosix.native.watch import Watch
 
 #: How long a process stays at home before it goes back to the last ordered node, in seconds.
@@ -107,6 +108,11 @@ class Home(Protocol):
     @property
     def listener(self) -> Listener | None:
         """Of the filter that mosrun installed."""
+        ...
+
+    @property
+    def files(self) -> ProcFiles:
+        """What a process of the job is captured by, besides what its deputy may open."""
         ...
 
     @property

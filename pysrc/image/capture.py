@@ -60,13 +60,15 @@ _RANGES = 4096
 @dataclass(frozen=True, slots=True)
 class ProcFiles:
     """Descriptors of /proc/PID files opened by somebody who may (a guest's owner may not open
-    them by name); -1: open by name."""
+    them by name); -1: open by name. `module`: a file of /dev/mosix, where mosix.ko captures."""
 
     pagemap: int = -1
     mem: int = -1
     auxv: int = -1
+    module: int = -1
 
     def close(self) -> None:
+        """All but the module's, which others use, too."""
         for fd in (self.pagemap, self.mem, self.auxv):
             if fd >= 0:
                 os.close(fd)
@@ -103,7 +105,8 @@ def describe(
     pid = tracee.pid
     status = _status(pid)
     caught, ignored = int(status[b"SigCgt"], 16), int(status[b"SigIgn"], 16)
-    vmas = [mapping.vma for mapping in mappings or read_mappings(pid)]
+    module = files.module if files is not None else -1
+    vmas = [mapping.vma for mapping in mappings or read_mappings(pid, module)]
     asked = _ask(tracee, vmas, caught)
     auxv = _read_auxv(pid, files)
     if tracee.stub_on_stack():
@@ -434,6 +437,7 @@ def _proc_files(pid: int, files: ProcFiles | None):  # type: ignore[no-untyped-d
         yield ProcFiles(
             files.pagemap if files.pagemap >= 0 else by_name("pagemap"),
             files.mem if files.mem >= 0 else by_name("mem"),
+            module=files.module,
         )
     finally:
         for fd in opened:
@@ -462,12 +466,40 @@ def split_at_eof(pid: int, vmas: list[Vma], mem: int = -1) -> list[Vma]:
 
 
 def page_runs(
-    pid: int, vmas: Sequence[Vma], files: ProcFiles | None = None, plain: bool = False
+    pid: int,
+    vmas: Sequence[Vma],
+    files: ProcFiles | None = None,
+    *,
+    plain: bool = False,
+    dirty: bool = False,
 ) -> list[PageRun]:
     """Which pages travel: anonymous ones that are present or swapped and not the zero page,
-    whatever their protection; file mappings whole. `plain`: do without PAGEMAP_SCAN.
+    whatever their protection; file mappings whole. `plain`: do without PAGEMAP_SCAN. `dirty`: of
+    the anonymous ones only those written since /proc/PID/clear_refs was; only with a module.
 
     CannotMoveError: guard regions; PermissionError: pagemap may not be opened."""
+    travel = [vma for vma in vmas if vma.kind not in _NO_PAGES]
+    whole = [(vma.start, vma.size) for vma in travel if vma.kind in _WHOLE]
+    looked_at = [vma for vma in travel if vma.kind not in _WHOLE]
+    try:
+        found = None
+        if files is not None and files.module >= 0:
+            found = _find_by_module(pid, looked_at, files.module, dirty=dirty)
+        if found is None:
+            found = _find_by_proc(pid, looked_at, files, plain=plain)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        raise CannotMoveError(
+            f"process {pid} has guard pages (MADV_GUARD_INSTALL)",
+            "it can move again when they are removed",
+        ) from error
+    return _merge(sorted(whole + found))
+
+
+def _find_by_proc(
+    pid: int, vmas: Sequence[Vma], files: ProcFiles | None, *, plain: bool
+) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     ranges = ffi.new("struct mx_range[]", _RANGES)
     position = ffi.new("uint64_t *")
@@ -475,23 +507,33 @@ def page_runs(
         if opened.pagemap < 0:
             raise PermissionError(errno.EACCES, f"/proc/{pid}/pagemap may not be opened")
         for vma in vmas:
-            if vma.kind in _NO_PAGES:
-                continue
-            if vma.kind in _WHOLE:
-                runs.append((vma.start, vma.size))
-                continue
             position[0] = vma.start
             while position[0] < vma.end:
                 count = lib.mx_page_scan(opened.pagemap, position, vma.end, ranges, _RANGES, plain)
-                if count == -errno.ENOTSUP:
-                    raise CannotMoveError(
-                        f"process {pid} has guard pages (MADV_GUARD_INSTALL)",
-                        "it can move again when they are removed",
-                    )
                 if count < 0:
                     raise OSError(-count, f"/proc/{pid}/pagemap: {os.strerror(-count)}")
                 runs += [(ranges[i].start, ranges[i].size) for i in range(count)]
-    return _merge(runs)
+    return runs
+
+
+def _find_by_module(
+    pid: int, vmas: Sequence[Vma], module: int, *, dirty: bool
+) -> list[tuple[int, int]] | None:
+    """None: it is left to those who may open /proc/PID/pagemap."""
+    runs: list[tuple[int, int]] = []
+    wanted = ffi.new("struct mx_range[]", [(vma.start, vma.size) for vma in vmas])
+    ranges = ffi.new("struct mx_range[]", _RANGES)
+    position = ffi.new("long *")
+    while position[0] < len(vmas):
+        count = lib.mx_module_pages(
+            module, pid, wanted, len(vmas), position, dirty, ranges, _RANGES
+        )
+        if count == -errno.EPERM and not dirty:
+            return None
+        if count < 0:
+            raise OSError(-count, f"pages of process {pid}: {os.strerror(-count)}")
+        runs += [(ranges[i].start, ranges[i].size) for i in range(count)]
+    return runs
 
 
 def _merge(runs: list[tuple[int, int]]) -> list[PageRun]:
@@ -509,7 +551,7 @@ def _merge(runs: list[tuple[int, int]]) -> list[PageRun]:
     return merged
 
 
-def send_pages(pid: int, fd: int, runs: Sequence[PageRun], mem: int = -1) -> int:
+def send_pages(pid: int, fd: int, runs: Sequence[PageRun], files: ProcFiles | None = None) -> int:
     """Send the bytes of `runs`, raw and in order, to the blocking descriptor `fd`; their number.
 
     Blocks, without the GIL: called from an executor thread. OSError: EPIPE, ECONNRESET, ENOSPC…
@@ -517,8 +559,13 @@ def send_pages(pid: int, fd: int, runs: Sequence[PageRun], mem: int = -1) -> int
     ranges = ffi.new("struct mx_range[]", max(1, len(runs)))
     for i, run in enumerate(runs):
         ranges[i].start, ranges[i].size = run.start, run.size
-    with _proc_files(pid, ProcFiles(pagemap=0, mem=mem)) as opened:
-        sent = lib.mx_send_pages(pid, opened.mem, fd, ranges, len(runs))
+    files = files or ProcFiles()
+    sent = -errno.EPERM
+    if files.module >= 0:
+        sent = lib.mx_module_send(files.module, pid, fd, ranges, len(runs))
+    if sent == -errno.EPERM:  # no module, or one that only lets those who may open /proc/PID/mem
+        with _proc_files(pid, ProcFiles(pagemap=0, mem=files.mem)) as opened:
+            sent = lib.mx_send_pages(pid, opened.mem, fd, ranges, len(runs))
     if sent < 0:
         raise OSError(-sent, os.strerror(-sent))
     return int(sent)

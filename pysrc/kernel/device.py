@@ -7,6 +7,7 @@ serving and sending take only the descriptor. Never decides anything.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -55,6 +56,12 @@ _PROGRAM = _ioctl_number(0, 3, 0)
 _COUNTERS = _ioctl_number(_READ, 4, _ffi.sizeof("struct mosix_counters"))
 _SEND_PAGES = _ioctl_number(_READ | _WRITE, 5, _ffi.sizeof("struct mosix_send_pages"))
 _WAITS = _ioctl_number(_WRITE, 7, 8)
+_TELL = _ioctl_number(_WRITE, 10, _ffi.sizeof("struct mosix_told"))
+_FORGET = _ioctl_number(0, 11, 0)
+_TOLD = struct.Struct("<iIii16s16s")
+assert _TOLD.size == _ffi.sizeof("struct mosix_told")
+#: that a guest is frozen at its home, if at all
+FREEZER_GUEST: int = _C["FREEZER_GUEST"]
 _HOOK_FIELDS = struct.Struct(f"<QII{_C['NAME_SIZE']}s")
 #: SYSCALL_DEFINEx makes both names; of a call without arguments there may be only the second
 _FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (__x64_sys_|__do_sys_)(\w+)$", re.M)
@@ -73,6 +80,19 @@ class Request:
     args: tuple[int, ...]
     ip: int
     sp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What everyone may read of process `pid` in /proc/mosix (mosix(7)). `origin_pid`: its PID at
+    home; 0: this is its home. `home`, `where`: IPs, or "0": here."""
+
+    pid: int
+    job_class: int
+    origin_pid: int
+    freezer: int
+    home: str
+    where: str
 
 
 class Device:
@@ -165,9 +185,9 @@ class Device:
         return self._reply((request.id, 0, _C["RUN_NATIVELY"], 0))
 
     def send_pages(self, pid: int, fd: int, runs: Sequence[tuple[int, int]]) -> int:
-        """Send memory of a process that we trace and that is stopped, as (start, size) each, raw
-        and in order, to a blocking descriptor; bytes sent. OSError: EPERM not ours or not stopped,
-        EFAULT memory that is not there, or as write(2)."""
+        """Send memory of a process that we trace, as (start, size) each, raw and in order, to a
+        blocking descriptor; bytes sent. OSError: EPERM not ours, or not dumpable, EFAULT memory
+        that is not there, or as write(2)."""
         given = _ffi.new("struct mosix_run[]", list(runs))
         address = int(_ffi.cast("uintptr_t", given))
         order = bytearray(_SEND.pack(pid, fd, address, len(runs), 0, 0))
@@ -175,6 +195,20 @@ class Device:
         if _libc.ioctl(self.fd, _SEND_PAGES, _ffi.from_buffer(order)) < 0:
             raise OSError(_ffi.errno, os.strerror(_ffi.errno))
         return int(_SEND.unpack(order)[-1])
+
+    def tell(self, told: Told) -> bool:
+        """From now on it is in /proc/mosix, until it ends; False: it has. OSError."""
+        fixed = (told.pid, told.job_class, told.origin_pid, told.freezer)
+        try:
+            fcntl.ioctl(self.fd, _TELL, _TOLD.pack(*fixed, told.home.encode(), told.where.encode()))
+        except ProcessLookupError:
+            return False
+        return True
+
+    def forget(self, pid: int) -> None:
+        """It is not in /proc/mosix any more, if it was."""
+        with contextlib.suppress(ProcessLookupError):
+            fcntl.ioctl(self.fd, _FORGET, pid)
 
     def _reply(self, fields: Sequence[int]) -> bool:
         try:

@@ -17,6 +17,7 @@ UNITS = (
     "tracee",
     "inject",
     "pages",
+    "module",
     "clock",
     "redirect",
     "cputime",
@@ -25,6 +26,8 @@ UNITS = (
     "spin",
     "proctimes",
 )
+#: what mosix.ko and we agree on
+_MODULE = HERE.parent.parent / "kernel" / "module" / "mosix_uapi.h"
 SOURCES = sorted(path for unit in UNITS for path in HERE.glob(f"{unit}*.c"))
 
 
@@ -45,7 +48,11 @@ def _abi() -> str:
 
 
 ffi = FFI()
-ffi.cdef(_abi() + "\n".join(_declarations(HERE / f"{unit}.h") for unit in (*UNITS, "failpoint")))
+ffi.cdef(
+    _abi()
+    + _declarations(_MODULE)
+    + "\n".join(_declarations(HERE / f"{unit}.h") for unit in (*UNITS, "failpoint"))
+)
 ffi.set_source(
     "mosix.native._native",
     '#include "abi.h"\n#include "failpoint.h"\n'

@@ -455,8 +455,7 @@ class Launcher:
         try:
             self._record(job)  # before: if we are killed now the next mosd knows of the cgroup
             group.make(caller.uid)
-            if options.interface:
-                held = await self._intercept(job)
+            held = await self._module_file(job, interface=options.interface)
             filtered = options.interface and not held
             preparing = asyncio.create_task(self._prepare(job, client, filtered=filtered))
             failpoints.hit("mosd.launch")
@@ -476,6 +475,7 @@ class Launcher:
                 uid=caller.uid,
                 gid=job.gid,
                 node=options.node,
+                interface=options.interface,
                 fallback=options.fallback,
                 attributes=attributes,
                 date_ahead_ns=self._date_ahead_ns,
@@ -505,21 +505,22 @@ class Launcher:
                 os.close(fd)
         return link
 
-    async def _intercept(self, job: Job) -> list[int]:
-        """The file through which the module hands over what the job says to mosix; empty: it needs
-        a filter for that."""
+    async def _module_file(self, job: Job, *, interface: bool) -> list[int]:
+        """The file of the kernel module by which processes of the job are captured and, with the
+        `interface`, what they say to mosix is handed over; empty: that needs a filter."""
         if self._tier is None:
             return []
         try:
+            if not interface:
+                return [self._tier.device().fd]
             owner = self._tier.owner(HOME_HOOKS)
+            try:
+                await self._tier.add(job.pid, HOME, owner.number, ORPHAN_NATIVE)
+            except KernelError:
+                owner.close()
+                raise
         except KernelError as error:
-            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
-            return []
-        try:
-            await self._tier.add(job.pid, HOME, owner.number, ORPHAN_NATIVE)
-        except KernelError as error:
-            owner.close()
-            _log.error("job of process %d gets a filter: %s", job.pid, error.line())
+            _log.error("job of process %d does without the module: %s", job.pid, error.line())
             return []
         return [owner.fd]
 

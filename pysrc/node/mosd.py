@@ -44,6 +44,7 @@ from mosix.node.privileges import forbid_dumps
 from mosix.node.registry import Registry
 from mosix.node.services import Names, PeerService, Services
 from mosix.node.settings import Settings
+from mosix.node.shown import Shown
 from mosix.node.spawning import Programs, SpawnerClient
 from mosix.node.syslog import DEVICE, SystemLog
 from mosix.node.tier import Choice as TierChoice
@@ -248,6 +249,7 @@ class Mosd:
                 _reread_when(again, administration),
                 decider.run(services),
                 host.shortage.run(),
+                *([Shown(registry, module.device()).run()] if module else ()),
                 *watchdog(),
             )
             _say_hello(settings.config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from mosix.node.history import History
@@ -83,9 +83,12 @@ class Registry:
         self.jobs: dict[str, Job] = {}
         self.guests: dict[bytes, Guest] = {}
         self.history = History()
+        #: told of what may interest others of a process
+        self.changed: Callable[[], object] = lambda: None
 
     def update(self, job: Job, state: ProcessState) -> None:
         """What the deputy of `job` says about one process."""
+        self.changed()
         if state.ended:
             job.processes.pop(state.pid, None)
             return
@@ -112,6 +115,7 @@ class Registry:
         )
 
     def update_guest(self, guest: Guest, state: GuestState) -> None:
+        self.changed()
         guest.outer_pid = state.outer_pid
         guest.frozen = state.frozen
         guest.begun = guest.begun or state.runs

@@ -25,6 +25,7 @@ from typing import Literal
 
 import msgspec
 from mosix import failpoints
+from mosix.image.maps import vsyscall
 from mosix.native import listener
 from mosix.native.cpu import own_vdso
 from mosix.node.listeners import Held, Holder
@@ -314,6 +315,7 @@ def main() -> None:
     _default_signals()
     workers: dict[WorkerKind, Run] = {"deputy": load_worker(deputy), "remote": load_worker(remote)}
     own_vdso()  # kept for the workers, who may not look at their own maps any more
+    vsyscall()
     own_bounding()
     gc.collect()
     gc.freeze()  # a collection in a worker must not copy all of these pages

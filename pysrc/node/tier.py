@@ -177,6 +177,12 @@ class KernelTier:
             device.close()
             raise KernelError(f"no owner at {PATH}: {error.strerror}") from error
 
+    @staticmethod
+    def device() -> Device:
+        """A file that serves nobody: for root, who tells, and for the tracer of a process, who has
+        it captured."""
+        return Device.open()
+
     async def add(self, tid: int, policy: int, owner: int, orphan: int) -> None:
         """From now on task `tid` and its descendants are intercepted for `owner`."""
         await self._ask(Add(tid=tid, policy=policy, owner=owner, orphan=orphan))

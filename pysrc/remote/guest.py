@@ -165,7 +165,9 @@ class Guest:
         self._agent = Agent.inject(self.tracee, (), way_back=False)
         self._agent.obey()
         self._watch.add(self.tracee, self._on_stop)
-        self._files = ProcFiles(*self.shell.open_all(("pagemap", "mem", "auxv")))
+        pagemap, mem, auxv = self.shell.open_all(("pagemap", "mem", "auxv"))
+        module = self._module.fd if self._module else -1
+        self._files = ProcFiles(pagemap, mem, auxv, module)
 
     def prefault(self, ranges: list[tuple[int, int]]) -> None:
         """Populates announced memory, (start, size) each; called in a thread."""
@@ -425,7 +427,7 @@ class Guest:
         fd = bulk.fileno()
         stream.write_image(fd, image)
         failpoints.hit("remote.sending", bulk)
-        capture.send_pages(self.tracee.pid, fd, image.runs, self._files.mem)
+        capture.send_pages(self.tracee.pid, fd, image.runs, self._files)
         stream.write_end(fd, image)
 
     async def destroy(self) -> None:

@@ -33,7 +33,7 @@ from mosix.wire.messages import (
 
 #: mosd and workers that one of another build has started leave each other alone, naming both. To be
 #: counted up when `NodeToWorker` or `WorkerToNode` change.
-WORKER_VERSION = 2
+WORKER_VERSION = 3
 
 # ---- mosd → deputy or remote (unix SOCK_SEQPACKET, descriptors ride along) ----
 
@@ -49,6 +49,7 @@ class Launch(Tagged, frozen=True, kw_only=True):
     uid: Uid
     gid: Uid
     node: Ip | None = None
+    interface: bool = True
     fallback: bool = False  # -F
     attributes: JobAttributes = JobAttributes()
     #: for tests: what guests are told of home's date is so much later than it is

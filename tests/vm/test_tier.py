@@ -21,6 +21,8 @@ from mosix.lab.programs import built, built_module
 from trips import FAMILIES, in_each, other, round_trip
 
 SERIES = ("6.1", "6.12")
+#: files of /proc/mosix/PID
+_TOLD = ("from", "where", "class", "origipid", "origpid", "freezer")
 _STUB = ["pgrep", "-x", "mosix-stub"]
 #: for what takes a machine seconds, on a host that has other work
 _LONG_S = 120.0
@@ -116,12 +118,52 @@ def test_mosctl_says_which_tier_a_node_runs(kernels: Cluster) -> None:
 
 def test_round_trips_change_nothing_in_what_is_computed(kernels: Cluster, home: NodeHandle) -> None:
     away = kernels[int(other(home))]
-    before = decided(away)
+    before, sent = decided(away), decided(home)
     round_trip(home)
     after = decided(away)
     for name in ("redirected", "module_answered"):
         assert after[name] > before[name]
     assert after["map_failed"] == 0
+    # There, home and there again: captured by the modules of both.
+    for node, earlier, moves in ((home, sent, 2), (away, before, 1)):
+        later = decided(node)
+        assert later["module_captures"] >= earlier["module_captures"] + moves
+        assert later["module_sent_bytes"] > earlier["module_sent_bytes"]
+        assert f"captures {later['module_captures']} by mosix.ko" in node.check(
+            ["mosctl", "status"]
+        )
+
+
+def told(node: NodeHandle, pid: int) -> list[str]:
+    """What nobody may read of a process; empty: there is nothing."""
+    files = [f"/proc/mosix/{pid}/{name}" for name in _TOLD]
+    return node.run(["cat", *files], user="nobody").stdout.split()
+
+
+def guest_of(node: NodeHandle, pid: str) -> int | None:
+    """Under which number process `pid` of another node runs here; None: it does not."""
+    names = [name for name in node.check(["ls", "/proc/mosix"]).split() if name.isdigit()]
+    return next((int(name) for name in names if told(node, int(name))[4:5] == [pid]), None)
+
+
+def test_everyone_may_read_where_a_process_is(kernels: Cluster, home: NodeHandle) -> None:
+    away = kernels[int(other(home))]
+    with Job(home, ["cat"], options=("-G5",)) as job:
+
+        def tells(node: NodeHandle, pid: int, expected: list[str]) -> None:
+            drive.wait_for(f"{expected} at {node.name}", lambda: told(node, pid) == expected)
+
+        tells(home, job.pid, ["0", "0", "5", "0", "0", "0"])
+        job.move(other(home))
+        tells(home, job.pid, ["0", job.ip(other(home)), "5", "0", "0", "0"])
+        pid = str(job.pid)
+        guest = drive.wait_for("the guest", lambda: guest_of(away, pid))
+        tells(away, guest, [job.ip(str(home.node.number)), "0", "5", pid, pid, "-66"])
+        job.move("home")
+        tells(home, job.pid, ["0", "0", "5", "0", "0", "0"])
+        tells(away, guest, [])
+        assert job.finish() == (0, "", "")
+        tells(home, job.pid, [])
 
 
 def families_agree(home: NodeHandle, families: tuple[str, ...]) -> None:

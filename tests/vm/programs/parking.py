@@ -350,9 +350,9 @@ def pages_are_sent_as_they_are(bench: Bench) -> None:
         runs.append((int(start, 16), int(end, 16) - int(start, 16)))
     heap = next(fields[0] for fields in lines if fields[-1] == "[heap]")
     runs.append((int(heap.partition("-")[0], 16), 4096))
-    tracee = Tracee.seize(caller.pid)
-    with refused(errno.EPERM):
+    with refused(errno.EPERM):  # nobody traces it
         bench.owner.send_pages(caller.pid, 1, runs)
+    tracee = Tracee.seize(caller.pid)
     tracee.stop()
     with open(f"/proc/{caller.pid}/mem", "rb", buffering=0) as memory:
         expected = b"".join(os.pread(memory.fileno(), size, start) for start, size in runs)
