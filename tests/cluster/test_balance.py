@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faults
 import pytest
 from jobs import PROGRAMS, PYTHON, Job
 from mosix.errors import RefusedError
@@ -248,6 +249,29 @@ def test_mosps_says_why_a_process_stays(balanced: Cluster, begin: Callable[..., 
     drive.wait_for("locked", lambda: "it is locked" in why(locked), PATIENCE_S)
     drive.wait_for("too little", lambda: "0.00 of a core, too little" in why(idle), PATIENCE_S)
     drive.wait_for("nothing to gain", lambda: "nothing to gain: " in why(alone), PATIENCE_S)
+
+
+def test_a_node_that_accepts_and_never_answers_holds_up_nobody(
+    balanced: Cluster, begin: Callable[..., Job]
+) -> None:
+    """Its mosd stands still: the kernel takes connections for it."""
+    n1, n2 = balanced.nodes
+    daemon = faults.mosd(n2)
+    n1.check(["mosctl", "stay"])
+    try:
+        jobs = [begin(SPIN) for _ in range(6)]
+        drive.wait_for("a loaded n1", functools.partial(knows_of_load, n1), PATIENCE_S)
+        before = len(n1.log())
+        faults.kill(daemon, signal.SIGSTOP)
+        n1.check(["mosctl", "nostay"])
+        asked = f"node {n2.ip} does not answer"
+        drive.wait_for("it to be asked", lambda: asked in n1.log()[before:], PATIENCE_S)
+        assert places(balanced) == {"home": len(jobs)}
+        assert [job.row()["nmigs"] for job in jobs] == [0] * len(jobs)
+    finally:
+        faults.kill(daemon, signal.SIGCONT)
+        n1.check(["mosctl", "nostay"])
+    wait_for_places(balanced, home=3, away=3)
 
 
 @pytest.fixture
