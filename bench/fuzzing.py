@@ -87,6 +87,9 @@ def serves(cluster: Cluster) -> list[str]:
     try:
         cluster[2].mosd("start")
         cluster[2].check(["mosctl", "status", "1"])
+        # For n1 it was down until now; who is taken for down is given a second to prove itself.
+        ask = ["mosctl", "status", "2"]
+        drive.wait_for("n1 to see n2", lambda: cluster[1].run(ask).returncode == 0)
         cluster[1].check(["mosrun", "-2", "-F", "true"], user="nobody")
         cluster[1].check(["mosrun", "-2", "sh", "-c", "exit 0"], user="nobody")
     except MosixError as error:

@@ -14,6 +14,9 @@
 /* How special files are opened: O_RDONLY, O_WRONLY | O_CREAT, O_RDWR | O_CREAT (native/interface.h). */
 #define IS_SPECIAL_OPEN(flags) ((u32)(flags) == 0 || (u32)(flags) == 0101 || (u32)(flags) == 0102)
 
+/* "/proc/se" as a number */
+#define PROC_SE 0x65732f636f72702fULL
+
 BPF_HASH(tasks, u32, struct mx_task, MX_TASKS);
 BPF_ARRAY(actions, struct mx_action, MX_POLICIES *MX_CALLS);
 BPF_ARRAY(tests, struct mx_test, MX_TESTS);
@@ -44,7 +47,11 @@ static bool is_own_proc(u64 path)
 	const char prefix[12] = "/proc/self/";
 	char start[12] = {};
 	struct mx_name key = {};
+	u64 first;
 
+	/* Most are told by their first eight bytes, which are compared at once. */
+	if (!bpf_probe_read_user(&first, sizeof(first), (void *)path) && first != PROC_SE)
+		return false;
 	if (bpf_probe_read_user(start, 11, (void *)path)) {
 		/* Shorter than a page's rest, or not in memory just now. */
 		if (bpf_probe_read_user_str(start, sizeof(start), (void *)path) < 0) {

@@ -36,12 +36,13 @@ struct set {
 
 static void hook(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *fregs);
 
-#define SET                                                                                                  \
-	{                                                                                                    \
-		.ops = {                                                                                     \
-			.func = hook,                                                                        \
-			.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION, \
-		},                                                                                           \
+/* No recursion to be looked for: the hook and what it calls make no system call. */
+#define SET                                              \
+	{                                                \
+		.ops = {                                 \
+			.func = hook,                    \
+			.flags = FTRACE_OPS_FL_IPMODIFY, \
+		},                                       \
 	}
 
 static DEFINE_MUTEX(mutex); /* of all of these, but that the hook reads the program under RCU */
@@ -61,16 +62,21 @@ static u32 ask(struct bpf_prog *prog, const struct pt_regs *regs)
 	return verdict;
 }
 
-/* The hooked function itself; `ip` is where it was entered, which lies behind an ENDBR if there is one. */
+/*
+ * The hooked function itself; `ip` is where it was entered, which lies behind an ENDBR if there is one.
+ * It is given a copy, by which the hook knows that it has been decided: functions that look at more
+ * than arguments take current_pt_regs().
+ */
 static long call_original(const struct pt_regs *regs, unsigned long ip)
 {
 	long (*function)(const struct pt_regs *);
+	struct pt_regs decided = *regs;
 	u32 before;
 
 	if (!get_kernel_nofault(before, (u32 *)(ip - sizeof(before))) && is_endbr(before))
 		ip -= sizeof(before);
 	function = (void *)ip;
-	return function(regs);
+	return function(&decided);
 }
 
 /* In place of the system call, in the context of its task. */
@@ -102,24 +108,33 @@ static noinline long stub(const struct pt_regs *regs, unsigned long ip, u32 verd
 	return result;
 }
 
+/* What ftrace has saved, and restores: arguments, and where it goes on.  That is all we need, and less
+ * than FTRACE_OPS_FL_SAVE_REGS would have it save. */
+static struct pt_regs *registers(struct ftrace_regs *fregs)
+{
+#ifdef HAVE_OPAQUE_FTRACE_REGS
+	return &arch_ftrace_regs(fregs)->regs;
+#else
+	return &fregs->regs;
+#endif
+}
+
 static void notrace hook(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
-	struct pt_regs *entry = ftrace_get_regs(fregs), *regs;
+	struct pt_regs *entry = registers(fregs);
+	struct pt_regs *regs = (struct pt_regs *)entry->di;
 	struct bpf_prog *prog;
 	u32 verdict = MOSIX_NATIVE;
 
-	/* From stub(): it has been decided already. */
-	if (!entry || within_module(parent, THIS_MODULE))
-		return;
-	regs = (struct pt_regs *)entry->di;
-	if (regs != task_pt_regs(current))
+	/* No system call of user space, or one that call_original() makes. */
+	if (unlikely(regs != task_pt_regs(current)))
 		return;
 	rcu_read_lock();
 	prog = rcu_dereference(program);
 	if (prog)
 		verdict = ask(prog, regs);
 	rcu_read_unlock();
-	if (MOSIX_VERDICT_ACTION(verdict) == MOSIX_NATIVE)
+	if (likely(MOSIX_VERDICT_ACTION(verdict) == MOSIX_NATIVE))
 		return;
 	/* Stays loaded until the task has left stub(). */
 	if (!try_module_get(THIS_MODULE))

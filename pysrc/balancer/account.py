@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mosix.errors import KernelError
+from mosix.native.kept import KeptFiles
 
 #: The program is compiled first, on a loaded machine (s).
 _LOAD_S: Final = 60.0
@@ -69,22 +70,25 @@ class ProcCounter:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
+        self._files = KeptFiles()
 
     async def totals(self, pids: Iterable[int]) -> dict[int, Totals]:
         """Of those that are still there."""
-        found = {}
+        found, read = {}, set[str]()
         for pid in pids:
+            names = f"{self._proc}/{pid}/schedstat", f"{self._proc}/{pid}/io"
             with contextlib.suppress(OSError, ValueError):
-                found[pid] = self._of(pid)
+                found[pid] = self._of(*names)
+                read.update(names)
+        self._files.keep(read)
         return found
 
-    def _of(self, pid: int) -> Totals:
-        ran = (self._proc / str(pid) / "schedstat").read_text("ascii").split()[0]
-        lines = (self._proc / str(pid) / "io").read_text("ascii").splitlines()
-        io = {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
+    def _of(self, schedstat: str, io: str) -> Totals:
+        ran = int(self._files.read(schedstat).split(maxsplit=1)[0])
+        # rchar: N, wchar: N, syscr: N, syscw: N, and four lines of disks
+        read, written, reads, writes = map(int, self._files.read(io).split()[1:8:2])
         now = time.monotonic()
-        calls = io["syscr"] + io["syscw"]
-        return Totals(now, now, int(ran), calls, io["rchar"], io["wchar"])
+        return Totals(now, now, ran, reads + writes, read, written)
 
 
 def why_not() -> str:

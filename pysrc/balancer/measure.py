@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from mosix.native._native import ffi, lib
+from mosix.native.kept import KeptFiles
 from mosix.wire.messages import NodeLoad
 
 #: With less CPU time than this in a second (s), what processes had to wait says nothing.
@@ -166,7 +167,9 @@ class Meter:
         #: when the last window began, and when it ended
         self.began = self._clock()
         self._since, self._before = self.began, thread_times(proc)
-        self._stalls = {resource: self._stalled(resource) for resource in ("memory", "io")}
+        self._files = KeptFiles()
+        self._pressure = {resource: self._pressure_of(resource) for resource in ("memory", "io")}
+        self._stalls = {resource: self._stalled(resource) for resource in self._pressure}
         self._steal = self._stolen()
 
     @property
@@ -216,18 +219,20 @@ class Meter:
 
     def _stalled(self, resource: str) -> int:
         """Microseconds for which some task stood still for `resource`; 0 where PSI is off."""
-        path = None if self._machine else self._group.pressure(resource)
-        path = path or self._proc / "pressure" / resource
         try:
-            some = path.read_text(encoding="ascii").partition("\n")[0]
+            some = self._files.read(self._pressure[resource]).partition("\n")[0]
         except OSError:
             return 0
         total = some.rpartition("total=")[2]
         return int(total) if total.isdigit() else 0
 
+    def _pressure_of(self, resource: str) -> str:
+        path = None if self._machine else self._group.pressure(resource)
+        return str(path or self._proc / "pressure" / resource)
+
     def _stolen(self) -> tuple[int, int]:
         """Ticks that the host gave to others, and all ticks, of all CPUs (proc_stat(5))."""
-        line = (self._proc / "stat").read_text(encoding="ascii").partition("\n")[0]
+        line = self._files.read(f"{self._proc}/stat").partition("\n")[0]
         ticks = [int(field) for field in line.split()[1:9]]
         return ticks[7], sum(ticks)
 

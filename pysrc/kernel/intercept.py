@@ -14,6 +14,7 @@ from typing import Any
 from mosix.errors import KernelError
 from mosix.kernel.device import Device
 from mosix.kernel.headers import KERNEL, constants, shared
+from mosix.kernel.maps import Maps
 
 _ffi = shared("bpf/intercept.h")
 _C = constants(_ffi, "MX_")
@@ -22,11 +23,6 @@ NATIVE, REDIRECT, DENY, KILL = (
 )
 BY_FD, OWN_PROC, OWN_PROC_AT = (_C[f"ACT_{name}"] for name in ("BY_FD", "OWN_PROC", "OWN_PROC_AT"))
 _BY_TESTS = _C["ACT_TESTS"]
-_COUNTS = {
-    name.removeprefix("COUNT_").lower(): value
-    for name, value in _C.items()
-    if name.startswith("COUNT_")
-}
 _SOURCE = KERNEL / "bpf" / "intercept.bpf.c"
 
 
@@ -78,6 +74,9 @@ class Intercept:
                 f"the eBPF program cannot be loaded: {error}",
                 hint="it needs root, BPF events and this kernel's headers",
             ) from error
+        self.maps = Maps(self._bpf["tasks"].map_fd, self._bpf["counts"].map_fd)
+        #: what is attached to the kernel's tracepoints, as long as they are open somewhere
+        self.attached: tuple[int, ...] = tuple(self._bpf.tracepoint_fds.values())
 
     def __enter__(self) -> Intercept:
         return self
@@ -144,11 +143,7 @@ class Intercept:
 
     def add(self, tid: int, policy: int, owner: int, orphan: int, epoch: int = 0) -> None:
         """Intercept this task and all that it will start. KernelError when the map is full."""
-        table = self._bpf["tasks"]
-        try:
-            table[table.Key(tid)] = table.Leaf(policy, owner, orphan, epoch, 0)
-        except Exception as error:  # bcc has no other
-            raise KernelError(f"task {tid} cannot be intercepted: {error}") from error
+        self.maps.add(tid, policy, owner, orphan, epoch)
 
     def remove(self, tid: int) -> None:
         """Leave this task alone (its descendants are not touched)."""
@@ -170,8 +165,3 @@ class Intercept:
             table[key] = table.Leaf(1)
         else:
             table.pop(key, None)
-
-    def counts(self) -> dict[str, int]:
-        """How often what was decided, over all CPUs."""
-        table = self._bpf["counts"]
-        return {name: int(sum(table[table.Key(index)])) for name, index in _COUNTS.items()}

@@ -4,7 +4,9 @@ Started by mosd (`mosix.node.tier`) as ``python -m mosix.kernel.keeper SOCKET``,
 bcc brings a compiler along, and jobs and guests must stay intercepted when mosd dies. The next mosd
 finds the keeper at its socket, which is there once the program decides. It takes orders from one
 mosd at a time, and ends some time after that is gone if nobody owns tasks any more. Should it be
-killed, the module keeps the program for those tasks, but none can be added. It never serves a call.
+killed, its mosd, which has been given copies of all its descriptors, starts another that takes over
+with those: nothing is compiled then and nothing has been missed. Without a mosd the module keeps
+the program for those who own tasks, but none can be added. It never serves a call.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from mosix.kernel import policies
 from mosix.kernel.device import Device, addresses
 from mosix.kernel.headers import KERNEL
 from mosix.kernel.intercept import Intercept
+from mosix.kernel.maps import Maps
 from mosix.wire.messages import decode, encode
 
 #: How long it waits for a mosd before it looks whether it is needed at all (seconds): one that is
@@ -56,7 +59,8 @@ class Count(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """keeper → mosd: the answer to each. `unhooked`: to `Greet`, the numbers of calls of guests
-    that this kernel does not have; `counts`: to `Count`."""
+    that this kernel does not have, and with it go the descriptors of `take_over`; `counts`: to
+    `Count`."""
 
     error: str = ""
     unhooked: tuple[int, ...] = ()
@@ -74,38 +78,16 @@ def version() -> str:
 
 
 class Keeper:
-    """The program, attached to the module. KernelError: it cannot be."""
+    """The program, attached to the module. `attached`: what else must stay open."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.device = Device.open()
-        self._intercept = Intercept()
-        for policy, actions in (
-            (policies.HOME, policies.home_actions()),
-            (policies.GUEST, policies.guest_actions()),
-        ):
-            self._intercept.set_actions(policy, actions)
-        self._intercept.set_special_names(names)
-        self.unhooked = self._hook()
-        try:
-            self._intercept.decide(self.device)
-        except OSError as error:
-            raise KernelError(
-                f"the module does not take the program: {os.strerror(error.errno or 0).lower()}",
-                hint="what an earlier mosd intercepted may still be there",
-            ) from error
-
-    def _hook(self) -> tuple[int, ...]:
-        """Numbers of the calls that the kernel does not have."""
-        where = addresses() or None
-        groups = (policies.HOME_HOOKS, policies.GUEST_HOOKS)
-        missing = [
-            calls[name]
-            for group, calls in zip(groups, policies.hooks(), strict=True)
-            for name in self._intercept.attach(self.device, calls, group=group, where=where)
-        ]
-        if policies.EVERY_KERNELS.intersection(missing):
-            raise KernelError("the kernel does not tell where its system calls are")
-        return tuple(missing)
+    def __init__(
+        self, device: Device, maps: Maps, attached: tuple[int, ...], unhooked: tuple[int, ...]
+    ) -> None:
+        self.device = device
+        self.unhooked = unhooked
+        self._maps = maps
+        #: for whoever may have to start another one
+        self.held = (device.fd, *maps.fds, *attached)
 
     def obey(self, order: Order) -> Done:
         try:
@@ -115,9 +97,9 @@ class Keeper:
                         return Done(error="the keeper of the kernel tier is of another version")
                     return Done(unhooked=self.unhooked)
                 case Add():
-                    self._intercept.add(order.tid, order.policy, order.owner, order.orphan)
+                    self._maps.add(order.tid, order.policy, order.owner, order.orphan)
                 case Count():
-                    return Done(counts=self._intercept.counts())
+                    return Done(counts=self._maps.counts())
         except MosixError as error:
             return Done(error=error.line())
         return Done()
@@ -141,19 +123,75 @@ class Keeper:
         """One mosd, until it is gone."""
         try:
             while data := sock.recv(_MAX_ORDER_BYTES):
-                sock.send(encode(self.obey(decode(data, Order))))
+                order: Order = decode(data, Order)
+                done = self.obey(order)
+                greeted = isinstance(order, Greet) and not done.error
+                socket.send_fds(sock, [encode(done)], self.held if greeted else ())
         except (OSError, ProtocolError):
             return
 
 
+def load(names: tuple[str, ...]) -> Keeper:
+    """Compile the program, hook and let it decide. `names`: of the special files. KernelError: it
+    cannot be."""
+    device = Device.open()
+    intercept = Intercept()
+    for policy, actions in (
+        (policies.HOME, policies.home_actions()),
+        (policies.GUEST, policies.guest_actions()),
+    ):
+        intercept.set_actions(policy, actions)
+    intercept.set_special_names(names)
+    unhooked = _hook(intercept, device)
+    try:
+        intercept.decide(device)
+    except OSError as error:
+        raise KernelError(
+            f"the module does not take the program: {os.strerror(error.errno or 0).lower()}",
+            hint="what an earlier mosd intercepted may still be there",
+        ) from error
+    return Keeper(device, intercept.maps, intercept.attached, unhooked)
+
+
+def _hook(intercept: Intercept, device: Device) -> tuple[int, ...]:
+    """Numbers of the calls that the kernel does not have."""
+    where = addresses() or None
+    groups = (policies.HOME_HOOKS, policies.GUEST_HOOKS)
+    missing = [
+        calls[name]
+        for group, calls in zip(groups, policies.hooks(), strict=True)
+        for name in intercept.attach(device, calls, group=group, where=where)
+    ]
+    if policies.EVERY_KERNELS.intersection(missing):
+        raise KernelError("the kernel does not tell where its system calls are")
+    return tuple(missing)
+
+
+def take_over(held: tuple[int, ...], unhooked: tuple[int, ...]) -> Keeper:
+    """A keeper in place of one that was killed, with its `held` descriptors."""
+    device, tasks, counts, *attached = held
+    return Keeper(Device(device), Maps(tasks, counts), tuple(attached), unhooked)
+
+
+#: Precedes the descriptors and the numbers of unhooked calls, both with commas.
+OVER = "--take-over"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in text.split(",") if each)
+
+
 def main() -> None:
-    """argv: the socket, and the names of the special files. Why it cannot be is the last line of
-    standard error."""
+    """argv: the socket, and either the names of the special files or what `OVER` says. Why it
+    cannot be is the last line of standard error."""
     path, *names = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
     try:
-        keeper = Keeper(tuple(names))
+        if names[0] == OVER:
+            keeper = take_over(_numbers(names[1]), _numbers(names[2]))
+        else:
+            keeper = load(tuple(names))
     except MosixError as error:
         sys.exit(error.line())
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

@@ -22,12 +22,14 @@ _INCLUDE = _TREE / "pysrc" / "include"
 
 
 def built(source: Path, *flags: str) -> Path:
-    """The program that `source` gives with `flags` (-static, …); MosixError with gcc's words."""
+    """The program that `source` gives with `flags` (-static, more sources, …); MosixError with
+    gcc's words."""
     content = source.read_bytes() + b"".join(
         header.read_bytes()
         for directory in (source.parent, _INCLUDE)
         for header in sorted(directory.glob("*.h"))
     )
+    content += b"".join(Path(flag).read_bytes() for flag in flags if flag.endswith(".c"))
     digest = hashlib.sha256(content + repr(flags).encode()).hexdigest()[:12]
     program = _BUILT / f"{source.stem}-{digest}"
     if program.exists():

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define MX_ABI_VERSION 4
+#define MX_ABI_VERSION 5
 
 /* ---- call socket: one request, one reply, never two in flight per thread ----
  * When the connection ends another one takes its place.  The redirector then sends
@@ -75,6 +75,16 @@ struct mx_reply {
 /* The open has led to a file in /proc that describes the ghost instead of the
  * body (own_proc.h), by a path that did not show it.  Nothing was opened. */
 #define MX_REP_GO_HOME 2
+/*
+ * Reading ahead.  A guest that reads a file with reads of one size is sent, behind the reply to
+ * one, what the next would return at that moment: a reply with MX_REP_AHEAD, of at most
+ * MX_AHEAD_MAX bytes, which answers nothing.  It comes before the reply to the next request,
+ * whatever that is, and is kept until the first one that returns bytes.  A read is made when it is asked for, like all calls; only when its whole
+ * result is, byte for byte, what was sent ahead its reply is MX_REP_SAME, without the bytes.
+ */
+#define MX_REP_AHEAD 4
+#define MX_REP_SAME 8
+#define MX_AHEAD_MAX (256u << 10)
 
 /* Before it executes an exit the agent calls times(NULL, MX_LAST_TIMES, user, system), in ns: what
  * its body has used on all nodes, for the listener of the job (cputime.h).  Where nobody listens
@@ -108,7 +118,7 @@ struct mx_agent_state {
 	uint32_t go_home;    /* the reply gets MX_REP_GO_HOME */
 	uint64_t guest_mask; /* signal mask of the guest's thread */
 	uint64_t ignored;    /* signals the guest ignores; the ghost blocks guest_mask | ignored */
-	uint64_t area;	     /* scratch of area_size bytes, mapped by the agent */
+	uint64_t area;	     /* scratch of area_size bytes, mapped by the agent; the end is for reading ahead */
 	uint64_t area_size;
 	uint64_t calls;	    /* redirected calls executed */
 	uint64_t signals;   /* taken from the ghost for this guest, see below */
@@ -125,8 +135,18 @@ struct mx_agent_state {
 	uint64_t reply_size;
 	uint64_t kept; /* memory outside the area that it lies in */
 	uint64_t kept_size;
+	uint64_t ahead_size; /* of what was sent ahead of the next request; 0: nothing, or it is to be thrown away */
+	uint64_t ahead_left; /* bytes of that which have yet to be sent, or MX_AHEAD_UNKNOWN */
+	int32_t reads_fd;    /* `reads` times reads_size bytes were read from it, last up to reads_end */
+	uint32_t reads;
+	uint64_t reads_size;
+	int64_t reads_end;
 	uint64_t cure; /* where to jump when control_fd ends before commit; 0: SIGKILL to itself */
 };
+
+/* Stopped while it sent ahead.  Started anew then, it ends the connection, where nobody can find the
+ * beginning of the next reply. */
+#define MX_AHEAD_UNKNOWN UINT64_MAX
 
 /* A request whose sender has given the guest fewer signals than were taken for it
  * is sent back with -ERESTARTNOINTR: natively the handler would have run before

@@ -84,7 +84,7 @@ __asm__(".pushsection .header,\"a\"\n"
 	".globl mx_header\n"
 	"mx_header:\n"
 	"	.quad 0x746e6761786f6d\n"
-	"	.long 4\n"
+	"	.long 5\n"
 	"	.long mx_blob_end - mx_header\n"
 	"	.long mx_serve_entry - mx_header\n"
 	"	.long mx_obey_entry - mx_header\n"
@@ -125,7 +125,7 @@ __asm__(".pushsection .header,\"a\"\n"
 	"	mov $11, %eax\n" /* munmap */
 	"	jmp *%rcx\n"
 	"	.popsection\n");
-_Static_assert(MX_AGENT_MAGIC == 0x746e6761786f6dULL && MX_ABI_VERSION == 4, "header above");
+_Static_assert(MX_AGENT_MAGIC == 0x746e6761786f6dULL && MX_ABI_VERSION == 5, "header above");
 _Static_assert(offsetof(struct mx_agent_saved, rflags) == 56, "mx_cure_jump");
 _Static_assert(__NR_munmap == 11, "mx_cure_jump");
 

@@ -186,7 +186,14 @@ class Agent(Orders):
             self._tracee.inject(_NR_CLOSE, old)
             self._fds.discard(old)
         self._set_state(
-            call_fd=call_fd, current_id=0, cancelled=0, signals=signals, broken=0, first=0
+            call_fd=call_fd,
+            current_id=0,
+            cancelled=0,
+            signals=signals,
+            broken=0,
+            first=0,
+            ahead_size=0,
+            ahead_left=0,
         )
         self._forget_reply()
         self._call_number = call_fd

@@ -9,12 +9,14 @@
  * a size, and keep nothing that belongs to a call when it waits for the next:
  * whoever stops it with current_id == 0 may take its memory away.
  */
+#include <asm/stat.h>
 #include <asm/unistd.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/mman.h>
 #include <linux/resource.h>
 #include <linux/signal.h>
+#include <linux/stat.h>
 
 #include "agent.h"
 #include "failpoint.h"
@@ -31,10 +33,20 @@
 #define ERESTARTNOINTR_ 513
 #define SOL_SOCKET_ 1
 #define SO_BINDTODEVICE_ 25
+#define MSG_DONTWAIT_ 0x40
+#define O_DIRECT_ 040000
+#define RWF_NOWAIT_ 8
+#define TMPFS 0x01021994
 
 /* One request with its relocations and up to a megabyte of area; only what was
  * touched takes memory.  Larger calls map what they need and give it back. */
-#define SCRATCH_SIZE ((1u << 20) + 4096)
+#define SCRATCH_SIZE ((1u << 20) + 4096 + AHEAD_SIZE)
+/* What is sent ahead lies at the end of it, behind its header. */
+#define AHEAD_SIZE (4096u + MX_AHEAD_MAX)
+/* So many reads of one size show that a file is read to its end, and each of so many bytes costs
+ * more than a second look at the file. */
+#define AHEAD_AFTER 3
+#define AHEAD_LEAST (32u << 10)
 
 struct kernel_sigaction {
 	uint64_t handler;
@@ -362,6 +374,11 @@ static long execute(struct mx_agent_state *state, struct mx_request *request)
 	return result;
 }
 
+static uint64_t room_of(const struct mx_agent_state *state)
+{
+	return state->area_size - AHEAD_SIZE;
+}
+
 static long map(uint64_t size)
 {
 	return mx_syscall(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -475,6 +492,7 @@ static int first_request(struct mx_agent_state *state, struct mx_request *reques
 	if (receive_until(state, (char *)request, &have, sizeof(*request), sizeof(*request)))
 		return -1;
 	state->first = 0;
+	state->ahead_size = state->ahead_left = 0;
 	if (request->id == state->last_id + 1)
 		return 1;
 	if (request->id != state->last_id || !state->reply)
@@ -494,7 +512,7 @@ static void keep_reply(struct mx_agent_state *state, char *buffer, uint64_t room
 
 	state->last_id = reply->id;
 	state->reply_size = size;
-	if (buffer != (char *)state->area && size > state->area_size) {
+	if (buffer != (char *)state->area && size > room_of(state)) {
 		state->kept = (uint64_t)buffer;
 		state->kept_size = room;
 	} else if (buffer != (char *)state->area) {
@@ -526,6 +544,119 @@ static uint64_t out_size(const struct mx_request *request, int64_t result)
 	return request->out_fixed + (more < request->out_var ? more : request->out_var);
 }
 
+/* ---- reading ahead: abi.h ---- */
+
+/* The redirector then needs the memory in which it keeps what was sent ahead. */
+static int returns_bytes(const struct mx_request *request)
+{
+	return request->out_fixed || request->out_var;
+}
+
+/* It is on its way when the reply goes out. */
+static int send_rest_ahead(struct mx_agent_state *state)
+{
+	uint64_t left = state->ahead_left;
+
+	if (__builtin_expect(!left, 1))
+		return 0;
+	state->ahead_left = 0;
+	return send_all(state, (char *)state->area + state->area_size - left, left);
+}
+
+static int is_equal(const char *a, const char *b, uint64_t size)
+{
+	typedef uint64_t __attribute__((aligned(1), may_alias)) word;
+	uint64_t i = 0;
+
+	for (; i + 32 <= size; i += 32) {
+		const word *x = (const word *)(a + i), *y = (const word *)(b + i);
+
+		if ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]))
+			return 0;
+	}
+	for (; i < size; i++)
+		if (a[i] != b[i])
+			return 0;
+	return 1;
+}
+
+/* Has the redirector got these bytes, and nothing else, for this request? */
+static int was_sent_ahead(const struct mx_agent_state *state, const struct mx_request *request,
+			  const struct mx_reply *reply)
+{
+	return state->ahead_size && request->out_var == state->ahead_size && reply->size == state->ahead_size &&
+	       !request->out_fixed &&
+	       is_equal((char *)(reply + 1), (char *)state->area + state->area_size - reply->size, reply->size);
+}
+
+/* What a read at this position would return now, if that is at hand: nobody waits for it.  At the end of the buffer. */
+static char *look_ahead(const struct mx_agent_state *state, long fd, long at, uint64_t size)
+{
+	char *to = (char *)state->area + state->area_size - size;
+	struct {
+		char *base;
+		uint64_t size;
+	} part = { to, size };
+	struct stat file;
+	uint64_t fs[16];
+	long n;
+
+	if (mx_syscall(__NR_fstat, fd, (long)&file, 0, 0, 0, 0) || !S_ISREG(file.st_mode) ||
+	    mx_syscall(__NR_fcntl, fd, F_GETFL, 0, 0, 0, 0) & O_DIRECT_)
+		return 0;
+	/* Files of /proc and /sys, which may mind being read, have no such size. */
+	if (file.st_size < at || file.st_size - at < (long)size)
+		return 0;
+	n = mx_syscall(__NR_preadv2, fd, (long)&part, 1, at, 0, RWF_NOWAIT_);
+	if (n == -EOPNOTSUPP && !mx_syscall(__NR_fstatfs, fd, (long)fs, 0, 0, 0, 0) && fs[0] == TMPFS)
+		n = mx_syscall(__NR_preadv2, fd, (long)&part, 1, at, 0, 0);
+	return n == (long)size ? to : 0;
+}
+
+/* Is this one of reads of one size, each of which begins where the last one ended? */
+static int reads_on(struct mx_agent_state *state, const struct mx_request *request, uint64_t size)
+{
+	int32_t fd = request->args[0];
+	long end;
+
+	if (request->nr != __NR_read || size != request->args[2] || size != request->out_var || size < AHEAD_LEAST ||
+	    size > MX_AHEAD_MAX) {
+		state->reads = 0;
+		return 0;
+	}
+	end = mx_syscall(__NR_lseek, fd, 0, 1 /* SEEK_CUR */, 0, 0, 0);
+	if (state->reads_fd != fd || state->reads_size != size || state->reads_end + (long)size != end)
+		state->reads = 0;
+	state->reads_fd = fd;
+	state->reads_size = size;
+	state->reads_end = end;
+	if (end < 0 || ++state->reads < AHEAD_AFTER)
+		return 0;
+	state->reads = AHEAD_AFTER;
+	return 1;
+}
+
+/* The request has been replied to, with `size` bytes.  Never waits. */
+static void read_ahead(struct mx_agent_state *state, const struct mx_request *request, uint64_t size)
+{
+	struct mx_reply *ahead;
+	uint64_t whole = sizeof(*ahead) + size;
+	char *data;
+	long n;
+
+	if (!returns_bytes(request) || !reads_on(state, request, size))
+		return;
+	data = look_ahead(state, state->reads_fd, state->reads_end, size);
+	if (!data)
+		return;
+	ahead = (struct mx_reply *)data - 1;
+	*ahead = (struct mx_reply){ .size = size, .flags = MX_REP_AHEAD, .id = request->id, .result = size };
+	state->ahead_left = MX_AHEAD_UNKNOWN;
+	n = mx_syscall(__NR_sendto, state->call_fd, (long)ahead, whole, MSG_NOSIGNAL_ | MSG_DONTWAIT_, 0, 0);
+	state->ahead_size = n > 0 ? size : 0;
+	state->ahead_left = n > 0 ? whole - n : 0;
+}
+
 /* Memory for a request that does not fit into the area; 0: none, and the guest goes home with it. */
 static char *larger(struct mx_agent_state *state, const struct mx_request *request, uint64_t *room, uint64_t have)
 {
@@ -539,45 +670,56 @@ static char *larger(struct mx_agent_state *state, const struct mx_request *reque
 	}
 	/* It is read all the same: behind it comes the next one. */
 	for (left = sizeof(*request) + request->size - have; left; left -= some) {
+		uint64_t most = left < room_of(state) ? left : room_of(state);
+
 		some = 0;
-		if (receive_until(state, (char *)state->area, &some, left < state->area_size ? left : state->area_size,
-				  left < state->area_size ? left : state->area_size))
+		if (receive_until(state, (char *)state->area, &some, most, most))
 			return 0;
 	}
+	state->ahead_size = 0;
 	reply.result = -ERESTARTNOINTR_;
 	memcpy((char *)state->area, &reply, sizeof(reply));
 	keep_reply(state, (char *)state->area, 0, (struct mx_reply *)state->area);
-	send_all(state, (char *)&reply, sizeof(reply));
+	if (!send_rest_ahead(state))
+		send_all(state, (char *)&reply, sizeof(reply));
 	return 0;
 }
 
 /* What goes over the wire in one piece, unless a test wants it in two. */
-static int send_reply(struct mx_agent_state *state)
+static int send_reply(struct mx_agent_state *state, int same)
 {
-	char *reply = (char *)state->reply;
-	uint64_t sent = 0;
+	struct mx_reply only = *(struct mx_reply *)state->reply;
+	const char *reply = (char *)state->reply;
+	uint64_t size = state->reply_size, sent = 0;
 
-	if (failpoint(state, MX_FP_EXECUTED))
+	if (failpoint(state, MX_FP_EXECUTED) || send_rest_ahead(state))
 		return -1;
+	if (same) { /* what is kept is whole: another connection may ask for it */
+		only.flags |= MX_REP_SAME;
+		only.size = 0;
+		reply = (char *)&only;
+		size = sizeof(only);
+	}
 	if (is_armed(state, MX_FP_HALF_REPLY)) {
 		sent = sizeof(struct mx_reply) / 2;
 		send_all(state, reply, sent);
 		if (failpoint(state, MX_FP_HALF_REPLY))
 			return -1;
 	}
-	return send_all(state, reply + sent, state->reply_size - sent);
+	return send_all(state, reply + sent, size - sent);
 }
 
 /* One request; -1 when the socket ended or what came was not a request. */
 static int serve_one(struct mx_agent_state *state)
 {
 	char *buffer = (char *)state->area;
-	uint64_t room = state->area_size;
-	uint64_t have = 0, wanted, needed;
+	uint64_t room = room_of(state);
+	uint64_t have = 0, wanted, needed, size;
 	struct mx_request request;
 	struct mx_reply *reply;
 	char *area;
 	long result;
+	int same;
 
 	if (__builtin_expect(state->first, 0)) {
 		result = first_request(state, &request);
@@ -624,9 +766,18 @@ static int serve_one(struct mx_agent_state *state)
 	reply->result = result;
 	reply->signals = state->signals;
 	state->calls++;
+	same = was_sent_ahead(state, &request, reply);
+	if (returns_bytes(&request)) {
+		if (state->ahead_size && !same)
+			state->reads = 0;
+		state->ahead_size = 0;
+	}
+	size = reply->size;
 	keep_reply(state, buffer, room, reply);
-	result = send_reply(state);
+	result = send_reply(state, same);
 	state->current_id = 0;
+	if (!result)
+		read_ahead(state, &request, size);
 	return result;
 }
 
@@ -638,13 +789,15 @@ void serve(struct mx_agent_state *state)
 		if (address >= 0 || address < -4095) {
 			state->area = address;
 			state->area_size = SCRATCH_SIZE;
+			state->ahead_size = 0;
 		}
 	}
-	while (state->area && !serve_one(state))
+	while (state->area && state->ahead_left != MX_AHEAD_UNKNOWN && !serve_one(state))
 		;
 	/* Whatever ended it: the redirector must not wait for a reply on this connection. */
 	state->current_id = 0;
 	state->first = 1;
+	state->ahead_left = 0;
 	if (state->call_fd >= 0) {
 		mx_syscall(__NR_shutdown, state->call_fd, 2, 0, 0, 0, 0);
 		mx_syscall(__NR_close, state->call_fd, 0, 0, 0, 0, 0);

@@ -159,7 +159,9 @@ struct internal {
 	/* reply */
 	char *reply;
 	size_t reply_room, received;
-	size_t written; /* of the variable bytes, those that are in the guest already */
+	size_t written;	   /* of the variable bytes, those that are in the guest already */
+	size_t ahead;	   /* bytes sent ahead of this reply, behind its header's place */
+	size_t ahead_left; /* of those, not received yet */
 };
 
 /* redirect.c */

@@ -37,6 +37,7 @@ static void take_new_connection(struct mx_redirect *r)
 	in->resent |= in->sent > 0;
 	in->sent = 0;
 	in->received = 0;
+	in->ahead = in->ahead_left = 0;
 }
 
 /* ---- failpoints ---- */
@@ -205,7 +206,8 @@ int answered(struct mx_redirect *r, int64_t result)
 
 	finish_call(r, result);
 	shrink(&in->buffer, &in->room);
-	shrink(&in->reply, &in->reply_room);
+	if (!in->ahead)
+		shrink(&in->reply, &in->reply_room);
 	r->nr = -1;
 	if (in->cancel_wanted) {
 		in->cancel_wanted = 0;
@@ -459,14 +461,72 @@ static int cancel_wanted(struct internal *in)
 	return MX_EV_CANCEL_WANTED;
 }
 
+/* What has come is what the next read may return.  It stays where the bytes of the reply will be looked for. */
+static int take_ahead(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	const struct mx_reply *reply = (const struct mx_reply *)in->reply;
+	size_t size = reply->size, more = in->received - sizeof(*reply), part = min64(more, size);
+
+	if (!size || size > MX_AHEAD_MAX)
+		return broken(r, EPROTO);
+	if (grow(&in->reply, &in->reply_room, sizeof(*reply) + size) < 0)
+		return broken(r, ENOMEM);
+	in->ahead = size;
+	in->ahead_left = size - part;
+	in->received = more - part;
+	if (in->received) { /* more was asked for than was sent ahead, so that is something else */
+		memmove(in->reply, in->reply + sizeof(*reply) + size, in->received);
+		in->ahead = 0;
+	}
+	return 0;
+}
+
+/* The beginning of a reply is there; as much of it as there is. */
+static int look_at_reply(struct mx_redirect *r)
+{
+	struct internal *in = r->internal;
+	struct mx_reply *reply = (struct mx_reply *)in->reply;
+	uint64_t expected, wanted;
+	int event;
+
+	while (reply->flags & MX_REP_AHEAD) {
+		event = take_ahead(r);
+		if (event || in->received < sizeof(*reply))
+			return event;
+		reply = (struct mx_reply *)in->reply;
+	}
+	expected = expected_size(in->request, reply->result);
+	if (reply->flags & MX_REP_SAME) {
+		if (reply->size || in->ahead != expected || in->received != sizeof(*reply))
+			return broken(r, EPROTO);
+		reply->flags &= ~MX_REP_SAME;
+		reply->size = in->ahead;
+		in->received += in->ahead;
+	}
+	if (in->request->out_fixed || in->request->out_var)
+		in->ahead = 0;
+	wanted = sizeof(*reply) + reply->size;
+	if (reply->id != in->request->id || in->received > wanted || reply->size != expected)
+		return broken(r, EPROTO);
+	if (in->received < wanted) {
+		write_early(r);
+		return 0;
+	}
+	if (failpoint(MX_FP_REPLY, r->call_fd))
+		return cut(r, ECONNRESET);
+	return take_reply(r);
+}
+
 /* Sends what is left of the request and waits for the reply.  Interrupted before the first byte
  * left, the call is as if it had not been made yet. */
 int call_agent(struct mx_redirect *r)
 {
 	struct internal *in = r->internal;
 	struct mx_counter *counter = &r->counters[r->nr];
-	struct mx_reply *reply;
-	size_t wanted, most;
+	const size_t head = sizeof(struct mx_reply);
+	size_t most;
+	char *to;
 	long n;
 
 	if (__builtin_expect(in->new_fd >= 0, 0))
@@ -498,35 +558,33 @@ int call_agent(struct mx_redirect *r)
 		if (failpoint(MX_FP_SENT, r->call_fd))
 			return cut(r, ECONNRESET);
 	}
-	most = sizeof(*reply) + in->request->out_fixed + in->request->out_var;
+	most = head + in->request->out_fixed + in->request->out_var;
 	if (grow(&in->reply, &in->reply_room, most) < 0)
 		return broken(r, ENOMEM);
-	if (is_armed(MX_FP_HALF_REPLY)) {
-		if (in->received && failpoint(MX_FP_HALF_REPLY, r->call_fd))
-			return cut(r, ECONNRESET);
-		if (!in->received)
-			most = sizeof(*reply) / 2;
+	if (in->ahead_left) {
+		to = in->reply + head + in->ahead - in->ahead_left;
+		most = in->ahead_left;
+	} else {
+		to = in->reply + in->received;
+		most = min64((in->ahead ? head : most) - in->received, STEP);
+		if (is_armed(MX_FP_HALF_REPLY)) {
+			if (in->received && failpoint(MX_FP_HALF_REPLY, r->call_fd))
+				return cut(r, ECONNRESET);
+			if (!in->received)
+				most = head / 2;
+		}
 	}
-	n = step(r, SYS_recvfrom, in->reply + in->received, min64(most - in->received, STEP));
+	n = step(r, SYS_recvfrom, to, most);
 	if (n == -EINTR)
 		return cancel_wanted(in);
 	if (n < 0)
 		return cut(r, -n);
-	in->received += n;
 	counter->received += n;
 	r->total_bytes += n;
-	if (in->received < sizeof(*reply))
-		return 0;
-	reply = (struct mx_reply *)in->reply;
-	wanted = sizeof(*reply) + reply->size;
-	if (reply->id != in->request->id || in->received > wanted ||
-	    reply->size != expected_size(in->request, reply->result))
-		return broken(r, EPROTO);
-	if (in->received < wanted) {
-		write_early(r);
+	if (in->ahead_left) {
+		in->ahead_left -= n;
 		return 0;
 	}
-	if (failpoint(MX_FP_REPLY, r->call_fd))
-		return cut(r, ECONNRESET);
-	return take_reply(r);
+	in->received += n;
+	return in->received < head ? 0 : look_at_reply(r);
 }

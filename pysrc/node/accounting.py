@@ -7,9 +7,9 @@ status`).
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from mosix.balancer.account import BpfCounter, ProcCounter, Totals, Use, why_not
@@ -19,7 +19,6 @@ _log = logging.getLogger("mosd.accounting")
 
 Choice = Literal["auto", "proc"]
 
-_PERIOD_S = 1.0
 #: Without a job at home the compiler's memory is given back after so many seconds.
 _IDLE_S = 60.0
 
@@ -40,7 +39,7 @@ class Accounting:
         self._proc = ProcCounter()
         self._bpf: BpfCounter | None = None
         self._before: dict[int, Totals] = {}
-        self._idle_s = 0.0
+        self._idle_since: float | None = None
         self._why_proc = why_not() if choice == "auto" else "as ordered"
         self.uses: dict[int, Use] = {}
 
@@ -54,11 +53,12 @@ class Accounting:
         failures = self._bpf.failures
         return f"eBPF, {failures} map operations failed" if failures else "eBPF"
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, second: Callable[[], Awaitable[object]]) -> None:
+        """Until cancelled. `second`: the end of the next one, that of the meter's reading: who is
+        awake anyway costs nobody a start."""
         try:
             while True:
-                await asyncio.sleep(_PERIOD_S)
+                await second()
                 await self._ask(self._at_home())
         finally:
             if self._bpf is not None:
@@ -70,7 +70,8 @@ class Accounting:
         self.uses = {pid: now[pid].since(before[pid]) for pid in now.keys() & before.keys()}
 
     async def _totals(self, pids: set[int]) -> dict[int, Totals]:
-        self._idle_s = 0.0 if pids else self._idle_s + _PERIOD_S
+        now = time.monotonic()
+        self._idle_since = None if pids else self._idle_since or now
         if self._why_proc:
             return await self._proc.totals(self._busy())
         try:
@@ -78,7 +79,7 @@ class Accounting:
                 if not pids:
                     return {}
                 self._bpf = await BpfCounter.start()
-            if self._idle_s >= _IDLE_S:
+            if self._idle_since is not None and now - self._idle_since >= _IDLE_S:
                 await self._bpf.close()
                 self._bpf = None
                 return {}

@@ -19,7 +19,7 @@ from mosix.balancer.measure import Times
 from mosix.balancer.statistics import COLUMN, STATISTICS, Statistics
 from mosix.node.jobgroup import Members
 from mosix.node.meter import Reading
-from mosix.node.registry import Guest, Process, Registry
+from mosix.node.registry import Guest, Registry
 from mosix.wire.attributes import JobAttributes
 
 Key = tuple[str, int]
@@ -93,17 +93,16 @@ class Census:
             self.statistics.remove(key)
         rows: list[Hashable] = []
         amounts, new_ones = [], []
-        for key, new in found.items():
-            resident = self.residents.get(key)
-            times = reading.times.get(new.pid)
-            if resident is None or resident.pid != new.pid:
-                if resident is not None:
+        for key, resident in found.items():
+            times = reading.times.get(resident.pid)
+            before = self.residents.get(key)
+            if resident is not before:
+                if before is not None:
                     self.statistics.remove(key)
-                new.times = times
-                new_ones.append(new)
+                resident.times = times
+                new_ones.append(resident)
                 continue
-            self._renew(resident, new)
-            did = self._did(resident, times, uses.get(new.pid), seconds)
+            did = self._did(resident, times, uses.get(resident.pid), seconds)
             if did is not None:
                 rows.append(key)
                 amounts.append(did)
@@ -131,35 +130,52 @@ class Census:
         return {one.pid for one in self.residents.values() if one.guest is None and one.demand}
 
     def _here(self) -> dict[Key, Resident]:
+        """All that run here: who was known already is renewed, others are new."""
         found: dict[Key, Resident] = {}
         for job in self._registry.jobs.values():
             for pid in self._members.of(job.id, job.group):
-                process = job.processes.get(pid) or Process(pid, attributes=job.attributes)
-                if process.where == HOME:
-                    key = (self._own, pid)
-                    found[key] = Resident(
-                        key,
-                        process.pid,
-                        job.id,
-                        job.uid,
-                        attributes=process.attributes,
-                        since=process.since,
-                        before_s=process.stats.get("cpu_away_ms", 0) / 1e3,
-                    )
-        for guest in self._registry.guests.values():
-            if guest.outer_pid and guest.since < math.inf and not guest.frozen:
-                key = (guest.home, guest.pid)
+                process = job.processes.get(pid)
+                if process is not None and process.where != HOME:
+                    continue
+                key = (self._own, pid)
+                attributes = job.attributes if process is None else process.attributes
+                since = -math.inf if process is None else process.since
+                known = self.residents.get(key)
+                if known is not None:
+                    self._renew(known, attributes, since)
+                    found[key] = known
+                    continue
+                away_ms = 0 if process is None else process.stats.get("cpu_away_ms", 0)
                 found[key] = Resident(
                     key,
-                    guest.outer_pid,
-                    guest.job,
-                    guest.uid,
-                    guest=guest,
-                    attributes=guest.attributes,
-                    since=guest.since,
-                    before_s=guest.cpu_before_s,
-                    went_home=(guest.calls, guest.call_bytes),
+                    pid,
+                    job.id,
+                    job.uid,
+                    attributes=attributes,
+                    since=since,
+                    before_s=away_ms / 1e3,
                 )
+        for guest in self._registry.guests.values():
+            if not guest.outer_pid or guest.since == math.inf or guest.frozen:
+                continue
+            key = (guest.home, guest.pid)
+            known = self.residents.get(key)
+            if known is not None and known.pid == guest.outer_pid:
+                known.guest = guest
+                self._renew(known, guest.attributes, guest.since)
+                found[key] = known
+                continue
+            found[key] = Resident(
+                key,
+                guest.outer_pid,
+                guest.job,
+                guest.uid,
+                guest=guest,
+                attributes=guest.attributes,
+                since=guest.since,
+                before_s=guest.cpu_before_s,
+                went_home=(guest.calls, guest.call_bytes),
+            )
         return found
 
     def _add(self, new: Resident) -> None:
@@ -172,17 +188,17 @@ class Census:
         )
         self.residents[new.key] = new
 
-    def _renew(self, resident: Resident, new: Resident) -> None:
-        if resident.attributes != new.attributes:
-            self.statistics.set_decayrate(resident.key, new.attributes.decayrate)
-            self.statistics.set_cpujob(resident.key, bool(new.attributes.cpujob))
-        if resident.attributes.cleared != new.attributes.cleared:
+    def _renew(self, resident: Resident, attributes: JobAttributes, since: float) -> None:
+        resident.since = since
+        before = resident.attributes
+        if attributes is before:
+            return
+        if attributes != before:
+            self.statistics.set_decayrate(resident.key, attributes.decayrate)
+            self.statistics.set_cpujob(resident.key, bool(attributes.cpujob))
+        if attributes.cleared != before.cleared:
             self.statistics.clear(resident.key)
-        resident.attributes, resident.guest, resident.since = (
-            new.attributes,
-            new.guest,
-            new.since,
-        )
+        resident.attributes = attributes
 
     def _did(
         self, resident: Resident, times: Times | None, use: Use | None, seconds: float

@@ -64,6 +64,13 @@ _CLEARLY_SLOWER: Final = 1.1
 _ASKS_HOME: Final = 0.05
 
 
+#: A node that had nobody to give is asked again after so long, then after twice that, unless it has
+#: more to do: that costs both of them more than a second of their work.
+_FRUITLESS_S: Final = 1.5
+_MOST_FRUITLESS_S: Final = 6.0
+_MORE: Final = 0.5
+
+
 class Orders(Protocol):
     """How moves are ordered (`mosix.node.services.Services`)."""
 
@@ -119,6 +126,9 @@ class Decider:
         self._patience = Patience()
         #: nodes that did not answer
         self._silent = Patience()
+        #: nodes that had nobody to give, and what ran there and here then
+        self._fruitless: dict[str, tuple[float, float]] = {}
+        self._nobody = Patience(_FRUITLESS_S, _MOST_FRUITLESS_S)
         costs = outlook.tuned.others
         self._link = Link(costs.pages_mb_s, costs.move_ms / 1e3)
         #: those that are on their way from here, and what they count for
@@ -204,16 +214,19 @@ class Decider:
 
     def _movable(self, now: float) -> list[Resident]:
         """Those that may leave, the oldest, not more than are looked at."""
-        free = [one for one in self.census.residents.values() if not self.held(one, now)]
+        short = self.outlook.short_mb > 0
+        free = [
+            one
+            for one in self.census.residents.values()
+            # What asks least comes first: most of those that are here do nothing.
+            if (short or one.demand >= _RUNNER or one.guest is not None) and not self.held(one, now)
+        ]
         if not free:
             return []
-        if self.outlook.short_mb > 0:
+        if short:
             sizes = np.array([one.size_mb()[0] for one in free], np.float32)
             all_of_them = np.ones(len(free), np.bool_)
             return [free[relief_of_memory(self.outlook.short_mb, sizes, all_of_them)]]
-        free = [one for one in free if one.demand >= _RUNNER or one.guest is not None]
-        if not free:
-            return []
         ages = self.census.statistics.ages(self.census.statistics.rows([one.key for one in free]))
         chosen = oldest_movable(
             ages,
@@ -397,9 +410,16 @@ class Decider:
         slower = view.pace > view.pace[outlook.here] * _CLEARLY_SLOWER
         worth = busy & (view.running >= _RUNNER) & (waiting | slower)
         crowd = np.where(worth, view.running / view.cores * view.pace, -1)
-        for ip in self._silent.waiting(now):
-            if outlook.index(str(ip)) >= 0:
-                crowd[outlook.index(str(ip))] = -1
+        waiting_for = [str(ip) for ip in self._silent.waiting(now)]
+        for ip in map(str, self._nobody.waiting(now)):
+            there, here = self._fruitless[ip]
+            k = outlook.index(ip)
+            more = k >= 0 and view.running[k] >= there + _MORE
+            if not (more or truth.running <= here - _MORE):
+                waiting_for.append(ip)
+        for ip in waiting_for:
+            if outlook.index(ip) >= 0:
+                crowd[outlook.index(ip)] = -1
         order = np.argsort(-crowd)[: self._rules.probes]
         return [outlook.ip(int(k)) for k in order if crowd[k] > 0]
 
@@ -416,7 +436,11 @@ class Decider:
             self._silent.succeeded(ip)
             self.outlook.learn(ip, answer.truth)
         if isinstance(answer, Found) and parley is not None:
+            self._nobody.succeeded(ip)
             return parley, answer
+        if isinstance(answer, Truth):
+            self._nobody.failed(ip, time.monotonic())
+            self._fruitless[ip] = answer.truth.running, truth.running
         if parley is not None:
             parley.close()
         return None

@@ -270,7 +270,8 @@ class Host:
         self._cgroups = Cgroups.detect()
         #: the cgroup that this node was given
         self.own_group = self._cgroups.own
-        self.shortage = Shortage(self.own_group, self._begun, own_ip)
+        self.own_group.keep_files_open()
+        self.shortage = Shortage(self.own_group, self._begun, own_ip, lambda: bool(self._remotes))
         self._ids = IdPool()
         self._remotes: dict[bytes, RemoteLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -344,6 +345,7 @@ class Host:
         )
         self._registry.guests[guest.token] = guest
         self._remotes[guest.token] = link
+        self.shortage.lent()
         self._later(self._live(link))
         return link
 

@@ -149,11 +149,25 @@ class Borrower(Protocol):
 class Shortage:
     """`run` sends guests home, the largest first and one after the other, while `node` is short."""
 
-    def __init__(self, node: Node, guests: Callable[[], Iterable[Borrower]], name: str) -> None:
+    def __init__(
+        self,
+        node: Node,
+        guests: Callable[[], Iterable[Borrower]],
+        name: str,
+        lends: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`lends`: whether there is anybody who is a guest, or may become one; while there is none
+        nothing is looked at until `lent`."""
         self._node = node
         self._guests = guests
         self._reason = f"node {name} needs its memory"
         self._asked: dict[int, float] = {}
+        self._lends = lends
+        self._lent = asyncio.Event()
+
+    def lent(self) -> None:
+        """Somebody comes: from now on there is something to look after."""
+        self._lent.set()
 
     def floor(self) -> int:
         """Bytes that must be free."""
@@ -163,6 +177,9 @@ class Shortage:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
+            if not self._lends():
+                self._lent.clear()
+                await self._lent.wait()
             await asyncio.sleep(PERIOD_S)
             self.look(loop.time())
 

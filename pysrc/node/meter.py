@@ -2,7 +2,7 @@
 
 `NodeMeter.run` is a task of mosd; `load` is what is shown and spread, `reading` what the decider
 works on. Reading /proc takes milliseconds where there are many processes, so it happens in a
-thread.
+thread, where that took long the last time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from mosix.balancer.measure import Group, Meter, Times, speed_of
 from mosix.native.cpu import spin_ns
@@ -25,6 +26,11 @@ _log = logging.getLogger("mosd.meter")
 #: The kernel's number for the first PID namespace (PROC_PID_INIT_INO): who is in it sees all
 #: processes of the machine.
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
+
+
+#: A reading that took less CPU time than this (s) is made without a thread, whose start and end
+#: would cost as much again.
+_AT_ONCE_S: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,11 @@ class NodeMeter:
         while True:
             await asyncio.sleep(meter.pause)
             try:
-                self.load = await asyncio.to_thread(self._sample, meter, tuple(self._own()))
+                own = tuple(self._own())
+                if meter.cost < _AT_ONCE_S:
+                    self.load = self._sample(meter, own)
+                else:
+                    self.load = await asyncio.to_thread(self._sample, meter, own)
                 self._tell(Reading(meter.began, meter.ended, self.load, meter.times))
             except OSError as error:
                 _log.error("this node's load cannot be measured: %s", error)

@@ -243,7 +243,7 @@ class Mosd:
                 control.serve(),
                 peers.serve(),
                 meter.run(),
-                accounting.run(),
+                accounting.run(meter.reading),
                 gossip.run(),
                 administration.run(),
                 _reread_when(again, administration),

@@ -14,14 +14,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mosix.errors import KernelError
 from mosix.kernel.device import PATH, Device
-from mosix.kernel.keeper import Add, Count, Done, Greet, Order, version
+from mosix.kernel.keeper import OVER, Add, Count, Done, Greet, Order, version
 from mosix.native.listener import special_names
 from mosix.wire.channel import Packets
 
@@ -51,11 +51,15 @@ class TaskOwner:
 
 
 class KernelTier:
-    """The keeper, as mosd sees it. Every method raises KernelError when it is gone."""
+    """The keeper, as mosd sees it: if it is killed there is another. KernelError from every method:
+    there is none."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, path: Path, sock: socket.socket) -> None:
+        self._path = path
         self._packets: Packets[Done] = Packets(sock, Done)
         self._asking = asyncio.Lock()
+        #: with which another can take over
+        self._held: tuple[int, ...] = ()
         #: numbers of calls of guests that cannot be hooked
         self.unhooked: tuple[int, ...] = ()
 
@@ -67,44 +71,48 @@ class KernelTier:
             raise KernelError(
                 "mosd runs in a PID namespace", hint="the kernel tier needs the first"
             )
-        tier = cls._found(path)
-        if tier is None:
-            tier = await cls._started(path)
+        sock = cls._found(path)
+        if sock is None:
+            sock = await cls._started(path, special_names())
+        tier = cls(path, sock)
         try:
-            tier.unhooked = (await tier._ask(Greet(version=version()))).unhooked
+            await tier._greet()
         except BaseException:
             tier.close()
             raise
         return tier
 
     @classmethod
-    def _found(cls, path: Path) -> KernelTier | None:
+    def _found(cls, path: Path) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sock.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
             return None
-        return cls(sock)
+        return sock
 
     @classmethod
-    async def _started(cls, path: Path) -> KernelTier:
+    async def _started(
+        cls, path: Path, arguments: Sequence[str], fds: Sequence[int] = ()
+    ) -> socket.socket:
         environment = {k: v for k in _PASSED_ENVIRONMENT if (v := os.environ.get(k))}
-        command = [sys.executable, "-P", "-m", "mosix.kernel.keeper", str(path), *special_names()]
+        command = [sys.executable, "-P", "-m", "mosix.kernel.keeper", str(path), *arguments]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={**environment, "LC_ALL": "C.UTF-8"},
+            pass_fds=fds,
         )
         reading = asyncio.create_task(asyncio.to_thread(_last_line, process))
         try:
             async with asyncio.timeout(_START_S):
                 while True:
-                    tier = cls._found(path)
-                    if tier is not None:
-                        return tier
+                    sock = cls._found(path)
+                    if sock is not None:
+                        return sock
                     if process.poll() is not None:
                         raise KernelError(await reading or "the keeper of the kernel tier ended")
                     await asyncio.sleep(_POLL_S)
@@ -113,18 +121,51 @@ class KernelTier:
             process.wait()
             raise KernelError(f"the eBPF program is not there within {_START_S:.0f} s") from error
 
-    async def _ask(self, order: Order) -> Done:
+    async def _greet(self) -> None:
         try:
-            async with asyncio.timeout(_ANSWER_S), self._asking:
+            done, fds = await self._exchange(Greet(version=version()))
+        except EOFError as error:
+            raise _gone() from error
+        self.unhooked = done.unhooked
+        self._let_go()
+        self._held = tuple(fds)
+
+    async def _ask(self, order: Order) -> Done:
+        async with self._asking:
+            try:
+                return (await self._exchange(order))[0]
+            except EOFError:
+                await self._replace()
+            try:
+                return (await self._exchange(order))[0]
+            except EOFError as error:
+                raise _gone() from error
+
+    async def _replace(self) -> None:
+        """The keeper was killed: another takes over."""
+        self._packets.close()
+        sock = self._found(self._path)
+        if sock is None:
+            _log.warning("the keeper of the kernel tier is gone: another takes over")
+            lists = (",".join(map(str, numbers)) for numbers in (self._held, self.unhooked))
+            sock = await self._started(self._path, (OVER, *lists), self._held)
+        self._packets = Packets(sock, Done)
+        await self._greet()
+
+    async def _exchange(self, order: Order) -> tuple[Done, list[int]]:
+        """An order and its answer. EOFError: the keeper is gone."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
                 await self._packets.send(order)
-                done, _ = await self._packets.receive()
-        except (OSError, EOFError, TimeoutError) as error:
-            raise KernelError(
-                "the keeper of the kernel tier is gone", "start mosd again"
-            ) from error
+                done, fds = await self._packets.receive()
+        except TimeoutError as error:
+            self._packets.close()  # its answer would be taken for another's
+            raise KernelError("the keeper of the kernel tier does not answer") from error
+        except OSError as error:
+            raise EOFError from error
         if done.error:
             raise KernelError(done.error)
-        return done
+        return done, fds
 
     @staticmethod
     def owner(*sets: int) -> TaskOwner:
@@ -158,6 +199,16 @@ class KernelTier:
     def close(self) -> None:
         """Let go of the keeper, which ends by itself unless the next mosd comes soon."""
         self._packets.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for fd in self._held:
+            os.close(fd)
+        self._held = ()
+
+
+def _gone() -> KernelError:
+    return KernelError("the keeper of the kernel tier is gone", hint="start mosd again")
 
 
 def _last_line(process: subprocess.Popen[bytes]) -> str:

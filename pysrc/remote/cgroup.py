@@ -18,16 +18,18 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mosix.errors import KernelError, MosixError, RefusedError, UsageError
+from mosix.native.kept import KeptFiles
 
 #: Every directory made here begins so: a restarted mosd finds them, and its own leaf.
 PREFIX: Final = "mosixd."
-_LEAF: Final = PREFIX + "node"
+#: where mosd itself is then (also in systemd/mosd.service)
+LEAF: Final = PREFIX + "node"
 
 #: CPU weight of guests: the owner of a machine comes first.
 GUEST_CPU_WEIGHT: Final = 10
@@ -38,6 +40,8 @@ _CORE_V2: Final = frozenset(("cpuacct", "freezer"))  # cpu.stat, cgroup.freeze: 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _UNLIMITED: Final = 1 << 62  # version 1 writes the largest page-aligned number
 _REMOVE_TIMEOUT: Final = 10.0
+#: There is no such file, or its cgroup went while it was read.
+_MISSING: Final = (errno.ENOENT, errno.ENODEV)
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,22 @@ class Hierarchy:
             directory = directory.parent
 
 
+def _text(path: str) -> str:
+    return Path(path).read_text("utf-8")
+
+
 class Cgroup:
     """A cgroup: the same name in one or more hierarchies."""
 
     def __init__(self, name: str, parts: dict[Path, Hierarchy]) -> None:
         self.name = name
         self._parts = parts
+        self._text_of: Callable[[str], str] = _text
+        self._ways_up: dict[str, list[Path]] = {}
+
+    def keep_files_open(self) -> None:
+        """For who asks every second."""
+        self._text_of = KeptFiles().read
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -123,8 +137,8 @@ class Cgroup:
         """Memory charged to it, page cache included; for version 2's root what is in use."""
         hierarchy, directory = self._with("memory")
         if hierarchy.version == 2 and not (directory / "memory.current").exists():
-            return _meminfo("MemTotal") - _meminfo("MemAvailable")
-        return _usage(hierarchy, directory)
+            return self._meminfo("MemTotal") - self._meminfo("MemAvailable")
+        return self._usage(hierarchy, directory)
 
     def memory_directory(self) -> tuple[int, Path]:
         """Version of the hierarchy that limits memory, and where this is in it. KernelError."""
@@ -137,13 +151,13 @@ class Cgroup:
             limit = self.memory_limit()
         except KernelError:
             limit = None
-        machine = _meminfo("MemTotal")
+        machine = self._meminfo("MemTotal")
         return machine if limit is None else min(limit, machine)
 
     def memory_limit(self) -> int | None:
         """The tightest limit of it and its visible ancestors; None without one."""
-        hierarchy, directory = self._with("memory")
-        limits = [_limit(hierarchy, level) for level in hierarchy.levels(directory)]
+        hierarchy, _ = self._with("memory")
+        limits = [self._limit(hierarchy, level) for level in self._levels("memory")]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def available(self) -> int:
@@ -152,26 +166,26 @@ class Cgroup:
         The least of MemAvailable and, for it and each visible ancestor, limit less usage plus
         the page cache that is given up first (inactive file pages).
         """
-        least = _meminfo("MemAvailable")
+        least = self._meminfo("MemAvailable")
         try:
-            hierarchy, directory = self._with("memory")
+            hierarchy, _ = self._with("memory")
         except KernelError:
             return least
-        for level in hierarchy.levels(directory):
-            limit = _limit(hierarchy, level)
+        for level in self._levels("memory"):
+            limit = self._limit(hierarchy, level)
             if limit is not None:
                 key = "total_inactive_file" if hierarchy.version == 1 else "inactive_file"
-                cache = _flat(level / "memory.stat").get(key, 0)
-                least = min(least, limit - _usage(hierarchy, level) + cache)
+                cache = self._number(f"{level}/memory.stat", key)
+                least = min(least, limit - self._usage(hierarchy, level) + cache)
         return max(least, 0)
 
     def cpu_quota(self) -> float | None:
         """Cores' worth of time that it and its visible ancestors may use; None without a limit."""
         try:
-            hierarchy, directory = self._with("cpu")
+            hierarchy, _ = self._with("cpu")
         except KernelError:
             return None
-        quotas = [_quota(hierarchy, level) for level in hierarchy.levels(directory)]
+        quotas = [self._quota(hierarchy, level) for level in self._levels("cpu")]
         return min((quota for quota in quotas if quota is not None), default=None)
 
     def pressure(self, resource: str) -> Path | None:
@@ -186,8 +200,8 @@ class Cgroup:
         """User and system time of all that ever ran in it."""
         hierarchy, directory = self._with("cpuacct")
         if hierarchy.version == 1:
-            return int(_read(directory / "cpuacct.usage"))
-        return _flat(directory / "cpu.stat")["usage_usec"] * 1000
+            return int(self._read(f"{directory}/cpuacct.usage"))
+        return self._number(f"{directory}/cpu.stat", "usage_usec") * 1000
 
     def kill(self) -> None:
         """SIGKILL to everything in it."""
@@ -261,6 +275,66 @@ class Cgroup:
             if controller in hierarchy.controllers:
                 return hierarchy, directory
         raise KernelError(f"cgroup {self.name} does not account {controller}")
+
+    # ---- what is read, every second where it is the node's own ----
+
+    def _levels(self, controller: str) -> list[Path]:
+        found = self._ways_up.get(controller)
+        if found is None:
+            hierarchy, directory = self._with(controller)
+            found = self._ways_up[controller] = list(hierarchy.levels(directory))
+        return found
+
+    def _limit(self, hierarchy: Hierarchy, directory: Path) -> int | None:
+        name = "memory.limit_in_bytes" if hierarchy.version == 1 else "memory.max"
+        text = self._read_or_empty(f"{directory}/{name}").strip()  # version 2's root has none
+        if text in ("", "max") or int(text) >= _UNLIMITED:
+            return None
+        return int(text)
+
+    def _quota(self, hierarchy: Hierarchy, directory: Path) -> float | None:
+        if hierarchy.version == 1:
+            quota = self._read_or_empty(f"{directory}/cpu.cfs_quota_us").strip()
+            if not quota or int(quota) < 0:
+                return None
+            period = self._read_or_empty(f"{directory}/cpu.cfs_period_us").strip()
+            if not period:
+                return None
+        else:
+            text = self._read_or_empty(f"{directory}/cpu.max").strip()
+            quota, _, period = text.partition(" ")
+            if quota in ("", "max"):
+                return None
+        return int(quota) / int(period)
+
+    def _usage(self, hierarchy: Hierarchy, directory: Path) -> int:
+        name = "memory.usage_in_bytes" if hierarchy.version == 1 else "memory.current"
+        return int(self._read(f"{directory}/{name}"))
+
+    def _number(self, path: str, key: str) -> int:
+        """Of a flat-keyed file, a name and a number in each line; 0 where it is not in it."""
+        _, found, rest = ("\n" + self._read(path)).partition(f"\n{key} ")
+        return int(rest.partition("\n")[0]) if found else 0
+
+    def _meminfo(self, key: str) -> int:
+        _, found, rest = self._read("/proc/meminfo").partition(f"{key}:")
+        if not found:
+            raise KernelError(f"/proc/meminfo has no {key}")
+        return int(rest.split(maxsplit=1)[0]) * 1024
+
+    def _read(self, path: str) -> str:
+        try:
+            return self._text_of(path)
+        except OSError as error:
+            raise KernelError(f"cannot read {path}: {error.strerror}") from error
+
+    def _read_or_empty(self, path: str) -> str:
+        try:
+            return self._text_of(path)
+        except OSError as error:
+            if error.errno in _MISSING:
+                return ""
+            raise KernelError(f"cannot read {path}: {error.strerror}") from error
 
 
 class Cgroups:
@@ -361,13 +435,13 @@ class Cgroups:
             entry.name.removeprefix(PREFIX)
             for hierarchy in self.hierarchies
             for entry in hierarchy.given.glob(PREFIX + "*")
-            if entry.is_dir() and entry.name != _LEAF
+            if entry.is_dir() and entry.name != LEAF
         }
         return sorted(names)
 
     @staticmethod
     def _at(name: str, hierarchies: list[Hierarchy]) -> Cgroup:
-        if not _NAME.match(name) or PREFIX + name == _LEAF:
+        if not _NAME.match(name) or PREFIX + name == LEAF:
             raise UsageError(f"not a name for a cgroup: {name!r}")
         return Cgroup(name, {h.given / (PREFIX + name): h for h in hierarchies})
 
@@ -399,7 +473,7 @@ def _subdivide(hierarchy: Hierarchy) -> None:
         return
     # Only the root of all has no events and may keep processes.
     if (hierarchy.given / "cgroup.events").exists() and processes(hierarchy.given):
-        leaf = hierarchy.given / _LEAF
+        leaf = hierarchy.given / LEAF
         leaf.mkdir(exist_ok=True)
         while inner := processes(hierarchy.given):
             for pid in inner:
@@ -433,46 +507,6 @@ def processes(directory: Path) -> list[int]:
     return [pid for pid in map(int, _read_or_empty(directory / "cgroup.procs").split()) if pid]
 
 
-def _limit(hierarchy: Hierarchy, directory: Path) -> int | None:
-    name = "memory.limit_in_bytes" if hierarchy.version == 1 else "memory.max"
-    text = _read_or_empty(directory / name).strip()  # version 2's root has none
-    if text in ("", "max") or int(text) >= _UNLIMITED:
-        return None
-    return int(text)
-
-
-def _quota(hierarchy: Hierarchy, directory: Path) -> float | None:
-    if hierarchy.version == 1:
-        quota = _read_or_empty(directory / "cpu.cfs_quota_us").strip()
-        period = _read_or_empty(directory / "cpu.cfs_period_us").strip()
-        if not quota or not period or int(quota) < 0:
-            return None
-    else:
-        quota, _, period = _read_or_empty(directory / "cpu.max").strip().partition(" ")
-        if quota in ("", "max"):
-            return None
-    return int(quota) / int(period)
-
-
-def _usage(hierarchy: Hierarchy, directory: Path) -> int:
-    name = "memory.usage_in_bytes" if hierarchy.version == 1 else "memory.current"
-    return int(_read(directory / name))
-
-
-def _flat(path: Path) -> dict[str, int]:
-    """A flat-keyed file: a name and a number in each line."""
-    pairs = (line.split() for line in _read(path).splitlines())
-    return {key: int(value) for key, value in pairs}
-
-
-def _meminfo(key: str) -> int:
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
-    raise KernelError(f"/proc/meminfo has no {key}")
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text("utf-8")
@@ -481,11 +515,11 @@ def _read(path: Path) -> str:
 
 
 def _read_or_empty(path: Path) -> str:
-    """ "" when the file is not there, or its cgroup went while it was read (ENODEV)."""
+    """ "" when the file is not there, or its cgroup went while it was read."""
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV):
+        if error.errno in _MISSING:
             return ""
         raise KernelError(f"cannot read {path}: {error.strerror}") from error
 

@@ -13,7 +13,7 @@ from mosix.syscalls.shapes import Row, Shape, Test
 from mosix.syscalls.table import PROC_REASON, REASONS, TABLE
 
 MAGIC = 0x7473786D
-ABI_VERSION = 4
+ABI_VERSION = 5
 CALLS = 512
 NO_ARGS: tuple[Shape, ...] = ()
 

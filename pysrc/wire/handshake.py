@@ -30,7 +30,7 @@ from mosix.wire.mosd_messages import PeerHello, PeerRefuse
 
 #: Must equal MX_ABI_VERSION of native/abi.h (checked by a test): the redirector of one node
 #: speaks it with the agent of another.
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 #: Whole handshake, seconds.
 DEADLINE_S = 10.0

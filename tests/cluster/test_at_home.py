@@ -88,8 +88,7 @@ def test_threads_run_at_home(start: Callable[..., Job]) -> None:
     assert done.returncode == 9
     assert "thread" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert (
-        job.home.check(["mosps", "--why", str(job.pid)]) == f"{job.pid}: home: it has 2 threads\n"
-    )
+    why = job.home.check(["mosps", "--why", str(job.pid)])
+    assert why.startswith(f"{job.pid}: home: it has 2 threads")  # and what the balancer says, soon
     job.write("\n")
     assert job.finish() == (0, "joined\n", "")

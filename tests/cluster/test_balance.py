@@ -224,6 +224,21 @@ def test_a_program_may_ask_to_be_thought_of_even_if_it_is_locked(
     assert job.where() == balanced[2].ip
 
 
+@pytest.mark.usefixtures("loaded")
+def test_who_was_sent_by_hand_is_moved_on_where_that_gains_unless_it_is_locked(
+    balanced: Cluster, begin: Callable[..., Job]
+) -> None:
+    free, locked = begin(SPIN), begin(SPIN, "-L")
+    locked.move("2")
+    free.wait_until_at(balanced[2].ip)
+    locked.move("home")
+    balanced[1].migrate(free.pid, "home")
+    drive.wait_for("it to be moved on", lambda: free.row()["nmigs"] >= 3, PATIENCE_S)
+    assert free.row()["why"].startswith("balanced: ")
+    assert locked.where() == "home"
+    assert locked.row()["nmigs"] == 2
+
+
 def test_mosps_says_why_a_process_stays(balanced: Cluster, begin: Callable[..., Job]) -> None:
     locked, idle, alone = begin(SPIN, "-L"), begin(["cat"]), begin(SPIN)
 

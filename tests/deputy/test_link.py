@@ -11,7 +11,7 @@ import pytest
 from mosix.deputy.link import RemoteLink, Unasked
 from mosix.errors import NodeDownError
 from mosix.wire.frames import frame
-from mosix.wire.messages import AskDate, Cancel, NeedHome, Running, ToDeputy, encode
+from mosix.wire.messages import AskDate, Cancel, Failed, NeedHome, Running, ToDeputy, encode
 
 
 class Owner:
@@ -83,6 +83,15 @@ async def test_a_remote_that_asks_and_does_not_hear_is_given_up(owner: Owner) ->
     await owner.link.close()
     owner.remote.shutdown(socket.SHUT_RDWR)
     await asked
+
+
+async def test_what_nobody_asked_for_is_forgotten(owner: Owner) -> None:
+    """It was about moves that were given up, or means no good."""
+    owner.say(*[Failed(epoch=77, reason="so") for _ in range(1000)], Running(epoch=2))
+    owner.say(Running(epoch=1))
+    assert await owner.link.expect(Running, 1) == Running(epoch=1)
+    assert await owner.link.expect(Running, 2) == Running(epoch=2)
+    assert len(owner.link._arrived) < 20
 
 
 async def test_others_have_their_turn_while_a_remote_floods(owner: Owner) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mosix.errors import ConfigError, KernelError, PermissionDeniedError, UsageError
 from mosix.node.mosd import STOP_S
-from mosix.remote.cgroup import GUEST_CPU_WEIGHT
+from mosix.remote.cgroup import GUEST_CPU_WEIGHT, LEAF
 
 UNIT = Path(__file__).resolve().parents[2] / "systemd" / "mosd.service"
 
@@ -63,6 +63,12 @@ def test_guests_stand_back_behind_all_that_is_the_owners(
     assert "-" not in service["Slice"]  # so it is beside user.slice and system.slice
 
 
+def test_it_begins_where_version_2_of_cgroups_lets_it(service: configparser.SectionProxy) -> None:
+    """Also beside the guests of a mosd that was killed."""
+    assert service["Delegate"] == "yes"
+    assert service["DelegateSubgroup"] == LEAF
+
+
 def test_systemd_understands_it(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here")
@@ -76,4 +82,6 @@ def test_systemd_understands_it(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # Before systemd 254 it is not known, and left out.
+    said = [line for line in done.stderr.splitlines() if "'DelegateSubgroup'" not in line]
+    assert (done.returncode, said) == (0, [])

@@ -20,7 +20,7 @@ from mosix.remote import main as remote
 from mosix.wire.attributes import JobAttributes
 from mosix.wire.channel import Packets
 from mosix.wire.lasting import Lasting
-from mosix.wire.messages import Ask, Attributes, Failed, Freeze, Tagged, encode
+from mosix.wire.messages import Ask, Attributes, Freeze, Tagged, encode
 from mosix.wire.mosd_messages import (
     Dial,
     Forsaken,
@@ -115,7 +115,7 @@ def remote_of_others(sock: socket.socket) -> None:
 # ---- real ones, that say too much as soon as the guest runs ----
 
 #: What mosd and the other side cannot have read at once.
-FLOOD = 30_000
+FLOOD = 20_000
 _BUSY = 500
 #: From now on a worker of this node is hostile.
 SAY = Path(os.environ.get("MOSIX_RUN_DIR", "")).parent / "say"
@@ -173,7 +173,6 @@ def _questions() -> Iterator[msgspec.Struct]:
 
 
 asking_remote = _remote(_questions)
-failing_remote = _remote(lambda: iter([Failed(epoch=77, reason="so")] * 1000))
 babbling_remote = _remote(lambda: iter([Babble()]))
 changing_deputy = _deputy(
     lambda: (Attributes(attributes=JobAttributes(lock=n & 1)) for n in range(FLOOD))

@@ -15,8 +15,8 @@ from mosd_nodes import MOSRUN, NOBODY, Cluster, Node, eventually
 from mosix.node.records import GuestRecord, JobRecord, read_all
 
 HERE = Path(__file__).resolve().parent
-#: What is no growth, kB: a process that was forked has pages of its own when it begins to work.
-_NOISE_KB = 12 << 10
+#: What is no growth, kB. Of as many messages kept it would be 5 MiB and more.
+_NOISE_KB = 3 << 10
 _SAID = "everything was said"
 
 
@@ -108,17 +108,6 @@ def test_a_node_that_asks_without_end_fills_no_deputy(cluster: Cluster) -> None:
         assert echoes(process)
         eventually(lambda: unruly(home) == 1)
         assert home.log().count("unruly remote: its guest asks") == 1
-        assert home.mosix("migrate", process.pid, "home", "--wait").status == 0
-        assert echoes(process)
-
-
-def test_what_nobody_asked_for_is_forgotten(cluster: Cluster) -> None:
-    home, other = nodes(cluster, remote="failing_remote")
-    with job(home) as process:
-        assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
-        says(other)
-        eventually(lambda: _SAID in other.log())
-        assert echoes(process)
         assert home.mosix("migrate", process.pid, "home", "--wait").status == 0
         assert echoes(process)
 

@@ -36,7 +36,9 @@ def lab() -> Iterator[Cluster]:
 def _first_job(node: NodeHandle) -> None:
     """Much is done for the first time, and slowly: after this, limits of time hold."""
     first = ["mosrun", "true"]
-    drive.wait_for(f"a job in {node.name}", lambda: node.run(first).returncode == 0, 120)
+    drive.wait_for(
+        f"a job in {node.name}", lambda: node.run(first, timeout_s=240).returncode == 0, 240
+    )
     node.jobs()  # whom it asks from now on stays until it is closed
 
 

@@ -2,12 +2,13 @@
 /* Makes any program a guest before its main(): preloaded, or linked into a static one.
  * MX_FILTER names a file of struct sock_filter, MX_SOCKET a descriptor that takes the listener,
  * MX_FLAGS the flags of seccomp(2).  The first thread gets the filter; a second one, that has
- * none, sends the listener away. */
+ * none, sends the listener away.  Without a listener it stops, for whoever takes its calls otherwise. */
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -59,6 +60,12 @@ __attribute__((constructor)) static void become_guest(void)
 	unsetenv("MX_FLAGS");
 	unsetenv("LD_PRELOAD");
 	sem_init(&installed, 0, 0);
+	if (!(flags & SECCOMP_FILTER_FLAG_NEW_LISTENER)) {
+		if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+		    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) || raise(SIGSTOP))
+			abort();
+		return;
+	}
 	if (pthread_create(&thread, NULL, send_listener, NULL))
 		abort();
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))

@@ -464,7 +464,7 @@ def nonsense_does_no_harm(bench: Bench, rounds: int) -> None:
     seed = random.randrange(1 << 32)
     choose = random.Random(seed)
     numbers = [mosix_device._VERSION, mosix_device._HOOK, mosix_device._COUNTERS]
-    numbers.append(mosix_device._SEND_PAGES)
+    numbers += [mosix_device._SEND_PAGES, mosix_device._WAITS]
     caller = bench.caller()
     caller.say("call 17 77 buf 64 0")
     request = bench.next()
