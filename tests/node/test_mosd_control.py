@@ -59,10 +59,8 @@ def request(node: Node, data: bytes) -> bytes:
 
 def test_garbage_on_the_control_socket_costs_only_the_connection(cluster: Cluster) -> None:
     node = cluster.node(1)
-    assert node.process is not None
-    fds = Path(f"/proc/{node.process.pid}/fd")
     assert node.mosix("mosctl", "whois").status == 0
-    before = len(list(fds.iterdir()))
+    before = node.descriptors()
     chance = random.Random(7)
     for size in (1, 3, 5, 100, 10_000):
         assert request(node, chance.randbytes(size)) == b""
@@ -71,7 +69,7 @@ def test_garbage_on_the_control_socket_costs_only_the_connection(cluster: Cluste
     assert request(node, frame(b"\x81\xa1t\xa6nobody", 100)) == b""
     whole = frame(encode(Whois()), 100)
     assert request(node, whole[:-1]) == b""
-    eventually(lambda: len(list(fds.iterdir())) <= before)
+    eventually(lambda: node.descriptors() <= before)
     assert "malformed request" in node.mosix("mosctl", "status").out
 
 
@@ -84,16 +82,14 @@ def test_a_launch_from_a_process_that_says_too_much_makes_no_job(cluster: Cluste
 
 def test_descriptors_that_nobody_asked_for_are_closed(cluster: Cluster) -> None:
     node = cluster.node(1)
-    assert node.process is not None
-    fds = Path(f"/proc/{node.process.pid}/fd")
-    before = len(list(fds.iterdir()))
+    before = node.descriptors()
     for count in (1, 4, 30):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(node.control))
             socket.send_fds(sock, [b"\x05\0\0\0xxxxx"], [0] * count)
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(10) == b""
-    eventually(lambda: len(list(fds.iterdir())) <= before)
+    eventually(lambda: node.descriptors() <= before)
 
 
 def test_everybody_may_connect_but_not_read_the_rest(cluster: Cluster) -> None:

@@ -238,17 +238,15 @@ def test_garbage_on_the_peer_port_is_closed_counted_and_logged_once(cluster: Clu
 
 def test_one_address_cannot_hold_more_than_its_share_of_connections(cluster: Cluster) -> None:
     node, other = cluster.node(1), cluster.node(2)
-    assert node.process is not None
-    fds = Path(f"/proc/{node.process.pid}/fd")
-    before = len(list(fds.iterdir()))
+    before = node.descriptors()
     held = [connect(node) for _ in range(MAX_HALF_OPEN)]
     with connect(node) as surplus:
         assert surplus.recv(1) == b""
     assert other.mosix("mosctl", "status", "1").status == 0  # others are not kept out
-    assert len(list(fds.iterdir())) <= before + MAX_HALF_OPEN + 4
+    assert node.descriptors() <= before + MAX_HALF_OPEN + 4
     for sock in held:
         sock.close()
-    eventually(lambda: len(list(fds.iterdir())) <= before)
+    eventually(lambda: node.descriptors() <= before)
 
 
 def test_a_token_is_only_good_for_its_guest(cluster: Cluster) -> None:
