@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
+from descriptors import open_in
 from jobs import Job
 from mosix import failpoints
 from mosix.lab import cgroups, drive
@@ -76,7 +77,7 @@ def _daemon_descriptors(lab: Cluster) -> dict[str, int]:
         for pid, line in node.processes().items():
             if "mosd" in line:
                 try:
-                    found[f"{node.name} {pid} {line}"] = len(os.listdir(f"/proc/{pid}/fd"))
+                    found[f"{node.name} {pid} {line}"] = len(open_in(pid))
                 except (FileNotFoundError, ProcessLookupError):
                     continue
     return found

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 import faults
+from descriptors import open_in
 from faults import Ledger, Order
 from jobs import PYTHON, Job
 from mosix.lab import drive
@@ -373,8 +374,8 @@ def footprint(node: NodeHandle) -> dict[str, collections.Counter[str]]:
         try:
             for entry in os.scandir(f"/proc/{pid}/ns"):
                 found["namespaces"][os.readlink(entry.path)] = 1
-            for entry in os.scandir(f"/proc/{pid}/fd") if who else ():
-                kind = re.sub(r"\d+", "N", os.readlink(entry.path))
+            for link in open_in(pid) if who else ():
+                kind = re.sub(r"\d+", "N", link)
                 found["descriptors"][f"{who}: {kind}"] += 1
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from descriptors import open_in
 from mosix.node.records import JobRecord, read_all
 
 HERE = Path(__file__).resolve().parent
@@ -168,13 +169,9 @@ class Node:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def descriptors(self) -> int:
-        """That mosd has open, but for what it measures with: it opens that when it first reads."""
+        """How many mosd has open that count (`descriptors`)."""
         assert self.process is not None
-        links = []
-        for fd in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-                links.append(os.readlink(fd))
-        return sum(not link.startswith(("/proc/", "/sys/")) for link in links)
+        return len(open_in(self.process.pid))
 
     def mosix(self, name: str, *arguments: object, uid: int = 0) -> Done:
         return self.run(sys.executable, "-m", f"mosix.cli.{name}", *map(str, arguments), uid=uid)

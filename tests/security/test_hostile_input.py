@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import struct
 import subprocess
@@ -38,11 +37,6 @@ def rss_kb(node: Node) -> int:
     return int(text.partition("VmRSS:")[2].split()[0])
 
 
-def descriptors(node: Node) -> int:
-    assert node.process is not None
-    return len(os.listdir(f"/proc/{node.process.pid}/fd"))
-
-
 def counters(node: Node) -> dict[str, int]:
     counted: dict[str, int] = json.loads(node.mosix("mosctl", "status", "--json").out)["counters"]
     return counted
@@ -70,10 +64,10 @@ def test_what_is_thrown_at_a_door_is_turned_away_and_counted(door: str, node: No
         door, Maker(3, "127.0.0.3", node.ip), address, node.secret.encode(), "127.0.0.3"
     )
     asyncio.run(thrower.throw(100))
-    before, open_before = rss_kb(node), descriptors(node)
+    before, open_before = rss_kb(node), node.descriptors()
     asyncio.run(thrower.throw(400))
     assert not thrower.outcome["not closed"], thrower.outcome
-    eventually(lambda: descriptors(node) <= open_before)
+    eventually(lambda: node.descriptors() <= open_before)
     assert rss_kb(node) < before + _NOISE_KB
     kinds = {
         "peer": {"malformed", "refused"},
@@ -119,7 +113,7 @@ def test_arbitrary_bytes_at_every_stream_door_end_their_connection(node: Node) -
 
 def test_thousands_of_connections_take_nothing_from_others(node: Node) -> None:
     """A user holds all the connections he may have, none of which says anything."""
-    before = descriptors(node)
+    before = node.descriptors()
     code = (
         "import socket, sys\n"
         "held = []\n"
@@ -139,12 +133,12 @@ def test_thousands_of_connections_take_nothing_from_others(node: Node) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        assert descriptors(node) <= before + MAX_PER_USER + 8
+        assert node.descriptors() <= before + MAX_PER_USER + 8
         assert node.mosix("mosctl", "status", uid=1234).status == 0
         assert counters(node)["too many commands"] >= 1
     finally:
         process.communicate()
-    eventually(lambda: descriptors(node) <= before)
+    eventually(lambda: node.descriptors() <= before)
     assert node.mosix("mosctl", "status", uid=NOBODY).status == 0
 
 
