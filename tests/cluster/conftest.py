@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from descriptors import open_in
-from jobs import Job
+from jobs import Job, visit_all
 from mosix import failpoints
 from mosix.lab import cgroups, drive
 from mosix.lab.drive import Cluster
@@ -35,10 +35,7 @@ def a_lab(kind: str) -> Iterator[Cluster]:
         cluster = Cluster.up(name, 3)
         for node in cluster.nodes:
             assert node.jobs() == []
-        # Whatever mosd opens when it is used for the first time is there from now on.
-        with Job(cluster[1], ["cat"]) as job:
-            for target in ("2", "3", "home"):
-                job.move(target)
+        visit_all(cluster)
         yield cluster
     finally:
         os.environ.pop(failpoints.ENVIRONMENT, None)  # a worker may have had two such labs

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mosix.lab import drive
-from mosix.lab.drive import NodeHandle
+from mosix.lab.drive import Cluster, NodeHandle
 from mosix.lab.programs import built
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -119,3 +119,11 @@ class Job:
 def act(*arguments: str, static: bool = False) -> list[str]:
     """Command line of programs/act.c."""
     return [str(built(PROGRAMS / "act.c", *(["-static"] if static else []))), *arguments]
+
+
+def visit_all(cluster: Cluster) -> None:
+    """A job goes to every node and back: whatever a daemon opens when it is used for the first time
+    is there from now on."""
+    with Job(cluster[1], ["cat"]) as job:
+        for target in ("2", "3", "home"):
+            job.move(target)
