@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -260,3 +260,35 @@ class Cluster:
             eventually(lambda node=node: node.processes() == [])  # type: ignore[misc]
         for group in groups:
             eventually(lambda group=group: not group.exists())  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def echoing_job(node: Node, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """cat, as a job of nobody's."""
+    process = subprocess.Popen(
+        [str(MOSRUN), "cat"],
+        env={**node.environment, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        cwd="/",
+    )
+    try:
+        assert echoes(process)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def echoes(process: subprocess.Popen[str]) -> bool:
+    """Whether it goes on, wherever it is."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("here\n")
+    process.stdin.flush()
+    return process.stdout.readline() == "here\n"

@@ -7,11 +7,10 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from mosd_nodes import MOSRUN, NOBODY, Cluster, Node, eventually
+from mosd_nodes import Cluster, Node, echoes, echoing_job, eventually
 from mosix.node.records import GuestRecord, JobRecord, read_all
 
 HERE = Path(__file__).resolve().parent
@@ -35,34 +34,6 @@ def nodes(cluster: Cluster, *, deputy: str = "", remote: str = "") -> tuple[Node
     for node in (home, other):
         node.start()
     return home, other
-
-
-@contextlib.contextmanager
-def job(home: Node) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [str(MOSRUN), "cat"],
-        env=home.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
-        cwd="/",
-    ) as process:
-        try:
-            assert echoes(process)
-            yield process
-        finally:
-            process.kill()
-
-
-def echoes(process: subprocess.Popen[str]) -> bool:
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("here\n")
-    process.stdin.flush()
-    return process.stdout.readline() == "here\n"
 
 
 @contextlib.contextmanager
@@ -97,7 +68,7 @@ def unruly(home: Node) -> int:
 
 def test_a_node_that_asks_without_end_fills_no_deputy(cluster: Cluster) -> None:
     home, other = nodes(cluster, remote="asking_remote")
-    with job(home) as process:
+    with echoing_job(home) as process:
         assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
         deputy = deputy_of(home)
         before = rss_kb(deputy)
@@ -116,7 +87,7 @@ def test_a_node_that_says_what_nobody_understands_loses_the_job_and_is_named(
     cluster: Cluster,
 ) -> None:
     home, other = nodes(cluster, remote="babbling_remote")
-    with job(home) as process:
+    with echoing_job(home) as process:
         assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
         says(other)
         assert process.wait(60) == -signal.SIGKILL
@@ -133,7 +104,7 @@ def test_a_node_that_says_what_nobody_understands_loses_the_job_and_is_named(
 
 def test_a_deputy_that_changes_its_mind_without_end_fills_no_remote(cluster: Cluster) -> None:
     home, other = nodes(cluster, deputy="changing_deputy")
-    with job(home) as process:
+    with echoing_job(home) as process:
         assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
         (record,) = read_all(other.run_dir / "guests", GuestRecord)
         before = rss_kb(record.remote.pid)
@@ -149,7 +120,7 @@ def test_a_deputy_that_orders_without_end_loses_its_guest_only(cluster: Cluster)
     home, other = nodes(cluster, deputy="freezing_deputy")
     assert other.process is not None
     daemon = other.process.pid
-    with job(home) as process:
+    with echoing_job(home) as process:
         assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
         says(home)
         assert process.wait(90) == -signal.SIGKILL

@@ -3,16 +3,14 @@ refused or harms nobody but itself, and the node goes on as before. So is what c
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hostile_images import MUTATIONS
-from mosd_nodes import MOSRUN, NOBODY, Cluster, Node, eventually
+from mosd_nodes import Cluster, Node, echoes, echoing_job, eventually
 
 HERE = Path(__file__).resolve().parent
 #: Bodies that a kernel takes: they run, or die of what they are, in their own process.
@@ -44,36 +42,6 @@ def pair(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
     yield home, other
 
 
-@contextlib.contextmanager
-def job(node: Node, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [str(MOSRUN), "cat"],
-        env={**node.environment, **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
-        cwd="/",
-    )
-    try:
-        assert echoes(process)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def echoes(process: subprocess.Popen[str]) -> bool:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("here\n")
-    process.stdin.flush()
-    return process.stdout.readline() == "here\n"
-
-
 def rss_kb(node: Node) -> int:
     assert node.process is not None
     text = Path(f"/proc/{node.process.pid}/status").read_text()
@@ -83,7 +51,7 @@ def rss_kb(node: Node) -> int:
 def test_a_good_body_goes_and_comes(pair: tuple[Node, Node]) -> None:
     """So what follows fails for its own reason."""
     home, other = pair
-    with job(home) as process:
+    with echoing_job(home) as process:
         assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
         assert echoes(process)
         assert len(other.rows()) == 1
@@ -97,7 +65,7 @@ def test_a_bad_body_harms_nobody_but_itself(part: int, pair: tuple[Node, Node]) 
     assert other.process is not None
     daemon, before = other.process.pid, rss_kb(other)
     for name in sorted(MUTATIONS)[part::4]:
-        with job(home, HOSTILE=name) as process:
+        with echoing_job(home, HOSTILE=name) as process:
             done = home.mosix("migrate", process.pid, 2, "--wait")
             if done.status:
                 assert done.status in (8, 10), (name, done)
@@ -106,7 +74,7 @@ def test_a_bad_body_harms_nobody_but_itself(part: int, pair: tuple[Node, Node]) 
             else:
                 assert name in HARMLESS, name
         eventually(lambda: other.rows() == [], 30)
-    with job(home) as process:
+    with echoing_job(home) as process:
         assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
         assert echoes(process)
     assert other.process.poll() is None
@@ -127,7 +95,7 @@ def test_a_bad_body_does_not_come_home(name: str, cluster: Cluster) -> None:
     other.extra = {"PYTHONPATH": f"{other.environment['PYTHONPATH']}:{HERE}"}
     for node in (home, other):
         node.start()
-    with job(home) as process:
+    with echoing_job(home) as process:
         assert home.mosix("migrate", process.pid, 2, "--wait").status == 0
         assert echoes(process)
         done = home.mosix("migrate", process.pid, "home", "--wait")

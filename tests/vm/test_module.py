@@ -6,59 +6,21 @@ the module holds no task and no hook, and nothing is on the console.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mosix.lab.drive import Cluster
-from mosix.lab.kernels import kernel
-from mosix.lab.programs import built, built_module
+from mosix.lab.programs import built
+from scenarios import PROGRAMS, SERIES, Scenarios
 
-PROGRAMS = Path(__file__).resolve().parent / "programs"
-SERIES = ("6.1", "6.12")
 ORPHANS = {"native": 0, "EIO": 1, "SIGKILL": 2}
 SA_RESTART = 0x10000000
 
 
-class Parking:
-    """programs/parking.py in one machine."""
-
-    def __init__(self, lab: Cluster, number: int) -> None:
-        module = built_module(kernel(SERIES[number - 1]))
-        caller = built(PROGRAMS / "caller.c", "-static", "-pthread")
-        command = [sys.executable, str(PROGRAMS / "parking.py"), str(module), str(caller)]
-        self._process: subprocess.Popen[Any] = lab[number].popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert self._answer() == "ready"
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            pytest.fail(f"ended with {self._process.wait()}: {self._process.stderr.read()}")
-        return json.loads(line)
-
-    def __call__(self, scenario: str, *numbers: int) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join([scenario, *map(str, numbers)]) + "\n")
-        self._process.stdin.flush()
-        if (said := self._answer()) is not None:
-            pytest.fail(said if isinstance(said, str) else f"left in the module: {said}")
-
-    def end(self) -> None:
-        """The module is unloaded, cleanly."""
-        out, err = self._process.communicate(timeout=60)
-        assert (self._process.returncode, out) == (0, '"unloaded"\n'), err
-
-
 @pytest.fixture(scope="module", params=[1, 2], ids=list(SERIES))
-def parking(request: pytest.FixtureRequest, lab: Cluster) -> Iterator[Parking]:
-    parking = Parking(lab, request.param)
+def parking(request: pytest.FixtureRequest, lab: Cluster) -> Iterator[Scenarios]:
+    caller = built(PROGRAMS / "caller.c", "-static", "-pthread")
+    parking = Scenarios(lab, request.param, "parking.py", str(caller))
     yield parking
     parking.end()
 
@@ -82,34 +44,34 @@ def parking(request: pytest.FixtureRequest, lab: Cluster) -> Iterator[Parking]:
         "pages_are_sent_as_they_are",
     ],
 )
-def test_scenario(scenario: str, parking: Parking) -> None:
+def test_scenario(scenario: str, parking: Scenarios) -> None:
     parking(scenario)
 
 
 @pytest.mark.parametrize("flags", [0, SA_RESTART], ids=["EINTR", "SA_RESTART"])
-def test_signal_interrupts_a_call_that_was_read(flags: int, parking: Parking) -> None:
+def test_signal_interrupts_a_call_that_was_read(flags: int, parking: Scenarios) -> None:
     parking("signal_interrupts_a_call_that_was_read", flags)
 
 
 @pytest.mark.parametrize("read", [0, 1], ids=["unread", "read"])
-def test_sigkill_while_parked(read: int, parking: Parking) -> None:
+def test_sigkill_while_parked(read: int, parking: Scenarios) -> None:
     parking("sigkill_while_parked", read)
 
 
 @pytest.mark.parametrize("orphan", ORPHANS.values(), ids=ORPHANS.keys())
 def test_calls_go_on_as_their_verdict_says_when_the_server_dies(
-    orphan: int, parking: Parking
+    orphan: int, parking: Scenarios
 ) -> None:
     parking("death_of_the_server", orphan)
 
 
-def test_several_threads_call_at_once(parking: Parking) -> None:
+def test_several_threads_call_at_once(parking: Scenarios) -> None:
     parking("threads_call_at_once", 4, 50)
 
 
-def test_nonsense_by_root_and_by_nobody_does_no_harm(parking: Parking, full: bool) -> None:
+def test_nonsense_by_root_and_by_nobody_does_no_harm(parking: Scenarios, full: bool) -> None:
     parking("nonsense_does_no_harm", 100_000 if full else 1000)
 
 
-def test_no_call_is_lost_or_doubled_under_random_signals(parking: Parking, full: bool) -> None:
+def test_no_call_is_lost_or_doubled_under_random_signals(parking: Scenarios, full: bool) -> None:
     parking("calls_under_random_signals", 10_000 if full else 300)

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from checks import equal, refused
 from mosix.image import stream
 from mosix.image.capture import ProcFiles, describe, page_runs, send_pages
 from mosix.image.maps import Mapping, read_mappings
@@ -84,24 +85,10 @@ def target() -> Iterator[Target]:
         found.end()
 
 
-def equal(found: object, expected: object) -> None:
-    assert found == expected, f"{found!r} instead of {expected!r}"
-
-
 def pages_of(runs: list[PageRun]) -> set[int]:
     return {
         address for run in runs for address in range(run.start, run.start + run.size, PAGE_SIZE)
     }
-
-
-@contextlib.contextmanager
-def refused(number: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        equal(error.errno, number)
-    else:
-        raise AssertionError(f"not refused with {errno.errorcode[number]}")
 
 
 # ---- scenarios ----

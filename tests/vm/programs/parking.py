@@ -22,6 +22,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 
+from checks import equal, refused
 from mosix.kernel import device as mosix_device
 from mosix.kernel import intercept as mosix_intercept
 from mosix.kernel.device import ORPHAN_EIO, ORPHAN_KILL, ORPHAN_NATIVE, Device, Request
@@ -108,10 +109,6 @@ class Bench:
         for caller in self.callers:
             caller.end()
         self.owner.close()
-
-
-def equal(found: object, expected: object) -> None:
-    assert found == expected, f"{found!r} instead of {expected!r}"
 
 
 def wait_for(what: str, look: Callable[[], bool]) -> None:
@@ -389,16 +386,6 @@ def pages_are_sent_as_they_are(bench: Bench) -> None:
     tracee.detach()
     caller.say("call 102")
     equal(caller.line(), '0 0 0 ""')
-
-
-@contextlib.contextmanager
-def refused(number: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        equal(error.errno, number)
-    else:
-        raise AssertionError(f"not refused with {errno.errorcode[number]}")
 
 
 @contextlib.contextmanager
