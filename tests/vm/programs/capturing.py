@@ -32,6 +32,9 @@ from mosix.native._native import lib
 from mosix.native.tracee import Tracee
 
 MODULE = sys.argv[1]
+#: How many pages khugepaged may make up where it puts a huge page: any that it made between two
+#: looks at a process would be a difference.
+MADE_UP = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none")
 PAGES = 2000
 #: VmFlags that the module tells, but that of pages
 FLAGS = {name[-2:].lower() for name in dir(lib) if name.startswith("MOSIX_VMA_")} - {"sd"}
@@ -325,6 +328,8 @@ def wait_for(what: str, look: Callable[[], bool]) -> None:
 
 
 def main() -> None:
+    as_before = MADE_UP.read_text(encoding="ascii")
+    MADE_UP.write_text("0\n", encoding="ascii")
     subprocess.run(["insmod", MODULE], check=True)
     device = Device.open()
     print(json.dumps("ready"), flush=True)
@@ -340,6 +345,7 @@ def main() -> None:
     device.close()
     subprocess.run(["rmmod", "mosix"], check=True)
     assert not Path("/proc/mosix").exists()
+    MADE_UP.write_text(as_before, encoding="ascii")
     print(json.dumps("unloaded"), flush=True)
 
 
