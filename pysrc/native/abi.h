@@ -79,8 +79,9 @@ struct mx_reply {
  * Reading ahead.  A guest that reads a file with reads of one size is sent, behind the reply to
  * one, what the next would return at that moment: a reply with MX_REP_AHEAD, of at most
  * MX_AHEAD_MAX bytes, which answers nothing.  It comes before the reply to the next request,
- * whatever that is, and is kept until the first one that returns bytes.  A read is made when it is asked for, like all calls; only when its whole
- * result is, byte for byte, what was sent ahead its reply is MX_REP_SAME, without the bytes.
+ * whatever that is, and is kept until the first one that returns bytes.  A read is made when it
+ * is asked for, like all calls; only when its whole result is, byte for byte, what was sent ahead
+ * its reply is MX_REP_SAME, without the bytes.
  */
 #define MX_REP_AHEAD 4
 #define MX_REP_SAME 8

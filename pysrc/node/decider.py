@@ -63,7 +63,6 @@ _CLEARLY_SLOWER: Final = 1.1
 #: A guest whose calls and bytes cost so many seconds a second may go home all the same.
 _ASKS_HOME: Final = 0.05
 
-
 #: A node that had nobody to give is asked again after so long, then after twice that, unless it has
 #: more to do: that costs both of them more than a second of their work.
 _FRUITLESS_S: Final = 1.5

@@ -27,7 +27,6 @@ _log = logging.getLogger("mosd.meter")
 #: processes of the machine.
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
-
 #: A reading that took less CPU time than this (s) is made without a thread, whose start and end
 #: would cost as much again.
 _AT_ONCE_S: Final = 0.01
